@@ -1,0 +1,1 @@
+"""What a curious server can do with what it saw: gradient inversion."""

@@ -1,0 +1,164 @@
+"""The interface of every attack, what it returns, and the registry that finds it by name.
+
+Adding an attack: subclass Attack in a file of its own, give it a ``name`` and what it ``needs``, implement ``search``,
+and register it — with an entry point of group ``fl_sim.attacks`` from another package, or in ``_BUILT_IN`` here.
+"""
+
+import difflib
+import importlib
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from attacks.observation import Observation, ThreatModel
+from attacks.problem import InversionProblem
+
+_BUILT_IN = {
+    "dlg": "attacks.dlg:DLG",
+    "gidm": "attacks.gidm:GIDM",
+    "gidm-plus": "attacks.gidm_plus:GIDMPlus",
+    "residual": "attacks.residual:Residual",
+}
+
+
+class AttackError(ValueError):
+    """An attack that does not exist, has wrong arguments, or cannot work on an observation; the message is one line."""
+
+
+class Needs(Flag):
+    """What an attack must know beyond the update and the model."""
+
+    NOTHING = 0
+    NOISE_AND_TIMESTEPS = auto()
+    """The known threat model: the server dictated noise and timesteps."""
+    GRADIENT = auto()
+    """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
+    ONE_IMAGE = auto()
+    """A single image behind the update."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown)."""
+
+    images: Tensor
+    timesteps: Tensor
+    matching_loss: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU."""
+
+    images: Tensor
+    timesteps: Tensor
+    matching_loss: float
+    evaluations: int
+    seconds: float
+    device: str
+    attack: str
+    settings: dict[str, Any]
+    seed: int
+
+
+class Attack(BaseModel, ABC):
+    """Gradient inversion: from one Observation to a Reconstruction.
+
+    The fields of a subclass are its arguments, validated when it is made.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+    def reconstruct(self, observation: Observation, seed: int, device: str = "cpu") -> Reconstruction:
+        """Attack one observation. Same observation, seed, device and thread count: same result, bit for bit.
+
+        Raises:
+            AttackError: if the observation lacks what the attack needs.
+        """
+        self.check(observation)
+        started = time.perf_counter()
+        problem = InversionProblem(observation, device)
+        outcome = self.search(problem, torch.Generator().manual_seed(seed))
+        return Reconstruction(
+            images=((outcome.images.detach().float().cpu() + 1) / 2).clamp(0, 1),
+            timesteps=outcome.timesteps.detach().cpu().long(),
+            matching_loss=outcome.matching_loss,
+            evaluations=problem.evaluations,
+            seconds=time.perf_counter() - started,
+            device=device,
+            attack=self.name,
+            settings=self.model_dump(mode="json"),
+            seed=seed,
+        )
+
+    def check(self, observation: Observation) -> None:
+        """Refuse an observation that lacks what this attack needs, naming what is missing."""
+        circumstances = observation.circumstances
+        optimizer = circumstances.local_optimizer
+        one_sgd_step = circumstances.local_steps == 1 and (optimizer is None or optimizer.name == "sgd")
+        lacking = {
+            Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
+            Needs.GRADIENT: circumstances.update == "delta" and not one_sgd_step,
+            Needs.ONE_IMAGE: circumstances.num_samples != 1,
+        }
+        missing = [need.name or "" for need, lacks in lacking.items() if lacks and need in self.needs]
+        if missing:
+            raise AttackError(f"attack {self.name!r} needs {', '.join(missing)}, which this observation lacks")
+
+    @abstractmethod
+    def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
+        """Find images whose gradient is the observed one; all randomness comes from ``generator`` (on the CPU)."""
+
+
+@cache
+def _plugins() -> dict[str, str]:
+    return {entry.name: entry.value for entry in entry_points(group="fl_sim.attacks")}
+
+
+def available() -> list[str]:
+    """Names of all registered attacks, built in or from entry points, sorted."""
+    return sorted({**_plugins(), **_BUILT_IN})
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The attack registered under ``name``, or at the dotted path ``package.module:Class``.
+
+    Raises:
+        AttackError: with the nearest name if there is none, or the reason why there is no attack at the path.
+    """
+    location = name if ":" in name else {**_plugins(), **_BUILT_IN}.get(name)
+    if location is None:
+        near = difflib.get_close_matches(name, available(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttackError(f"attack {name!r} is unknown; available: {', '.join(available())}{hint}")
+    module, _, attribute = location.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AttackError(f"attack {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Attack)):
+        raise AttackError(f"attack {name!r} is no subclass of attacks.attack.Attack")
+    return found
+
+
+def create(name: str, arguments: dict[str, Any] | None = None) -> Attack:
+    """The attack ``name`` with its arguments; AttackError names the argument that is wrong and what is allowed."""
+    cls = attack_class(name)
+    try:
+        return cls(**(arguments or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        allowed = f"; arguments: {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise AttackError(f"attack.args.{name}.{key} = {first['input']!r}: {first['msg']}{allowed}") from error

@@ -1,0 +1,147 @@
+"""The gradient-matching objective and its derivative with respect to the unknowns.
+
+Gradient inversion minimises D(g(u), g*) over unknowns u, where g(u) is the gradient of a training loss l(theta, u) at
+the observed weights and g* the observed gradient. Its derivative is a mixed second derivative along one direction only:
+with v = dD/dg held constant,
+
+    d/du D(g(u), g*) = d/du <grad_theta l(theta, u), v> = d/d eta  grad_u l(theta + eta v, u)   at eta = 0.
+
+So a finite difference over eta needs first-order gradients alone: no graph of a graph, any attention kernel. The exact
+double backward stands beside it as reference.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.problem import InversionProblem
+
+TrainingLoss = Callable[[Sequence[Tensor]], Tensor]
+Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Derivative = Literal["one-sided", "central", "double-backward"]
+
+RELATIVE_STEP = 1e-4
+"""Length of the finite-difference step relative to the weights' norm: small against curvature, large against
+rounding."""
+
+
+def squared_error(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """D = |g - g*|^2 / |g*|^2 (DLG, arXiv 1906.08935, eq. 3, made scale-free) and dD/dg."""
+    return _weighted_squared_error(gradient, observed, None, observed.square().sum())
+
+
+def balanced_squared_error(observed: Mapping[str, Tensor], power: float = 1.5) -> Distance:
+    """D = sum_l w_l |g_l - g*_l|^2 / sum_l w_l |g*_l|^2 over the parameter tensors l, with w_l = rms(g*_l)^-power.
+
+    Power 0 is ``squared_error``, 2 makes every scalar count the same relative to its tensor. In a trained model a few
+    tensors hold most of the gradient's energy (the output convolution up to 70 %), and a plain squared error leaves the
+    rest, where most of the information is, to the very end of the search. Tensors whose gradient is zero weigh nothing.
+    """
+    pieces = []
+    for value in observed.values():
+        rms = value.square().mean().sqrt()
+        pieces.append((rms**-power if rms > 0 else rms).expand(value.numel()))
+    weights = torch.cat(pieces)
+    flat = flatten(list(observed.values()))
+    scale = (weights * flat.square()).sum()
+    return lambda gradient, observed: _weighted_squared_error(gradient, observed, weights, scale)
+
+
+def _weighted_squared_error(
+    gradient: Tensor, observed: Tensor, weights: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    difference = gradient - observed
+    weighted = difference if weights is None else weights * difference
+    return (weighted @ difference) / scale, weighted * (2 / scale)
+
+
+def cosine_distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """D = 1 - <g, g*> / (|g| |g*|) (Inverting Gradients, arXiv 2003.14053, eq. 4) and dD/dg."""
+    norm, observed_norm = gradient.norm(), observed.norm()
+    similarity = (gradient @ observed) / (norm * observed_norm)
+    return 1 - similarity, similarity * gradient / norm.square() - observed / (norm * observed_norm)
+
+
+class GradientMatching:
+    """D(g(u), g*) and its derivative for one inversion problem.
+
+    Args:
+        problem: supplies the weights, the observed gradient and the count of evaluations.
+        training_loss: from the unknowns to the scalar whose weight gradient is g(u); it uses ``problem.model``.
+        distance: D and dD/dg for flat vectors.
+        derivative: ``one-sided`` (one shifted gradient), ``central`` (two) or ``double-backward`` (exact).
+    """
+
+    def __init__(
+        self,
+        problem: InversionProblem,
+        training_loss: TrainingLoss,
+        distance: Distance = squared_error,
+        derivative: Derivative = "one-sided",
+    ) -> None:
+        self.problem = problem
+        self.training_loss = training_loss
+        self.distance = distance
+        self.derivative = derivative
+        self.parameters: list[Tensor] = list(problem.parameters.values())
+        self.observed = flatten(list(problem.gradient.values()))
+        self.weights = flatten([parameter.detach() for parameter in self.parameters])
+        self.weights_norm = self.weights.norm()
+
+    def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """D (a detached scalar) and dD/du for each unknown; counts as one evaluation.
+
+        The unknowns are leaf tensors that require gradients; neither their ``.grad`` nor the model's is touched.
+        """
+        self.problem.evaluations += 1
+        if self.derivative == "double-backward":
+            return self._double_backward(unknowns)
+        gradient, at_weights = self._gradients(unknowns)
+        value, direction = self.distance(gradient, self.observed)
+        norm = direction.norm()
+        if norm == 0:
+            return value, [torch.zeros_like(unknown) for unknown in unknowns]
+        step = RELATIVE_STEP * self.weights_norm / norm
+        ahead = self._unknowns_gradient(unknowns, step * direction)
+        if self.derivative == "one-sided":
+            return value, [(a - b) / step for a, b in zip(ahead, at_weights, strict=True)]
+        behind = self._unknowns_gradient(unknowns, -step * direction)
+        return value, [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+    def value(self, unknowns: Sequence[Tensor]) -> float:
+        """D alone."""
+        self.problem.evaluations += 1
+        gradient = flatten(torch.autograd.grad(self.training_loss(unknowns), self.parameters))
+        return float(self.distance(gradient, self.observed)[0])
+
+    def _gradients(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The gradient of the training loss with respect to the weights, flat, and to each unknown."""
+        gradients = torch.autograd.grad(self.training_loss(unknowns), [*self.parameters, *unknowns])
+        count = len(self.parameters)
+        return flatten(gradients[:count]), list(gradients[count:])
+
+    def _unknowns_gradient(self, unknowns: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
+        """grad_u l at the weights plus ``shift``; the weights are put back exactly."""
+        self._set_weights(self.weights + shift)
+        try:
+            return torch.autograd.grad(self.training_loss(unknowns), list(unknowns))
+        finally:
+            self._set_weights(self.weights)
+
+    def _set_weights(self, flat: Tensor) -> None:
+        with torch.no_grad():
+            chunks = flat.split([parameter.numel() for parameter in self.parameters])
+            torch._foreach_copy_(self.parameters, [c.view_as(p) for c, p in zip(chunks, self.parameters, strict=True)])
+
+    def _double_backward(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        loss = self.training_loss(unknowns)
+        gradient = flatten(torch.autograd.grad(loss, self.parameters, create_graph=True))
+        value, direction = self.distance(gradient.detach(), self.observed)
+        return value, list(torch.autograd.grad(gradient @ direction, list(unknowns)))
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """All tensors as one vector, in their order."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

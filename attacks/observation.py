@@ -1,0 +1,195 @@
+"""What an honest-but-curious server saw of one client in one round, and the capture file that stores it.
+
+An Observation is all that an attack ever gets. It has no field for the private image; noise and timesteps are there in
+the known threat model alone, where the server dictated them.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fl_sim.diffusion import ConfigError, LocalOptimizer, build_model, build_scheduler
+
+
+class ThreatModel(StrEnum):
+    """What the server knows of a client's random draws (arXiv 2405.20380)."""
+
+    KNOWN = "known"
+    PRIVATE = "private"
+
+
+class CaptureError(ValueError):
+    """A capture that cannot be read, or an update that does not fit its model; the message is one line."""
+
+
+class Circumstances(BaseModel):
+    """How the update came about: all that the server knows beside the numbers themselves.
+
+    ``update`` is the mean gradient, or ``delta``: weights after local training minus weights before. With
+    ``num_clients`` above 1 the update is the unweighted sum over that many clients and ``client`` is -1.
+    ``local_optimizer`` is None where clients send gradients.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    round: int = Field(ge=0)
+    client: int = Field(ge=-1)
+    update: Literal["gradient", "delta"] = "gradient"
+    num_examples: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1)
+    local_steps: int = Field(1, ge=1)
+    local_optimizer: LocalOptimizer | None = None
+    loss_reduction: Literal["mean"] = "mean"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    image_shape: tuple[int, int, int]
+    value_range: tuple[Literal[-1], Literal[1]] = (-1, 1)
+    scheduler: dict[str, Any]
+    model: dict[str, Any]
+    num_clients: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Circumstances":
+        if self.update == "delta" and self.local_optimizer is None:
+            raise ValueError("update 'delta' needs local_optimizer")
+        if self.scheduler.get("prediction_type", "epsilon") != self.prediction_type:
+            raise ValueError("prediction_type differs from the scheduler's")
+        if (self.num_clients > 1) != (self.client == -1):
+            raise ValueError("client is -1 exactly if num_clients is above 1")
+        return self
+
+    @property
+    def num_samples(self) -> int:
+        """Images behind the update: batch size x local steps x clients."""
+        return self.batch_size * self.local_steps * self.num_clients
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One update with everything the server knows about it.
+
+    Attributes:
+        circumstances: how the update came about.
+        weights: the global weights that were sent, float32 by parameter name.
+        update: what came back, float32 by name, trainable parameters only.
+        noise: [N,C,H,W], dictated by the server (known threat model), else None.
+        timesteps: int64 [N], dictated by the server (known threat model), else None.
+
+    Raises:
+        CaptureError: if names, shapes or values do not fit the model that ``circumstances`` names.
+    """
+
+    circumstances: Circumstances
+    weights: dict[str, Tensor]
+    update: dict[str, Tensor]
+    noise: Tensor | None = None
+    timesteps: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Known exactly if noise and timesteps are both there."""
+        return ThreatModel.PRIVATE if self.noise is None else ThreatModel.KNOWN
+
+    def save(self, path: Path) -> None:
+        """Write the capture file; its layout is described in docs/capture-format.md."""
+        tensors = {f"weights/{name}": value.contiguous() for name, value in self.weights.items()}
+        tensors |= {f"update/{name}": value.contiguous() for name, value in self.update.items()}
+        if self.noise is not None and self.timesteps is not None:
+            tensors |= {"noise": self.noise.contiguous(), "timesteps": self.timesteps.contiguous()}
+        save_file(tensors, path, metadata={"observation": self.circumstances.model_dump_json()})
+
+    @classmethod
+    def load(cls, path: Path) -> "Observation":
+        """Read a capture file.
+
+        Raises:
+            CaptureError: if the file is missing, truncated, of another format, or does not fit its model.
+        """
+        tensors, circumstances = _read(Path(path))
+        weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
+        update = {name.removeprefix("update/"): t for name, t in tensors.items() if name.startswith("update/")}
+        try:
+            return cls(circumstances, weights, update, tensors.get("noise"), tensors.get("timesteps"))
+        except CaptureError as error:
+            raise CaptureError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Circumstances]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("observation")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise CaptureError(f"{path}: not a readable capture: {' '.join(str(error).split())}") from error
+    if text is None:
+        raise CaptureError(f"{path}: metadata has no 'observation'; this is not a capture file")
+    try:
+        return tensors, Circumstances.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CaptureError(f"{path}: observation.{key}: {first['msg']}") from error
+    except json.JSONDecodeError as error:
+        raise CaptureError(f"{path}: metadata 'observation' is not JSON: {error}") from error
+
+
+def _check(observation: Observation) -> None:
+    """Refuse whatever cannot be attacked, before an attack spends time on it."""
+    circumstances = observation.circumstances
+    try:
+        with torch.device("meta"):
+            model = build_model(circumstances.model)
+        scheduler = build_scheduler(circumstances.scheduler)
+    except ConfigError as error:
+        raise CaptureError(str(error)) from error
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _check_tensors("weights", observation.weights, expected, set(expected))
+    _check_tensors("update", observation.update, expected, set())
+    if not observation.update:
+        raise CaptureError("update is empty")
+    if extra := set(observation.update) - trainable:
+        raise CaptureError(f"update/{min(extra)} is not a trainable parameter of the model")
+    if not any(value.any() for value in observation.update.values()):
+        raise CaptureError("update is zero everywhere: it holds no information")
+    _check_known(observation, scheduler.config.num_train_timesteps)
+
+
+def _check_tensors(kind: str, tensors: dict[str, Tensor], expected: dict[str, Any], required: set[str]) -> None:
+    if missing := required - set(tensors):
+        raise CaptureError(f"{kind}/{min(missing)} is missing")
+    for name, value in tensors.items():
+        if name not in expected:
+            raise CaptureError(f"{kind}/{name} is no parameter of the model")
+        if value.shape != expected[name]:
+            raise CaptureError(f"{kind}/{name} has shape {list(value.shape)}, the model has {list(expected[name])}")
+        if value.dtype != torch.float32:
+            raise CaptureError(f"{kind}/{name} is {value.dtype}, expected torch.float32")
+        if not torch.isfinite(value).all():
+            raise CaptureError(f"{kind}/{name} holds NaN or infinite values")
+
+
+def _check_known(observation: Observation, num_train_timesteps: int) -> None:
+    noise, timesteps = observation.noise, observation.timesteps
+    if (noise is None) != (timesteps is None):
+        raise CaptureError("noise and timesteps come together or not at all")
+    if noise is None or timesteps is None:
+        return
+    samples, image_shape = observation.circumstances.num_samples, observation.circumstances.image_shape
+    if noise.shape != (samples, *image_shape):
+        raise CaptureError(f"noise has shape {list(noise.shape)}, expected {[samples, *image_shape]}")
+    if timesteps.shape != (samples,) or timesteps.dtype != torch.int64:
+        raise CaptureError(f"timesteps must be int64 of shape [{samples}]")
+    if timesteps.min() < 0 or timesteps.max() >= num_train_timesteps:
+        raise CaptureError(f"timesteps must lie in 0..{num_train_timesteps - 1}")

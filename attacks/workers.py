@@ -1,0 +1,276 @@
+"""A pool of Ray actors that attack captures beside the rounds of a federation.
+
+A job is a few words: it names a capture file, which the driver reads only when a worker is free. So the queue may grow
+without holding updates in memory, and submitting never waits. The worker gets the Observation, the attack's name and
+arguments, its seed and the device, and nothing else.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from attacks.attack import AttackError, Reconstruction, create
+from attacks.observation import Observation
+
+logger = logging.getLogger(__name__)
+
+RESOURCE = "attack"
+"""Ray resource that a cluster sets aside for attack workers; where it has none, workers go without."""
+
+START_LIMIT = 120.0
+"""Seconds that a worker may take to start."""
+
+CLOSE_LIMIT = 10.0
+"""Seconds that closing waits for the threads of the pool, which have only to notice that their workers are gone."""
+
+Result = Reconstruction | str
+"""What becomes of a job: a reconstruction, or the reason in one line why there is none."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attack on one capture."""
+
+    capture: Path
+    attack: str
+    arguments: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs are in which state; ``done`` includes those that failed."""
+
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+
+
+class AttackWorker:
+    """The actor: an attack in a process of its own, with a fixed number of torch threads."""
+
+    def __init__(self, threads: int, on_gpu: bool) -> None:
+        torch.set_num_threads(threads)
+        self._on_gpu = on_gpu
+
+    def device(self) -> str:
+        """Where attacks run here: on the CPU unless a GPU was both granted and found."""
+        return "cuda" if self._on_gpu and torch.cuda.is_available() else "cpu"
+
+    def attack(self, observation: Observation, name: str, arguments: dict[str, Any], seed: int, device: str) -> Result:
+        """Run one attack; whatever goes wrong in it is returned as the reason."""
+        try:
+            return create(name, arguments).reconstruct(observation, seed, device)
+        except Exception as error:
+            return failure_reason(error)
+
+
+class AttackPool:
+    """Runs attack jobs on a fixed number of Ray actors.
+
+    Ray is used as it is found, or started at the first job. Every job ends in exactly one call of its ``on_result``,
+    with a Reconstruction or with the reason why there is none; the calls come from the threads of the pool, several at
+    a time, but for jobs that are refused. A worker that dies is replaced and its job tried once more; one that overruns
+    the time limit is killed and replaced.
+
+    Args:
+        workers: number of actors.
+        threads: torch threads in each.
+        gpus_per_worker: share of a GPU for each; attacks run on the CPU if 0.
+        timeout: seconds that one job may take, not counting the worker's start.
+        queue_limit: most jobs that may wait; further ones are skipped. No limit if None.
+    """
+
+    def __init__(
+        self,
+        workers: int = 1,
+        *,
+        threads: int = 1,
+        gpus_per_worker: float = 0.0,
+        timeout: float = 600.0,
+        queue_limit: int | None = None,
+    ) -> None:
+        if workers < 1:
+            raise AttackError(f"attack.workers = {workers}: must be at least 1")
+        if timeout <= 0:
+            raise AttackError(f"attack.timeout = {timeout}: must be above 0 seconds")
+        self._slots = [_Slot(threads, gpus_per_worker, timeout) for _ in range(workers)]
+        self._threads: list[threading.Thread] = []
+        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Result], None]] | None] = queue.SimpleQueue()
+        self._queue_limit = queue_limit
+        self._counts = Counts()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._failure: Exception | None = None
+
+    def warm_up(self) -> None:
+        """Start the workers now instead of at the first job; returns at once.
+
+        Under Flower's simulation, call it only once a client has answered: Flower starts Ray itself and must be first.
+        """
+        with self._changed:
+            if self._threads or self._closed:
+                return
+            self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self._slots]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job, on_result: Callable[[Result], None]) -> None:
+        """Queue a job and return at once; a full or closed queue calls ``on_result`` with the reason right here."""
+        with self._changed:
+            full = self._queue_limit is not None and self._counts.queued >= self._queue_limit
+            refusal = "skipped: pool closed" if self._closed else "skipped: queue full" if full else None
+            if refusal:
+                self._count(done=1)
+            else:
+                self._count(queued=1)
+                self._jobs.put((job, on_result))
+        if refusal:
+            on_result(refusal)
+        else:
+            self.warm_up()
+
+    def counts(self) -> Counts:
+        """The state of the queue, for a progress display."""
+        return self._counts
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until every job has ended, at most ``timeout`` seconds; False if some have not.
+
+        Raises:
+            Exception: whatever an ``on_result`` raised first; the jobs after it were run all the same.
+        """
+        with self._changed:
+            ended = self._changed.wait_for(lambda: not (self._counts.queued or self._counts.running), timeout)
+        if self._failure is not None:
+            raise self._failure
+        return ended
+
+    def close(self) -> None:
+        """Release the workers; jobs that have not ended get ``skipped: pool closed``. Harmless when repeated."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+        for slot in self._slots:
+            slot.close()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(CLOSE_LIMIT)
+
+    def _serve(self, slot: "_Slot") -> None:
+        slot.warm_up()
+        while (item := self._jobs.get()) is not None:
+            job, on_result = item
+            with self._changed:
+                self._count(queued=-1, running=1)
+            try:
+                on_result(slot.run(job))
+            except Exception as error:
+                logger.exception("the result of %s on %s could not be taken", job.attack, job.capture.name)
+                self._failure = self._failure or error
+            with self._changed:
+                self._count(running=-1, done=1)
+
+    def _count(self, queued: int = 0, running: int = 0, done: int = 0) -> None:
+        """Move jobs between states; the caller holds ``_changed``."""
+        counts = self._counts
+        self._counts = replace(
+            counts, queued=counts.queued + queued, running=counts.running + running, done=counts.done + done
+        )
+        self._changed.notify_all()
+
+
+class _Slot:
+    """One place in the pool: the actor that works there, and its successors."""
+
+    _starting = threading.Lock()
+
+    def __init__(self, threads: int, gpus: float, timeout: float) -> None:
+        self._threads, self._gpus, self._timeout = threads, gpus, timeout
+        self._actor: Any = None
+        self._device = "cpu"
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Start the actor ahead of its first job; that job meets and reports whatever goes wrong here."""
+        try:
+            self._started_actor()
+        except Exception as error:
+            logger.warning("an attack worker did not start: %s", failure_reason(error))
+            self._discard()
+
+    def run(self, job: Job) -> Result:
+        """The job's result; a worker's death is forgiven once."""
+        if self._closed:
+            return "skipped: pool closed"
+        try:
+            observation = Observation.load(job.capture)
+            for _ in range(2):
+                try:
+                    return self._attack(observation, job)
+                except RayActorError as error:
+                    logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
+                    self._discard()
+        except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
+            return failure_reason(error)
+        return "skipped: pool closed" if self._closed else "attack worker died twice"
+
+    def close(self) -> None:
+        """Kill the actor and start no other."""
+        self._closed = True
+        self._discard()
+
+    def _attack(self, observation: Observation, job: Job) -> Result:
+        actor = self._started_actor()
+        reply = actor.attack.remote(observation, job.attack, job.arguments, job.seed, self._device)
+        try:
+            return ray.get(reply, timeout=self._timeout)
+        except GetTimeoutError:
+            self._discard()
+            return f"timeout after {self._timeout:g} s"
+
+    def _started_actor(self) -> Any:
+        if self._closed:
+            raise AttackError("skipped: pool closed")
+        if self._actor is None:
+            with self._starting:
+                _ensure_ray()
+                reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
+            # num_cpus=0: Flower's client actors take all CPUs, and a worker that asked for one would wait for ever.
+            remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=reserved)
+            self._actor = remote.remote(self._threads, self._gpus > 0)
+            try:
+                self._device = ray.get(self._actor.device.remote(), timeout=START_LIMIT)
+            except GetTimeoutError as error:
+                self._discard()
+                raise AttackError(f"no attack worker started within {START_LIMIT:g} s") from error
+        return self._actor
+
+    def _discard(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is not None and ray.is_initialized():
+            ray.kill(actor)
+
+
+def _ensure_ray() -> None:
+    """Join the Ray that runs here, or the cluster of RAY_ADDRESS, or start one."""
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(include_dashboard=False, log_to_driver=False)
+
+
+def failure_reason(error: Exception) -> str:
+    """One line; errors that are not the user's doing keep their type's name."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

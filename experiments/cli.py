@@ -1,0 +1,262 @@
+"""The command line ``fl-sim``.
+
+Whatever takes long to import is imported by the command that needs it, so that ``fl-sim --help`` answers at once.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="fl-sim",
+    help="What does a federated diffusion model leak to the server that trains it?\n\n"
+    "fl-sim trains a diffusion model over clients that keep their images to themselves, while an honest-but-curious "
+    "server reconstructs those images from the updates that it receives. Start with [bold]fl-sim run demo[/bold].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim run demo[/cyan]   a few minutes on two CPU cores\n\n"
+    "[cyan]fl-sim run demo --set model.checkpoint=none --out runs/untrained[/cyan]\n\n"
+    "[cyan]fl-sim run demo --set data.name=folder --set data.path=~/photos --set data.partition=iid[/cyan]\n\n"
+    "[cyan]fl-sim run demo --set client.update=weights --set strategy.name=FedAvg --set client.local_steps=2[/cyan]\n\n"
+    "[cyan]fl-sim run runs/untrained/config.toml --out runs/again[/cyan]   the same run once more"
+)
+def run(
+    preset: Annotated[str, typer.Argument(metavar="[PRESET | FILE.toml]", help="What to run.")] = "demo",
+    overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory, new or empty.", show_default="runs/PRESET-TIME")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's and Ray's own logs.")] = False,
+) -> None:
+    """Launch a federation and the attacks on it, and report what leaked."""
+    directory = out or Path("runs") / f"{Path(preset).stem}-{_now()}"
+    with _one_line_errors(f"stopped; what was computed is in {directory}, and fl-sim report {directory} shows it"):
+        _run(preset, overrides, directory, verbose)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim attack runs/demo/captures/round-0001-client-0003.safetensors --attack residual[/cyan]\n\n"
+    "[cyan]fl-sim attack update.safetensors --attack gidm --set recipe=published --out gidm-result[/cyan]"
+)
+def attack(
+    capture: Annotated[Path, typer.Argument(help="A capture file: the weights sent and the update that came back.")],
+    name: Annotated[str, typer.Option("--attack", metavar="NAME", help="One of those that fl-sim list shows.")],
+    seed: Annotated[int, typer.Option(min=0, help="The run's public seed; the attack's own follows from it.")] = 0,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the attack; may be repeated.")
+    ] = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result, new or empty.", show_default="runs/attack-…")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    threads: Annotated[
+        int, typer.Option(min=1, help="Torch threads; more are faster, and may change the last bits of the result.")
+    ] = 1,
+) -> None:
+    """Attack one captured update offline, without any truth to compare with."""
+    directory = out or Path("runs") / f"attack-{capture.stem}-{name}-{_now()}"
+    with _one_line_errors("stopped; nothing was written"):
+        _attack(capture, name, seed, overrides, directory, device, threads)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim report runs/demo[/cyan]   also where the run was stopped half way\n\n"
+    "[cyan]fl-sim report runs/demo runs/untrained --out comparison.html[/cyan]"
+)
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="Where a comparison of several runs goes.")] = Path("comparison.html"),
+) -> None:
+    """Build the report of a run again, or compare several runs."""
+    with _one_line_errors("stopped"):
+        from experiments.report import build_comparison, build_report
+
+        page = build_report(directories[0]) if len(directories) == 1 else build_comparison(directories, out)
+        console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
+
+
+@app.command("list")
+def list_names() -> None:
+    """Show the attacks, strategies, defences, datasets and presets there are."""
+    from attacks.attack import attack_class, available
+    from experiments.settings import preset_names
+    from fl_sim.images import PHOTOGRAPHS
+    from strategies.registry import available as strategies
+
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="dim")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    rows = [("attack", name, _summary_line(attack_class(name))) for name in available()]
+    rows += [("strategy", name, "") for name in strategies()]
+    rows += [
+        ("defence", "none", "clients send what they computed"),
+        ("dataset", "bundled", f"photographs: {', '.join(PHOTOGRAPHS)}"),
+        ("dataset", "folder", "the images under data.path"),
+        ("dataset", "HUB_ID", "a Hugging Face dataset, or a local folder in one of its formats"),
+    ]
+    rows += [("preset", name, "") for name in preset_names()]
+    previous = ""
+    for kind, name, description in rows:
+        table.add_row(kind if kind != previous else "", name, description)
+        previous = kind
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the ``fl-sim`` command."""
+    app()
+
+
+def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
+    import logging
+
+    from experiments.experiment import prepare
+    from experiments.run_directory import RunDirectory
+    from experiments.server_app import build_server_app, run_progress
+    from experiments.settings import load_run
+    from fl_sim.client_app import build_client_app
+    from fl_sim.federation import AttackResources, run_federation
+
+    if not verbose:
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+    experiment = prepare(load_run(preset, overrides))
+    settings = experiment.settings
+    directory = RunDirectory.create(out, settings)
+    workers = settings.attack.workers if settings.attack.names else 0
+    with run_progress(experiment, console) as display:
+        run_federation(
+            build_server_app(experiment, directory, display),
+            build_client_app(settings),
+            settings,
+            AttackResources(workers, settings.attack.gpus_per_worker),
+            verbose,
+        )
+    _print_summary(directory.leakage_csv)
+    console.print(f"report: [bold]{directory.report}[/bold]", soft_wrap=True)
+
+
+def _attack(capture: Path, name: str, seed: int, overrides: list[str], out: Path, device: str, threads: int) -> None:
+    import torch
+
+    from attacks.attack import create
+    from attacks.observation import Observation
+    from attacks.reconstruction_file import save_reconstruction
+    from experiments.pictures import save_grid
+    from experiments.run_directory import make_empty_folder, write_atomically
+    from fl_sim.draws import derive_seed
+
+    chosen = create(name, _arguments(name, overrides))
+    observation = Observation.load(capture)
+    chosen.check(observation)
+    where = _device(device)
+    make_empty_folder(out)
+    torch.set_num_threads(threads)
+    seen = observation.circumstances
+    # What the run itself would give this attack, so that the result is the run's.
+    attack_seed = derive_seed(seed, "attack", chosen.name, seen.round, seen.client)
+    with console.status(f"{name} on {capture.name}"):
+        found = chosen.reconstruct(observation, attack_seed, where)
+    picture = out / "reconstruction.png"
+    write_atomically(out / "reconstruction.safetensors", lambda file: save_reconstruction(file, found))
+    write_atomically(picture, lambda file: save_grid(file, found.images))
+    timesteps = ", ".join(str(timestep) if timestep >= 0 else "unknown" for timestep in found.timesteps.tolist())
+    console.print(
+        f"matching loss {found.matching_loss:.3g} after {found.evaluations} evaluations in {found.seconds:.1f} s "
+        f"on {found.device}; timesteps: {timesteps}",
+        highlight=False,
+    )
+    console.print(f"reconstruction: [bold]{picture}[/bold]", soft_wrap=True)
+
+
+def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
+    """An attack's arguments from ``key=value``; the key may be spelt as in a run's settings."""
+    from experiments.settings import ExperimentSettings
+    from fl_sim.config import load_settings
+
+    # An attack named by its dotted path would be taken apart at the dots.
+    table = attack.rpartition(".")[2]
+    spelt_out = [f"attack.args.{table}.{override.removeprefix(f'attack.args.{attack}.')}" for override in overrides]
+    return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(table, {})
+
+
+def _device(name: str) -> str:
+    import torch
+
+    from fl_sim.config import SettingsError
+
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if name not in ("auto", *available):
+        raise SettingsError(f"--device {name}: not on this machine; allowed: auto, {', '.join(available)}")
+    return available[-1] if name == "auto" else name
+
+
+def _print_summary(leakage_csv: Path) -> None:
+    from experiments.leakage import read_leakage
+    from experiments.summary import RECOGNISABLE_DB, summarise
+
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("attack", "images", "median PSNR", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps exact"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for summary in summarise(read_leakage(leakage_csv)):
+        table.add_row(
+            summary.attack,
+            str(summary.images),
+            f"{summary.median_psnr:.1f} dB" if summary.finished else "",
+            f"{100 * summary.share_recognisable:.0f} %",
+            f"{summary.timesteps_recovered}/{summary.images}",
+        )
+    if table.row_count:
+        console.print(table)
+
+
+@contextmanager
+def _one_line_errors(interrupted: str) -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr: exit code 2, 1 for a failed federation, 130 for Ctrl-C."""
+    from attacks.attack import AttackError
+    from attacks.observation import CaptureError
+    from fl_sim.config import SettingsError
+    from fl_sim.diffusion import ConfigError
+    from fl_sim.federation import FederationError
+    from strategies.errors import StrategyError
+
+    try:
+        yield
+    except (SettingsError, CaptureError, AttackError, ConfigError, StrategyError) as error:
+        errors.print(f"fl-sim: {error}")
+        raise typer.Exit(2) from error
+    except FederationError as error:
+        errors.print(f"fl-sim: the run failed: {error}")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        errors.print(f"fl-sim: {interrupted}")
+        # Flower's server thread may be waiting for attacks that will never end, and would keep the process alive.
+        os._exit(130)
+
+
+def _summary_line(documented: type) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")

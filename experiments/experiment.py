@@ -1,0 +1,142 @@
+"""What a run starts from: everything that can be wrong with its settings is found here, before anything is written."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from attacks.attack import available, create
+from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
+from experiments.settings import ExperimentSettings
+from fl_sim.config import SettingsError
+from fl_sim.diffusion import LocalOptimizer, build_model, scheduler_config, unet_config
+from fl_sim.draws import derive_seed
+from fl_sim.images import load_images, partition
+from fl_sim.wire import Recipe
+from strategies.registry import build_strategy, strategy_class
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run that can start: its settings, the initial weights, how clients train, and how the server aggregates."""
+
+    settings: ExperimentSettings
+    weights: dict[str, Tensor]
+    recipe: Recipe
+    strategy: Strategy
+
+
+def prepare(settings: ExperimentSettings) -> Experiment:
+    """Build what a run needs from its resolved settings.
+
+    Raises:
+        SettingsError, StrategyError, AttackError, ConfigError: naming the setting that is wrong and what is allowed.
+    """
+    _check_attacks(settings)
+    strategy = _strategy(settings)
+    checkpoint = _starting_checkpoint(settings)
+    load_images(settings.data)
+    partition(settings.data, settings.federation.clients, settings.client.seed or 0)
+    return Experiment(settings, checkpoint.weights, _recipe(settings, checkpoint), strategy)
+
+
+def build_recipe(settings: ExperimentSettings) -> Recipe:
+    """How clients train under these settings; SettingsError if the checkpoint they name cannot be read."""
+    return _recipe(settings, _starting_checkpoint(settings))
+
+
+def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
+    client = settings.client
+    momentum = client.momentum if client.optimizer == "sgd" else 0.0
+    optimizer = LocalOptimizer(name=client.optimizer, lr=client.lr, momentum=momentum)
+    return Recipe(
+        model=checkpoint.model,
+        scheduler=checkpoint.scheduler,
+        image_shape=(3, settings.data.image_size, settings.data.image_size),
+        update=client.update,
+        batch_size=client.batch_size,
+        local_steps=client.local_steps,
+        optimizer=optimizer if client.update == "weights" else None,
+        noise_seed=settings.seed if settings.threat == "known" else None,
+    )
+
+
+def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
+    """The checkpoint that the settings name, or a fresh model with weights drawn from the public seed."""
+    model = settings.model
+    if model.checkpoint == "none":
+        return _fresh_model(settings)
+    checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
+    # The settings are what the run's records say, so they must not say anything else than what is trained.
+    _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
+    _agree("model.prediction_type", model.prediction_type, checkpoint.scheduler.get("prediction_type", "epsilon"))
+    _agree("model.num_train_timesteps", model.num_train_timesteps, checkpoint.scheduler["num_train_timesteps"])
+    return checkpoint
+
+
+def _agree(key: str, value: Any, trained: Any) -> None:
+    if value != trained:
+        raise SettingsError(
+            f"{key} = {value!r}: the checkpoint has {trained!r}; allowed: that, or model.checkpoint=none"
+        )
+
+
+def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
+    shape = settings.model
+    model_config = unet_config(
+        settings.data.image_size,
+        block_out_channels=shape.block_out_channels,
+        layers_per_block=shape.layers_per_block,
+        norm_num_groups=shape.norm_num_groups,
+        attention=shape.attention,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(settings.seed, "weights"))
+        weights = build_model(model_config).state_dict()
+    return Checkpoint(weights, model_config, scheduler_config(shape.num_train_timesteps, shape.prediction_type), {})
+
+
+def _strategy(settings: ExperimentSettings) -> Strategy:
+    """The aggregation that the settings name, in FedSGD where clients send gradients."""
+    if settings.defence.name != "none":
+        raise SettingsError(f"defence.name = {settings.defence.name!r}: unknown defence; allowed: none")
+    name, args = settings.strategy.name, settings.strategy.args
+    if settings.client.update == "gradient" and name != "FedSGD":
+        name, args = "FedSGD", {**args, "inner": name}
+    elif settings.client.update == "weights" and name == "FedSGD":
+        raise SettingsError("strategy.name = 'FedSGD': needs client.update = 'gradient', which is 'weights'")
+    return build_strategy(name, _sampling(settings, name, args) | args)
+
+
+def _sampling(settings: ExperimentSettings, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Flower's arguments for how many clients train, as far as the strategy or the one inside takes them.
+
+    Clients do not evaluate: what they would report tells nothing about leakage.
+    """
+    clients = settings.federation.clients
+    per_round = settings.federation.clients_per_round or clients
+    sampling = {
+        "fraction_train": per_round / clients,
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": per_round,
+        "min_evaluate_nodes": 0,
+        "min_available_nodes": clients,
+    }
+    classes = [strategy_class(name)]
+    if "strategy" in inspect.signature(classes[0]).parameters:
+        classes.append(strategy_class(args.get("inner", "FedAvg")))
+    taken = {parameter for cls in classes for parameter in inspect.signature(cls).parameters}
+    return {key: value for key, value in sampling.items() if key in taken}
+
+
+def _check_attacks(settings: ExperimentSettings) -> None:
+    attack = settings.attack
+    for name, arguments in attack.arguments.items():
+        create(name, arguments)
+    known = {*available(), *attack.names}
+    if strangers := set(attack.args) - known:
+        raise SettingsError(f"attack.args.{min(strangers)}: unknown attack; available: {', '.join(sorted(known))}")

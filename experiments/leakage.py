@@ -1,0 +1,204 @@
+"""The leakage table: one row per (round, client, image, attack), comparing a reconstruction with the original.
+
+The truth is not sent by anyone: it is the client's private draw, repeated from its seed.
+"""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from attacks.attack import Reconstruction
+from experiments import metrics
+from experiments.run_directory import write_atomically
+from experiments.settings import ExperimentSettings
+from fl_sim.client_app import private_draw
+from fl_sim.wire import Recipe
+
+OK = "ok"
+COLUMNS = {
+    "run": "str",
+    "round": "int64",
+    "client": "int64",
+    "image": "int64",
+    "attack": "str",
+    "threat": "str",
+    "timestep": "Int64",
+    "timestep_recovered": "Int64",
+    "mse": "float64",
+    "psnr": "float64",
+    "ssim": "float64",
+    "lpips": "float64",
+    "matching_loss": "float64",
+    "evaluations": "Int64",
+    "seconds": "float64",
+    "device": "str",
+    "status": "str",
+    "update": "str",
+    "batch_size": "int64",
+    "local_steps": "int64",
+    "defence": "str",
+}
+"""The table's columns in order, with pandas' types."""
+
+TIME_COLUMNS = ("seconds",)
+"""The columns that differ between two runs of the same settings."""
+
+SORTED_BY = ["run", "round", "client", "image", "attack"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a client trained on in one round: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N]."""
+
+    images: Tensor
+    timesteps: Tensor
+
+
+def client_truth(settings: ExperimentSettings, recipe: Recipe, client: int, round_number: int) -> Truth:
+    """Repeat the client's draw of that round; SettingsError if its images cannot be had."""
+    images, _, timesteps = private_draw(settings, recipe, client, round_number)
+    return Truth((images + 1) / 2, timesteps)
+
+
+def match(truth: Tensor, reconstructed: Tensor) -> Tensor:
+    """The reconstructed images [N,C,H,W] in the order of the true ones that they stand for."""
+    return reconstructed[metrics.assign(truth, reconstructed)]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Turns what an attack found into rows of the table of the run called ``run``."""
+
+    run: str
+    settings: ExperimentSettings
+    recipe: Recipe
+
+    def rows(self, round_number: int, client: int, attack: str, result: Reconstruction | str) -> list[dict[str, Any]]:
+        """One row per image of the client in that round; ``result`` is the reason where the attack failed."""
+        truth = client_truth(self.settings, self.recipe, client, round_number)
+        common = {
+            "run": self.run,
+            "round": round_number,
+            "client": client,
+            "attack": attack,
+            "threat": self.settings.threat,
+            "update": self.recipe.update,
+            "batch_size": self.recipe.batch_size,
+            "local_steps": self.recipe.local_steps,
+            "defence": self.settings.defence.name,
+        }
+        if isinstance(result, str):
+            findings: list[dict[str, Any]] = [{"status": result}] * len(truth.timesteps)
+        else:
+            findings = _findings(truth, result)
+        rows = [
+            common | {"image": image, "timestep": timestep} | finding
+            for image, (timestep, finding) in enumerate(zip(truth.timesteps.tolist(), findings, strict=True))
+        ]
+        return [{column: row.get(column) for column in COLUMNS} for row in rows]
+
+
+def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
+    """What the attack found of every true image, and how good it is."""
+    order = metrics.assign(truth.images, result.images)
+    images = result.images[order]
+    recovered = result.timesteps[order].tolist()
+    values = {
+        "mse": metrics.mse(truth.images, images),
+        "psnr": metrics.psnr(truth.images, images),
+        "ssim": metrics.ssim(truth.images, images),
+        "lpips": _lpips_or_nan(truth.images, images),
+    }
+    attack = {
+        "matching_loss": result.matching_loss,
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+        "device": result.device,
+        "status": OK,
+    }
+    return [
+        {name: value[image].item() for name, value in values.items()}
+        | {"timestep_recovered": timestep if timestep >= 0 else None}
+        | attack
+        for image, timestep in enumerate(recovered)
+    ]
+
+
+def _lpips_or_nan(first: Tensor, second: Tensor) -> Tensor:
+    try:
+        return metrics.lpips(first, second)
+    except metrics.MetricUnavailableError:
+        return torch.full((len(first),), float("nan"))
+
+
+class LeakageTable:
+    """The table of a run in progress: every row reaches the CSV file at once, the parquet file when asked to."""
+
+    def __init__(self, csv_path: Path, parquet_path: Path) -> None:
+        self._csv, self._parquet = csv_path, parquet_path
+        self._rows: list[dict[str, Any]] = []
+        self._lock = Lock()
+        csv_path.write_text(_csv_line(COLUMNS), encoding="utf-8")
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows, flushed to the CSV file before this returns."""
+        with self._lock, self._csv.open("a", encoding="utf-8", newline="") as file:
+            for row in rows:
+                self._rows.append(row)
+                file.write(_csv_line(row.values()))
+
+    def frame(self) -> pd.DataFrame:
+        """All rows so far, sorted."""
+        with self._lock:
+            return typed(pd.DataFrame(self._rows, columns=list(COLUMNS)))
+
+    def save(self) -> None:
+        """Replace the parquet file by all rows so far."""
+        frame = self.frame()
+        write_atomically(self._parquet, frame.to_parquet)
+
+    def close(self) -> None:
+        """Save, and replace the CSV file by its rows in order, so that the same run leaves the same files."""
+        self.save()
+        lines = [_csv_line(COLUMNS), *(_csv_line(row) for row in self.frame().itertuples(index=False))]
+        write_atomically(self._csv, lambda file: file.write_text("".join(lines), encoding="utf-8"))
+
+
+def read_leakage(path: Path) -> pd.DataFrame:
+    """The rows of a leakage.csv, sorted; a last line that a killed run left half written is dropped."""
+    whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0] + "\n"
+    text_columns = {name: "str" for name, kind in COLUMNS.items() if kind == "str"}
+    frame = pd.read_csv(
+        io.StringIO(whole_lines),
+        dtype=text_columns,
+        keep_default_na=False,
+        na_values=[""],
+    )
+    return typed(frame)
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with every column in its type, sorted."""
+    return frame.astype(COLUMNS).sort_values(SORTED_BY, ignore_index=True)
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    """One line of CSV; numbers in the shortest form that reads back unchanged, missing ones empty."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow([_csv_field(value) for value in values])
+    return line.getvalue()
+
+
+def _csv_field(value: Any) -> Any:
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value

@@ -1,0 +1,119 @@
+"""How close a reconstruction came: MSE, PSNR, SSIM and LPIPS of images in [0, 1], and which image is whose.
+
+Every function takes two batches float [N,C,H,W] in [0, 1] and returns one value per image, float64 [N].
+"""
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+LPIPS_SIDE = 64
+DEFINITIONS = {
+    "psnr": "10 log10(1 / MSE) per image, data range 1",
+    "ssim": f"Gaussian window {SSIM_WINDOW}x{SSIM_WINDOW}, sigma {SSIM_SIGMA}, data range 1, mean over whole windows",
+    "lpips": f"AlexNet, version 0.1; images with a side under {LPIPS_SIDE} px are enlarged to that size (bicubic)",
+}
+
+
+class MetricUnavailableError(RuntimeError):
+    """A metric that cannot be computed on this machine; the message says why in one line."""
+
+
+def mse(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared error over channels and pixels."""
+    return (first.double() - second.double()).square().flatten(1).mean(1)
+
+
+def psnr(first: Tensor, second: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, the peak being 1; infinite for equal images."""
+    return -10 * mse(first, second).log10()
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004, eq. 13) with that paper's Gaussian window and constants; sides >= 11 px.
+
+    Only windows that lie wholly inside the image count, so no padding is made up.
+    """
+    x, y = first.double(), second.double()
+    mean_x, mean_y = _window_mean(x), _window_mean(y)
+    variance_x = _window_mean(x * x) - mean_x * mean_x
+    variance_y = _window_mean(y * y) - mean_y * mean_y
+    covariance = _window_mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x * mean_x + mean_y * mean_y + c1) * (variance_x + variance_y + c2)
+    return similarity.flatten(1).mean(1)
+
+
+def lpips(first: Tensor, second: Tensor) -> Tensor:
+    """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), grey images as RGB.
+
+    Raises:
+        MetricUnavailableError: if the backbone's weights are not on this machine; they are never downloaded here.
+    """
+    network = _lpips_network()
+    with torch.no_grad():
+        return network(_for_lpips(first), _for_lpips(second)).double().reshape(len(first))
+
+
+def unavailable() -> dict[str, str]:
+    """Why a metric cannot be computed here, by the metric's name."""
+    try:
+        _lpips_network()
+    except MetricUnavailableError as error:
+        return {"lpips": str(error)}
+    return {}
+
+
+def assign(truth: Tensor, reconstructed: Tensor) -> list[int]:
+    """For every true image the reconstruction that stands for it: the pairing with the smallest total MSE."""
+    differences = truth.double()[:, None] - reconstructed.double()[None]
+    _, columns = linear_sum_assignment(differences.square().flatten(2).mean(2).numpy())
+    return columns.tolist()
+
+
+def _window_mean(images: Tensor) -> Tensor:
+    """Mean under the Gaussian window at every place where it fits."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype) - SSIM_WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    weights /= weights.sum()
+    channels = images.flatten(0, 1)[:, None]
+    return nn.functional.conv2d(channels, torch.outer(weights, weights)[None, None]).reshape(len(images), -1)
+
+
+def _for_lpips(images: Tensor) -> Tensor:
+    rgb = (images.float() * 2 - 1).expand(-1, 3, -1, -1)
+    if min(rgb.shape[-2:]) >= LPIPS_SIDE:
+        return rgb
+    enlarged = nn.functional.interpolate(rgb, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bicubic", align_corners=False)
+    return enlarged.clamp(-1, 1)
+
+
+@cache
+def _backbone_file() -> Path:
+    from torchvision.models import AlexNet_Weights
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
+
+
+@cache
+def _lpips_network() -> nn.Module:
+    """LPIPS with a backbone read from torch's cache; the lpips package itself would download it."""
+    file = _backbone_file()
+    if not file.is_file():
+        raise MetricUnavailableError(f"torchvision's AlexNet weights are missing: put {file.name} in {file.parent}")
+    from lpips import LPIPS
+
+    with warnings.catch_warnings(action="ignore"):  # lpips calls torchvision in the old way
+        network = LPIPS(net="alex", pnet_rand=True, verbose=False)
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    for name, parameter in network.net.named_parameters():
+        _, layer, kind = name.split(".")
+        parameter.data.copy_(weights[f"features.{layer}.{kind}"])
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,144 @@
+"""What a person sees while a run goes on: a live panel in a terminal, plain lines anywhere else."""
+
+from collections.abc import Callable
+from threading import Lock
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from attacks.workers import Counts
+from experiments.leakage import OK
+from experiments.rounds import Round
+
+SHOWN_ROUNDS = 12
+"""As many of the latest rounds as the panel has room for."""
+
+
+class Progress:
+    """A run's progress, as a context manager around it; its methods may be called from any thread.
+
+    Args:
+        console: where to show it; the panel is for terminals, others get one line per event.
+        rounds: how many rounds there will be.
+        attacks: how many attacks there will be in all, 0 if none.
+    """
+
+    def __init__(self, console: Console, rounds: int, attacks: int) -> None:
+        self._console = console
+        self._planned_rounds, self._planned_attacks = rounds, attacks
+        self._rounds: dict[int, Round] = {}
+        self._psnr: dict[int, list[float]] = {}
+        self._failed: dict[int, int] = {}
+        self._counts: Callable[[], Counts] = Counts
+        self._step = "starting Ray and the clients"
+        self._started = monotonic()
+        self._lock = Lock()
+        self._spinner = Spinner("dots", style="cyan")
+        self._live = (
+            Live(get_renderable=self._panel, console=console, refresh_per_second=4) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._step = "stopped" if error else "done"
+        if self._live:
+            self._live.stop()
+
+    def watch(self, counts: Callable[[], Counts]) -> None:
+        """Ask ``counts`` for the state of the attack queue from now on."""
+        self._counts = counts
+
+    def step(self, text: str) -> None:
+        """Say what the run is busy with."""
+        self._step = text
+        self._say(text)
+
+    def round_done(self, finished: Round) -> None:
+        """Take note of a round that was aggregated."""
+        with self._lock:
+            self._rounds[finished.round] = finished
+        left = self._planned_rounds - len(self._rounds)
+        self._step = f"training round {finished.round + 1}" if left else "waiting for the attacks"
+        missing = f", missing {finished.clients_missing}" if finished.clients_missing else ""
+        self._say(
+            f"round {finished.round}/{self._planned_rounds}: training loss {finished.train_loss:.4f}, "
+            f"{len(finished.clients_seen)} clients{missing}"
+        )
+
+    def attacked(self, rows: list[dict[str, Any]]) -> None:
+        """Take note of one attack's rows of the leakage table."""
+        for row in rows:
+            self._note(row)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        where = f"round {row['round']} client {row['client']} image {row['image']} {row['attack']}"
+        with self._lock:
+            if row["status"] == OK:
+                self._psnr.setdefault(row["round"], []).append(row["psnr"])
+            else:
+                self._failed[row["round"]] = self._failed.get(row["round"], 0) + 1
+        if row["status"] == OK:
+            self._say(f"  {where}: {row['psnr']:.1f} dB in {row['seconds']:.0f} s")
+        else:
+            self._say(f"  {where}: {row['status']}")
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            self._console.print(f"[{monotonic() - self._started:5.0f} s] {line}", markup=False, highlight=False)
+
+    def _panel(self) -> RenderableType:
+        with self._lock:
+            parts: list[RenderableType] = [self._bars()]
+            if self._rounds or self._psnr:
+                parts.append(self._table())
+        return Group(*parts)
+
+    def _bars(self) -> Table:
+        counts = self._counts()
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(self._spinner, Text(self._step), Text(f"{monotonic() - self._started:.0f} s", style="dim"))
+        grid.add_row("", *_bar("rounds", len(self._rounds), self._planned_rounds, ""))
+        if self._planned_attacks:
+            state = f"{counts.queued} queued, {counts.running} running"
+            grid.add_row("", *_bar("attacks", counts.done, self._planned_attacks, state))
+        return grid
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for heading in ("round", "loss", "clients", "attacked", "best", "median"):
+            table.add_column(heading, justify="right")
+        for number in sorted({*self._rounds, *self._psnr, *self._failed})[-SHOWN_ROUNDS:]:
+            table.add_row(*self._cells(number))
+        return table
+
+    def _cells(self, number: int) -> list[str]:
+        finished, psnr = self._rounds.get(number), self._psnr.get(number, [])
+        failed = self._failed.get(number, 0)
+        return [
+            str(number),
+            f"{finished.train_loss:.4f}" if finished else "",
+            str(len(finished.clients_seen)) if finished else "",
+            f"{len(psnr)}" + (f" [red]+{failed} failed[/red]" if failed else ""),
+            f"{max(psnr):.1f} dB" if psnr else "",
+            f"{pd.Series(psnr).median():.1f} dB" if psnr else "",
+        ]
+
+
+def _bar(label: str, done: int, total: int, state: str) -> tuple[RenderableType, RenderableType]:
+    line = Table.grid(padding=(0, 1))
+    line.add_row(Text(f"{label:<8}"), ProgressBar(total=total, completed=done, width=30), Text(f"{done}/{total}"))
+    return line, Text(state, style="dim")

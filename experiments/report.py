@@ -1,0 +1,232 @@
+"""The report of a run and the comparison of several: one HTML file each, which opens offline."""
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from attacks.attack import AttackError
+from attacks.reconstruction_file import load_reconstruction
+from experiments import figures, metrics
+from experiments.experiment import build_recipe
+from experiments.leakage import OK, Truth, client_truth, match, read_leakage
+from experiments.package_data import data_file
+from experiments.pictures import data_uri, image_uri
+from experiments.run_directory import RunDirectory, write_atomically
+from experiments.settings import ExperimentSettings
+from experiments.summary import RECOGNISABLE_DB, Summary, summarise
+from fl_sim.config import SettingsError
+from fl_sim.wire import Recipe
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A reconstruction to show: what made it, the image as a URI (None if it is missing), and its row of the table."""
+
+    attack: str
+    uri: str | None
+    row: dict[Hashable, Any]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """One attacked image: the original as a URI (None if it cannot be loaded) and its reconstructions."""
+
+    client: int
+    image: int
+    timestep: int | None
+    original: str | None
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds, finished or not."""
+
+    directory: RunDirectory
+    settings: ExperimentSettings
+    leakage: pd.DataFrame
+    rounds: pd.DataFrame
+    environment: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """Read a run directory; SettingsError if it is none or holds no leakage table."""
+        directory = RunDirectory.open(path)
+        if not directory.leakage_csv.is_file():
+            raise SettingsError(f"{path}: the run has no leakage.csv; it stopped before its first round")
+        return cls(
+            directory,
+            directory.settings(),
+            read_leakage(directory.leakage_csv),
+            pd.read_parquet(directory.rounds) if directory.rounds.is_file() else pd.DataFrame(),
+            json.loads(directory.environment.read_text(encoding="utf-8")) if directory.environment.is_file() else {},
+        )
+
+    @property
+    def name(self) -> str:
+        """What a reader knows the run by: the name of its folder."""
+        return self.directory.path.resolve().name
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """The figures of every attack."""
+        return summarise(self.leakage)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How the clients trained; SettingsError if the checkpoint that they started from is gone."""
+        return build_recipe(self.settings)
+
+    def by_attack(self) -> dict[str, pd.DataFrame]:
+        """The leakage table of each attack."""
+        return {str(attack): rows for attack, rows in self.leakage.groupby("attack", sort=True)}
+
+
+def build_report(path: Path) -> Path:
+    """Write ``report.html`` into the run directory ``path``, complete or not; returns the file's path.
+
+    Raises:
+        SettingsError: if ``path`` is no run directory.
+    """
+    run = Run.read(path)
+    gallery, absent = _gallery(run)
+    html = _render(
+        "report.html.j2",
+        run=run,
+        tables=run.by_attack(),
+        gallery=gallery,
+        problems=_problems(run) + absent,
+        by_round=_figure(figures.psnr_by_round, run.by_attack()),
+        by_timestep=_figure(figures.psnr_by_timestep, run.by_attack()),
+        metrics=metrics.DEFINITIONS,
+        config=run.directory.config.read_text(encoding="utf-8"),
+    )
+    write_atomically(run.directory.report, lambda file: file.write_text(html, encoding="utf-8"))
+    return run.directory.report
+
+
+def build_comparison(paths: Sequence[Path], out: Path) -> Path:
+    """Write one page that sets several runs side by side to ``out``; SettingsError if one of ``paths`` is no run."""
+    runs = [Run.read(path) for path in paths]
+    curves = {
+        f"{run.name} · {attack}" if len(run.by_attack()) > 1 else run.name: rows
+        for run in runs
+        for attack, rows in run.by_attack().items()
+    }
+    html = _render(
+        "comparison.html.j2",
+        runs=runs,
+        differences=_differences(runs),
+        by_round=_figure(figures.psnr_by_round, curves),
+        by_timestep=_figure(figures.psnr_by_timestep, curves),
+    )
+    write_atomically(out, lambda file: file.write_text(html, encoding="utf-8"))
+    return out
+
+
+def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
+    """Every attacked image by round, and what could not be shown with the reason."""
+    rounds: dict[int, list[Victim]] = {}
+    absent: dict[str, str] = {}
+    for key, rows in run.leakage.groupby(["round", "client"], sort=True):
+        round_number, client = (int(str(part)) for part in key)
+        truth = None
+        try:
+            truth = client_truth(run.settings, run.recipe, client, round_number)
+        except SettingsError as error:
+            absent["Originals in this report"] = str(error)
+        rounds.setdefault(round_number, []).extend(_victims(run, round_number, client, rows, truth))
+    return rounds, list(absent.items())
+
+
+def _victims(run: Run, round_number: int, client: int, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
+    reconstructed = {
+        attack: _load_images(run, round_number, client, attack, truth) for attack in rows["attack"].unique()
+    }
+    victims = []
+    for image, of_image in rows.groupby("image", sort=True):
+        index = int(str(image))
+        pictures = [
+            Picture(row["attack"], reconstructed[row["attack"]][index], row) for row in of_image.to_dict("records")
+        ]
+        original = image_uri(truth.images[index]) if truth else None
+        victims.append(Victim(client, index, pictures[0].row["timestep"], original, pictures))
+    return victims
+
+
+def _load_images(run: Run, round_number: int, client: int, attack: str, truth: Truth | None) -> Any:
+    """A reconstruction's images as URIs in the order of the truth, None for each where there is none."""
+    samples = run.settings.client.batch_size * run.settings.client.local_steps
+    try:
+        images = load_reconstruction(run.directory.reconstruction(round_number, client, attack)).images
+    except AttackError:
+        return [None] * samples
+    return [image_uri(image) for image in (match(truth.images, images) if truth else images)]
+
+
+def _problems(run: Run) -> list[tuple[str, str]]:
+    """What could not be computed, and why."""
+    problems = [(name.upper(), reason) for name, reason in run.environment.get("not_computed", {}).items()]
+    failed = run.leakage[run.leakage["status"] != OK]
+    problems += [
+        (f"{count} image{'s' * (count > 1)} by {attack}", status)
+        for (attack, status), count in Counter(zip(failed["attack"], failed["status"], strict=True)).items()
+    ]
+    planned, seen = run.settings.federation.rounds, len(run.rounds)
+    if seen < planned:
+        problems.append((f"{planned - seen} of {planned} rounds", "the run was stopped, or is still going on"))
+    attacked = run.leakage.groupby(["round", "client", "attack"]).ngroups
+    waiting = len(list(run.directory.captures.glob("*.safetensors"))) * len(run.settings.attack.names) - attacked
+    if waiting > 0:
+        problems.append(
+            (f"{waiting} attack{'s' * (waiting > 1)}", "stopped before they ended; fl-sim attack works on the captures")
+        )
+    for row in run.rounds.to_dict("records"):
+        missing = zip(row["clients_missing"], row["missing_because"], strict=True)
+        problems += [(f"Round {row['round']}, client {client}", reason) for client, reason in missing]
+    return problems
+
+
+def _differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The settings in which runs differ: key -> one value per run."""
+    flat = [_flatten(run.settings.model_dump(mode="json")) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    values = {key: [str(settings.get(key, "")) for settings in flat] for key in keys}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _figure(draw: Any, curves: dict[str, pd.DataFrame]) -> str | None:
+    """The figure as a URI, None where there is nothing to draw."""
+    drawable = {label: rows for label, rows in curves.items() if rows["psnr"].notna().any()}
+    return data_uri(draw(drawable)) if drawable else None
+
+
+def _number(value: Any, form: str = "{:.1f}") -> str:
+    """A figure as text, a dash where there is none."""
+    return "\N{EN DASH}" if value is None or pd.isna(value) else form.format(value)
+
+
+def _render(template: str, **content: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(data_file("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    return environment.get_template(template).render(recognisable=RECOGNISABLE_DB, ok=OK, **content)

@@ -1,0 +1,29 @@
+"""The rounds table: what the server can say of every round."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.run_directory import write_atomically
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the clients' mean training loss, who answered and who did not, and the weights that came of it."""
+
+    round: int
+    train_loss: float
+    clients_seen: list[int]
+    clients_missing: list[int]
+    missing_because: list[str]
+    client_device: str
+    weights_sha256: str
+
+
+def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
+    """Replace the table by ``rounds``, with a column ``median_psnr_<attack>`` for every attack in ``leakage``."""
+    frame = pd.DataFrame([asdict(entry) for entry in rounds])
+    for attack, rows in leakage.groupby("attack", sort=True):
+        frame[f"median_psnr_{attack}"] = frame["round"].map(rows.groupby("round")["psnr"].median())
+    write_atomically(path, frame.to_parquet)

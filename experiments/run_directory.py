@@ -1,0 +1,147 @@
+"""The files of a run: where they are, and how they are written so that a killed run leaves none of them half done."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from experiments.settings import ExperimentSettings
+from fl_sim.config import SettingsError, dump_toml, load_settings
+
+REPORTED_PACKAGES = ("fl-sim", "torch", "torchvision", "diffusers", "flwr", "flwr-datasets", "ray", "numpy", "lpips")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The folder of one run; every file in it has its name here."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, settings: ExperimentSettings) -> "RunDirectory":
+        """Make the folder and write the settings into it.
+
+        Raises:
+            SettingsError: if ``path`` is there and is not an empty folder; it stays untouched.
+        """
+        make_empty_folder(path)
+        directory = cls(path)
+        write_atomically(directory.config, lambda file: file.write_text(dump_toml(settings), encoding="utf-8"))
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """The folder of a run that was started before, finished or not; SettingsError if it is none."""
+        directory = cls(path)
+        if not directory.config.is_file():
+            raise SettingsError(f"{path}: not a run directory: it has no config.toml")
+        return directory
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, both seeds included."""
+        return self.path / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, devices, and what could not be computed here."""
+        return self.path / "environment.json"
+
+    @property
+    def leakage_csv(self) -> Path:
+        """The leakage table, row by row as results come."""
+        return self.path / "leakage.csv"
+
+    @property
+    def leakage_parquet(self) -> Path:
+        """The leakage table, as of the last round that was closed."""
+        return self.path / "leakage.parquet"
+
+    @property
+    def rounds(self) -> Path:
+        """One row per round."""
+        return self.path / "rounds.parquet"
+
+    @property
+    def captures(self) -> Path:
+        """The folder of what the server saw."""
+        return self.path / "captures"
+
+    @property
+    def reconstructions(self) -> Path:
+        """The folder of what the attacks made of it."""
+        return self.path / "reconstructions"
+
+    @property
+    def model(self) -> Path:
+        """The global model after the last round."""
+        return self.path / "model.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The report to open in a browser."""
+        return self.path / "report.html"
+
+    def reconstruction(self, round_number: int, client: int, attack: str) -> Path:
+        """The file of one reconstruction."""
+        return self.reconstructions / f"round-{round_number:04d}-client-{client:04d}-{attack}.safetensors"
+
+    def settings(self) -> ExperimentSettings:
+        """The settings that the run was started with."""
+        return load_settings(ExperimentSettings, self.config)
+
+    def run_name(self) -> str:
+        """What the leakage table calls this run: a digest of its settings, the same wherever it is repeated."""
+        return sha256(self.config.read_bytes()).hexdigest()[:12]
+
+    def write_environment(self, not_computed: dict[str, str], metrics: dict[str, str]) -> None:
+        """Record this machine, how metrics are defined, and why any of them is missing."""
+        content = environment() | {"metrics": metrics, "not_computed": not_computed}
+        write_atomically(self.environment, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def make_empty_folder(path: Path) -> None:
+    """Make the folder ``path``, or take it if it is empty; SettingsError otherwise."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise SettingsError(f"--out {path}: cannot be used as a folder: {error.strerror}") from error
+    if occupied:
+        raise SettingsError(f"--out {path}: the folder is not empty; allowed: a new or an empty folder")
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in the place of ``path`` in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices of this machine."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": gpus,
+        "packages": {name: _version(name) for name in REPORTED_PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,150 @@
+"""The composition root: the ServerApp in which a curious server wraps the strategy and an evaluator keeps score."""
+
+import shlex
+from hashlib import sha256
+from statistics import fmean
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from attacks.attack import Reconstruction
+from attacks.workers import AttackPool
+from experiments import metrics
+from experiments.checkpoint import Checkpoint, save_checkpoint
+from experiments.experiment import Experiment, prepare
+from experiments.leakage import Evaluator, LeakageTable
+from experiments.progress import Progress
+from experiments.report import build_report
+from experiments.rounds import Round, save_rounds
+from experiments.run_directory import RunDirectory
+from experiments.settings import load_run
+from fl_sim.config import flower_run_directory
+from fl_sim.federation import RepeatableGrid, RoundLog
+from strategies.honest_but_curious import HonestButCurious
+from strategies.sink import DirectorySink
+
+
+def build_server_app(experiment: Experiment, directory: RunDirectory, display: Progress) -> ServerApp:
+    """The ServerApp that runs ``experiment``, attacks it, and writes everything into ``directory``."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, _: Context) -> None:
+        _Run(experiment, directory, display, grid).go()
+
+    return server_app
+
+
+class _Run:
+    """One run: the federation, the attacks beside it, and the tables that grow meanwhile."""
+
+    def __init__(self, experiment: Experiment, directory: RunDirectory, display: Progress, grid: Grid) -> None:
+        settings = experiment.settings
+        self._experiment, self._directory, self._display = experiment, directory, display
+        self._grid = RepeatableGrid(grid, settings.seed, settings.federation.clients, settings.federation.timeout)
+        self._rounds: list[Round] = []
+        self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
+        self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
+
+    def go(self) -> None:
+        self._directory.write_environment(metrics.unavailable(), metrics.DEFINITIONS)
+        strategy = self._experiment.strategy
+        if self._experiment.settings.attack.names:
+            strategy = self._curious()
+        try:
+            strategy.start(
+                self._grid,
+                ArrayRecord(self._experiment.weights),
+                num_rounds=self._experiment.settings.federation.rounds,
+                timeout=self._experiment.settings.federation.timeout,
+                train_config=self._experiment.recipe.to_config(),
+                evaluate_fn=self._after_round,
+            )
+        finally:
+            self._leakage.close()
+            save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
+        self._display.step("writing the report")
+        build_report(self._directory.path)
+
+    def _curious(self) -> HonestButCurious:
+        settings = self._experiment.settings
+        attack = settings.attack
+        pool = AttackPool(
+            attack.workers, threads=attack.threads, gpus_per_worker=attack.gpus_per_worker, timeout=attack.timeout
+        )
+        sink = DirectorySink(
+            self._directory.path,
+            attack.arguments,
+            pool,
+            settings.seed,
+            when=attack.when,
+            on_reconstruction=self._after_attack,
+        )
+        self._display.watch(pool.counts)
+        self._grid.partitions()
+        # The clients have answered, so Ray is up: workers import torch while the clients train.
+        pool.warm_up()
+        return HonestButCurious(self._experiment.strategy, recipe=self._experiment.recipe, sink=sink)
+
+    def _after_attack(self, server_round: int, client: int, attack: str, result: Reconstruction | str) -> None:
+        rows = self._evaluator.rows(server_round, client, attack, result)
+        self._leakage.append(rows)
+        self._display.attacked(rows)
+
+    def _after_round(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Flower calls this with the new global weights, and once before the first round."""
+        if server_round == 0:
+            self._display.step("training round 1")
+            return
+        finished = _round(self._grid.rounds[-1], arrays)
+        self._rounds.append(finished)
+        self._leakage.save()
+        save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
+        self._display.round_done(finished)
+        if server_round == self._experiment.settings.federation.rounds:
+            recipe = self._experiment.recipe
+            notes = {"rounds": server_round, "run": self._evaluator.run}
+            weights = arrays.to_torch_state_dict()
+            save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.scheduler, notes))
+
+
+def _round(log: RoundLog, arrays: ArrayRecord) -> Round:
+    return Round(
+        round=log.round,
+        train_loss=fmean(log.losses),
+        clients_seen=list(log.replied),
+        clients_missing=list(log.failed),
+        missing_because=list(log.failed.values()),
+        client_device=", ".join(sorted(set(log.devices))),
+        weights_sha256=weights_sha256(arrays),
+    )
+
+
+def weights_sha256(arrays: ArrayRecord) -> str:
+    """A digest of all weights: their names in order, and their values with shape and type."""
+    digest = sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+app = ServerApp()
+"""What ``flwr run`` starts; its run config names a preset (or a TOML file) and overrides."""
+
+
+@app.main()
+def _main(grid: Grid, context: Context) -> None:
+    overrides = shlex.split(str(context.run_config["overrides"]))
+    experiment = prepare(load_run(str(context.run_config["preset"]), overrides))
+    directory = RunDirectory.create(flower_run_directory(context), experiment.settings)
+    with run_progress(experiment, Console()) as display:
+        _Run(experiment, directory, display, grid).go()
+
+
+def run_progress(experiment: Experiment, console: Console) -> Progress:
+    """A display for this experiment on ``console``."""
+    federation, attack = experiment.settings.federation, experiment.settings.attack
+    updates = federation.rounds * (federation.clients_per_round or federation.clients)
+    return Progress(console, federation.rounds, updates * len(attack.names))

@@ -1,0 +1,68 @@
+"""A run's settings: the federation's, plus the attack on it; presets by name."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from experiments.package_data import data_file
+from fl_sim.config import Positive, Section, Settings, SettingsError, load_settings, resolve
+
+PRESETS = data_file("presets")
+NO_ATTACK = "none"
+
+
+class AttackSettings(Section):
+    """What the curious server does with the updates it sees, and with what means."""
+
+    name: str | tuple[str, ...] = "residual"
+    when: Literal["during", "after"] = "during"
+    args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    workers: int = Field(2, ge=1)
+    gpus_per_worker: float = Field(0.0, ge=0, allow_inf_nan=False)
+    threads: int = Field(1, ge=1)
+    timeout: Positive = 600.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks to run, in order, without repetition; empty where the server is not curious."""
+        names = (self.name,) if isinstance(self.name, str) else self.name
+        return tuple(dict.fromkeys(name for name in names if name != NO_ATTACK))
+
+    @property
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """The arguments of every attack to run, by its name."""
+        return {name: self.args.get(name, {}) for name in self.names}
+
+
+class ExperimentSettings(Settings):
+    """Everything that defines a run: the federation and the attack."""
+
+    attack: AttackSettings = AttackSettings()
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package, sorted."""
+    return sorted(file.stem for file in PRESETS.glob("*.toml"))
+
+
+def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
+    """Resolved settings from a preset's name or a TOML file (a name with a suffix or a slash), with overrides.
+
+    Raises:
+        SettingsError: if there is no such preset or file, or a setting in it is wrong.
+    """
+    path = Path(preset_or_file)
+    if path.suffix == "" and path.name == preset_or_file:
+        path = _preset(preset_or_file)
+    return resolve(load_settings(ExperimentSettings, path, overrides))
+
+
+def _preset(name: str) -> Path:
+    if name in preset_names():
+        return PRESETS / f"{name}.toml"
+    near = difflib.get_close_matches(name, preset_names(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SettingsError(f"preset {name!r} is unknown; available: {', '.join(preset_names())}, or a FILE.toml{hint}")

@@ -1,0 +1,97 @@
+"""Train the small checkpoint that the demo attacks, on photographs that the demo's clients do not hold.
+
+``python -m experiments.train_checkpoint`` makes ``experiments/checkpoints/demo.safetensors`` again; on one CPU core it
+takes about a quarter of an hour. Random crops at several scales, a DDPM with linear noise schedule (arXiv 2006.11239),
+Adam with warm-up and cosine decay, an exponential moving average of the weights.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
+from fl_sim import diffusion
+from fl_sim.draws import derive_seed, generator
+from fl_sim.images import TRAINING_PHOTOGRAPHS, photograph, to_tensor
+
+CROPS_PER_SIDE = (3, 4, 6)
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3
+WARM_UP_STEPS = 100
+AVERAGING = 0.005
+
+
+def train(image_size: int, steps: int, seed: int) -> Checkpoint:
+    """Train from random initial weights; the same arguments give the same weights on a CPU."""
+    scheduler_config = diffusion.scheduler_config()
+    model_config = diffusion.unet_config(image_size)
+    scheduler = diffusion.build_scheduler(scheduler_config)
+    torch.manual_seed(derive_seed(seed, "weights"))
+    model = diffusion.build_model(model_config)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
+    pictures, source = _scaled_photographs(image_size), generator(derive_seed(seed, "batches"))
+    for _ in track(range(steps), description="training"):
+        images = torch.stack([_random_crop(pictures, image_size, source) for _ in range(BATCH_SIZE)])
+        noise = torch.randn(images.shape, generator=source)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,), generator=source)
+        optimizer.zero_grad()
+        diffusion.loss(model, scheduler, images, noise, timesteps).backward()
+        optimizer.step()
+        schedule.step()
+        for name, value in model.state_dict().items():
+            average[name].lerp_(value, AVERAGING)
+    notes = {"photographs": list(TRAINING_PHOTOGRAPHS), "steps": steps, "batch_size": BATCH_SIZE, "seed": seed}
+    return Checkpoint(average, model_config, scheduler_config, notes)
+
+
+def _learning_rate_factor(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _scaled_photographs(image_size: int) -> list[Tensor]:
+    """Every training photograph at every scale, [3,H,W] in [-1, 1]."""
+    pictures = []
+    for picture in map(photograph, TRAINING_PHOTOGRAPHS):
+        for crops in CROPS_PER_SIDE:
+            scale = crops * image_size / min(picture.size)
+            size = (round(picture.width * scale), round(picture.height * scale))
+            pictures.append(to_tensor([picture.resize(size, Image.Resampling.LANCZOS)])[0])
+    return pictures
+
+
+def _random_crop(pictures: list[Tensor], size: int, source: torch.Generator) -> Tensor:
+    """A square of a random picture, mirrored half of the time."""
+
+    def draw(count: int) -> int:
+        return int(torch.randint(count, (), generator=source))
+
+    picture = pictures[draw(len(pictures))]
+    top, left = draw(picture.shape[1] - size + 1), draw(picture.shape[2] - size + 1)
+    crop = picture[:, top : top + size, left : left + size]
+    return crop.flip(-1) if draw(2) else crop
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = BUNDLED,
+    image_size: Annotated[int, typer.Option(help="Side of the square crops in pixels.")] = 16,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seed of weights, crops, noise and timesteps.")] = 0,
+) -> None:
+    """Train a small DDPM on bundled photographs and write it as a checkpoint."""
+    torch.set_num_threads(1)
+    checkpoint = train(image_size, steps, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(out, checkpoint)
+    typer.echo(f"wrote {out}: {diffusion.count_parameters(checkpoint.weights.values()):,} parameters")
+
+
+if __name__ == "__main__":
+    typer.run(main)

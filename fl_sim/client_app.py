@@ -1,0 +1,149 @@
+"""The honest client: it draws its images, noise and timesteps in private, trains, and replies with one update."""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from fl_sim import diffusion
+from fl_sim.config import Settings, SettingsError, flower_run_directory, load_settings
+from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.images import load_images, partition
+from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, dictated_draw, pack_reply
+
+CLIENT_CONFIG = "client-config"
+"""Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
+
+
+def build_client_app(settings: Settings | None = None) -> ClientApp:
+    """The ClientApp of a federation with these (resolved) settings.
+
+    Without settings, as under ``flwr run``, each client reads the config.toml that its node config names, or else the
+    one that the server wrote into the run directory.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return Message(RecordDict({CLIENT: ConfigRecord({PARTITION: _partition_index(context)})}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _train(message, _partition_index(context), settings or _read_settings(_config_path(context)))
+
+    return app
+
+
+def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
+
+    All on the CPU; N = batch size x local steps, and step k takes the k-th batch. A pure function, so that the
+    evaluator can repeat it. In the known threat model only the images are the client's own: the server dictates the
+    rest.
+
+    Raises:
+        SettingsError: if ``client.seed`` is not resolved, or the images cannot be had.
+    """
+    seed = settings.client.seed
+    if seed is None:
+        raise SettingsError("client.seed is not set; a client draws only from resolved settings")
+    held = partition(settings.data, settings.federation.clients, seed)[client]
+    samples = recipe.batch_size * recipe.local_steps
+    indices = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
+    images = load_images(settings.data).images[torch.tensor(held)[indices]]
+    if recipe.noise_seed is not None:
+        return images, *dictated_draw(recipe, client, server_round)
+    noise_seed = derive_seed(seed, "noise", client, server_round)
+    num_train_timesteps = int(recipe.scheduler["num_train_timesteps"])
+    return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, num_train_timesteps)
+
+
+def local_training(
+    recipe: Recipe, weights: dict[str, Tensor], images: Tensor, noise: Tensor, timesteps: Tensor, device: str
+) -> tuple[dict[str, Tensor], float]:
+    """One client's update and its mean training loss, from a draw as ``private_draw`` makes it.
+
+    The update is the gradient of all N samples by trainable parameter, or the whole state after ``recipe.local_steps``
+    steps of the recipe's optimiser, one batch each.
+    """
+    model = diffusion.build_model(recipe.model)
+    model.load_state_dict(weights)
+    model.to(device)
+    images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
+    if recipe.update == "gradient":
+        return _gradient(model, recipe, images, noise, timesteps)
+    return _local_steps(model, recipe, images, noise, timesteps)
+
+
+def _gradient(
+    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor
+) -> tuple[dict[str, Tensor], float]:
+    parameters = diffusion.trainable_parameters(model)
+    loss = diffusion.loss(model, diffusion.build_scheduler(recipe.scheduler), images, noise, timesteps)
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return {name: value.cpu() for name, value in zip(parameters, gradients, strict=True)}, loss.item()
+
+
+def _local_steps(
+    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor
+) -> tuple[dict[str, Tensor], float]:
+    if recipe.optimizer is None:
+        raise ValueError("recipe.optimizer is not set; clients that send weights need one")
+    scheduler = diffusion.build_scheduler(recipe.scheduler)
+    optimizer = recipe.optimizer.build(diffusion.trainable_parameters(model).values())
+    losses = []
+    for batch in zip(*(draw.split(recipe.batch_size) for draw in (images, noise, timesteps)), strict=True):
+        optimizer.zero_grad()
+        loss = diffusion.loss(model, scheduler, *batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}, sum(losses) / len(losses)
+
+
+def _train(message: Message, client: int, settings: Settings) -> Message:
+    _compute_repeatably()
+    config = message.content.config_records[CONFIG]
+    recipe = Recipe.from_config(config)
+    images, noise, timesteps = private_draw(settings, recipe, client, int(str(config[ROUND])))
+    weights = message.content.array_records[ARRAYS].to_torch_state_dict()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    update, loss = local_training(recipe, weights, images, noise, timesteps, device)
+    return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)
+
+
+def _compute_repeatably() -> None:
+    """The same update, bit for bit, on every run: one thread, full float32, deterministic kernels."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _partition_index(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _config_path(context: Context) -> Path:
+    own = context.node_config.get(CLIENT_CONFIG)
+    return Path(str(own)) if own else flower_run_directory(context) / "config.toml"
+
+
+@cache
+def _read_settings(path: Path) -> Settings:
+    """The federation's part of a run's config.toml; other sections are none of a client's business."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    return load_settings(Settings, {key: value for key, value in tree.items() if key in Settings.model_fields})
+
+
+app = build_client_app()

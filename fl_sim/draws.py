@@ -1,0 +1,40 @@
+"""Seeds and random draws: every random number of a run is a pure function of a root seed and a purpose.
+
+A run has two roots, neither derived from the other: the public ``seed`` (initial weights, server sampling, attacks, and
+the noise that a server dictates in the known threat model) and the private ``client.seed`` (partition, images, noise,
+timesteps).
+"""
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(root: int, *purpose: str | int) -> int:
+    """A seed in 0..2**63-1: the first 63 bits of SHA-256 over the JSON list [root, *purpose]."""
+    digest = hashlib.sha256(json.dumps([root, *purpose]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator, so that a draw is the same wherever the training runs."""
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_noise_and_timesteps(
+    seed: int, samples: int, image_shape: tuple[int, ...], num_train_timesteps: int
+) -> tuple[Tensor, Tensor]:
+    """Noise ~ N(0, I) float32 [samples, *image_shape], timesteps uniform in 0..T-1 int64 [samples]; on the CPU."""
+    source = generator(seed)
+    noise = torch.randn(samples, *image_shape, generator=source)
+    timesteps = torch.randint(num_train_timesteps, (samples,), generator=source)
+    return noise, timesteps
+
+
+def draw_image_indices(seed: int, samples: int, population: int) -> Tensor:
+    """Indices int64 [samples] of a client's images: without replacement until all were drawn, then again from all."""
+    source = generator(seed)
+    passes = [torch.randperm(population, generator=source) for _ in range(-(-samples // population))]
+    return torch.cat(passes)[:samples]

@@ -1,0 +1,371 @@
+"""Runs a federation on Ray, on this machine or on an existing cluster, and makes its runs repeatable.
+
+Flower starts as many client actors as fit the cluster, so the attack workers' share is set aside before: they ask for
+the custom resource ``attack`` and no CPU, and the GPUs are split between both.
+"""
+
+import logging
+import math
+import os
+import random
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+
+from fl_sim.config import Settings, SettingsError
+from fl_sim.draws import derive_seed
+from fl_sim.wire import CLIENT, DEVICE, METRICS, PARTITION, TRAIN_LOSS
+
+POLL_SECONDS = 0.05
+CONNECT_SECONDS = 10.0
+
+
+class FederationError(RuntimeError):
+    """The federation cannot go on: a client process died, no client answered, or the backend failed."""
+
+
+@dataclass(frozen=True)
+class AttackResources:
+    """What is set aside for attack workers: how many, and the share of a GPU that each takes."""
+
+    workers: int = 0
+    gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundLog:
+    """Who took part in one training round; clients are partition indices, in order.
+
+    ``losses`` and ``devices`` follow ``replied``; ``failed`` says why a client that was asked did not.
+    """
+
+    round: int
+    asked: tuple[int, ...]
+    replied: tuple[int, ...]
+    losses: tuple[float, ...]
+    devices: tuple[str, ...]
+    failed: dict[int, str]
+
+
+class GridProxy(Grid):
+    """A Grid that hands everything to another one; subclasses change a part of it."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    @property
+    def run(self) -> Run:
+        """The run of the Grid behind."""
+        return self.grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Delegates."""
+        self.grid.set_run(run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Delegates."""
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Delegates."""
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Delegates."""
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Delegates."""
+        return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Delegates."""
+        return self.grid.send_and_receive(messages, timeout=timeout)
+
+
+class RepeatableGrid(GridProxy):
+    """A Grid on which the same federation runs twice alike, and which stops loudly where Flower would go on quietly.
+
+    Flower's node ids are random and replies come as they please. This Grid waits for all ``clients``, asks each once
+    for its partition index, and returns node ids and replies in that order. Flower's strategies sample with Python's
+    global ``random``: it is reseeded from (``seed``, "sampling", round) whenever a strategy asks for the nodes.
+
+    Attributes:
+        rounds: one RoundLog per training round so far.
+    """
+
+    def __init__(self, grid: Grid, seed: int, clients: int, timeout: float = 600.0) -> None:
+        """``timeout``: seconds, at most, that a round (and the wait for the clients before the first) may take."""
+        super().__init__(grid)
+        self.seed = seed
+        self.clients = clients
+        self.timeout = timeout
+        self.rounds: list[RoundLog] = []
+        self._partitions: dict[int, int] = {}
+
+    def get_node_ids(self) -> list[int]:
+        """Node ids in partition order; reseeds the sampler for the coming round."""
+        partitions = self.partitions()
+        random.seed(derive_seed(self.seed, "sampling", len(self.rounds) + 1))
+        return list(partitions)
+
+    def partitions(self) -> dict[int, int]:
+        """Node id -> partition index, in partition order; waits for all clients the first time.
+
+        Raises:
+            FederationError: if they do not all register and answer in time.
+        """
+        if not self._partitions:
+            nodes = self._wait_for_nodes()
+            queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+            replies = self._exchange(queries, self.timeout)
+            _stop_if_a_process_died(replies)
+            answers = {
+                reply.metadata.src_node_id: int(str(reply.content.config_records[CLIENT][PARTITION]))
+                for reply in replies
+                if not reply.has_error()
+            }
+            if len(answers) < self.clients:
+                reason = next((reply.error.reason for reply in replies if reply.has_error()), "no answer")
+                raise FederationError(
+                    f"{len(answers)} of {self.clients} clients gave a partition index: {_line(reason)}"
+                )
+            self._partitions = dict(sorted(answers.items(), key=lambda item: item[1]))
+        return self._partitions
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send, and return the replies in partition order; training rounds are written down in ``rounds``.
+
+        Raises:
+            FederationError: if a client's process died, or nobody trained.
+        """
+        messages = list(messages)
+        if not messages:
+            return []
+        partitions = self.partitions()
+        training = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
+        asked = [message.metadata.dst_node_id for message in messages]
+        replies = self._exchange(messages, self.timeout if timeout is None else min(timeout, self.timeout))
+        replies.sort(key=lambda reply: partitions[reply.metadata.src_node_id])
+        if training:
+            self.rounds.append(_round_log(len(self.rounds) + 1, asked, replies, partitions))
+        _stop_if_a_process_died(replies)
+        if training and not self.rounds[-1].replied:
+            reasons = self.rounds[-1].failed
+            client = min(reasons)
+            raise FederationError(f"round {len(self.rounds)}: no client trained; client {client}: {reasons[client]}")
+        return replies
+
+    def _wait_for_nodes(self) -> list[int]:
+        end = time.monotonic() + self.timeout
+        while len(nodes := list(self.grid.get_node_ids())) < self.clients:
+            if time.monotonic() > end:
+                raise FederationError(f"{len(nodes)} of {self.clients} clients registered within {self.timeout:g} s")
+            time.sleep(POLL_SECONDS)
+        return nodes
+
+    def _exchange(self, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Push and poll; Flower's own Grids do the same at twice the interval or more."""
+        end = time.monotonic() + timeout
+        waiting = set(self.grid.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and time.monotonic() < end:
+            arrived = list(self.grid.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if not arrived:
+                time.sleep(POLL_SECONDS)
+        return replies
+
+
+def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackResources) -> tuple[int, float]:
+    """How many client actors run at once, and the share of a GPU each gets, on a machine with ``cpus`` and ``gpus``.
+
+    No more actors than clients train in a round: each pays for importing torch. With ``federation.client_gpus`` unset,
+    the actors share what the attack workers leave of the GPUs.
+
+    Raises:
+        SettingsError: if the attack workers leave too little of the GPUs.
+    """
+    federation = settings.federation
+    actors = min(federation.clients_per_round or federation.clients, max(1, int(cpus / federation.client_cpus)))
+    left = gpus - attack.workers * attack.gpus_per_worker
+    if left < 0:
+        raise SettingsError(
+            f"attack.gpus_per_worker = {attack.gpus_per_worker:g} for attack.workers = {attack.workers} is more than "
+            f"the {gpus} GPUs there are"
+        )
+    if federation.client_gpus is None:
+        return actors, min(1.0, math.floor(1e4 * left / actors) / 1e4)
+    if federation.client_gpus > left:
+        raise SettingsError(
+            f"federation.client_gpus = {federation.client_gpus:g}: attack workers leave {left:g} of {gpus} GPUs; "
+            "allowed: at most that"
+        )
+    if federation.client_gpus > 0:
+        actors = min(actors, int(left / federation.client_gpus + 1e-9))
+    return actors, federation.client_gpus
+
+
+def run_federation(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    settings: Settings,
+    attack: AttackResources = AttackResources(),
+    verbose: bool = False,
+) -> None:
+    """Run both apps to the end on Ray, which is shut down again before this returns.
+
+    Raises:
+        SettingsError: if the machine cannot be split as asked, or there is no cluster at ``ray.address``.
+        FederationError: if the backend fails.
+        Exception: whatever the ServerApp raised.
+    """
+    import ray
+
+    # Imported late: it brings in half of Flower, which the command line's help and the clients do without.
+    from flwr.simulation import run_simulation
+
+    if not verbose:
+        # What goes wrong is raised, once; Flower would also log every client's traceback.
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    guard = _Guard(server_app)
+    try:
+        client_resources = _start_ray(settings, attack, verbose)
+        run_simulation(
+            guard.server_app(),
+            client_app,
+            num_supernodes=settings.federation.clients,
+            backend_config={"client_resources": dict(client_resources)},
+            verbose_logging=verbose,
+        )
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise guard.failure or FederationError(f"the simulation backend failed: {_line(_root(error))}") from error
+    finally:
+        guard.stopped.set()
+        ray.shutdown()
+    if guard.failure:
+        raise guard.failure
+
+
+def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> dict[str, float]:
+    """Start or join Ray, before Flower would; returns what each client actor is to ask for."""
+    import ray
+
+    logs: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if settings.ray.address:
+        try:
+            _check_reachable(settings.ray.address)
+            ray.init(address=settings.ray.address, **logs)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"ray.address = {settings.ray.address!r}: {_line(str(error))}") from error
+        total = ray.cluster_resources()
+        _, client_gpus = split_resources(settings, int(total.get("CPU", 1)), int(total.get("GPU", 0)), attack)
+        return {"num_cpus": settings.federation.client_cpus, "num_gpus": client_gpus}
+    gpus = torch.cuda.device_count()
+    actors, client_gpus = split_resources(settings, os.cpu_count() or 1, gpus, attack)
+    # Flower starts one actor per client's share of the CPUs. Ray only keeps the books, so one CPU is one actor here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(
+            num_cpus=actors,
+            num_gpus=gpus,
+            resources={"attack": attack.workers} if attack.workers else None,
+            include_dashboard=False,
+            **logs,
+        )
+    return {"num_cpus": 1, "num_gpus": client_gpus}
+
+
+def _check_reachable(address: str) -> None:
+    """OSError where nobody listens: Ray itself would try for minutes. Addresses without a port are for Ray to find."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+@dataclass
+class _Guard:
+    """Keeps what a ServerApp raised in Flower's thread, and ends that thread when the backend is gone."""
+
+    inner: ServerApp
+    failure: BaseException | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def server_app(self) -> ServerApp:
+        guarded = ServerApp()
+
+        @guarded.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                self.inner(_StoppableGrid(grid, self.stopped), context)
+            except BaseException as error:
+                self.failure = error
+
+        return guarded
+
+
+class _StoppableGrid(GridProxy):
+    """Raises at the next poll once the backend is gone: no reply will come, and the thread would outlive the run."""
+
+    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+        super().__init__(grid)
+        self.stopped = stopped
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._check()
+        return super().get_node_ids()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self._check()
+        return super().pull_messages(message_ids)
+
+    def _check(self) -> None:
+        if self.stopped.is_set():
+            raise FederationError("the simulation backend has stopped")
+
+
+def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], partitions: dict[int, int]) -> RoundLog:
+    trained = [reply for reply in replies if not reply.has_error()]
+    failed = {partitions[node]: "no reply in time" for node in asked}
+    failed |= {partitions[r.metadata.src_node_id]: _line(r.error.reason) for r in replies if r.has_error()}
+    for reply in trained:
+        del failed[partitions[reply.metadata.src_node_id]]
+    return RoundLog(
+        round=number,
+        asked=tuple(sorted(partitions[node] for node in asked)),
+        replied=tuple(partitions[reply.metadata.src_node_id] for reply in trained),
+        losses=tuple(float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])) for reply in trained),
+        devices=tuple(str(reply.content.config_records[CLIENT][DEVICE]) for reply in trained),
+        failed=dict(sorted(failed.items())),
+    )
+
+
+def _stop_if_a_process_died(replies: Sequence[Message]) -> None:
+    """Flower's actor pool hands a dead actor out again and again, so every later round would fail quietly."""
+    for reply in replies:
+        reason = str(reply.error.reason) if reply.has_error() else ""
+        if any(name in reason for name in ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError")):
+            raise FederationError(f"a client process died: {_line(reason)}")
+
+
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ else error
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())[:300]

@@ -1,0 +1,92 @@
+"""What crosses the wire between server and clients: names of the records, the recipe, the update in a reply.
+
+The server's train message holds the global weights (``ARRAYS``) and a config (``CONFIG``) with the round and the
+training recipe as JSON. A client's reply holds one ArrayRecord (its gradient or its new weights), one MetricRecord, and
+a ConfigRecord (``CLIENT``) with side information that is public anyway: its partition index and the device it ran on.
+Neither images, noise, timesteps nor the private seed have a name here.
+"""
+
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from fl_sim.diffusion import LocalOptimizer
+from fl_sim.draws import derive_seed, draw_noise_and_timesteps
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+CLIENT = "client"
+ROUND = "server-round"
+NUM_EXAMPLES = "num-examples"
+TRAIN_LOSS = "train_loss"
+RECIPE = "recipe"
+PARTITION = "partition"
+DEVICE = "device"
+
+
+class Recipe(BaseModel):
+    """How clients train, dictated by the server and therefore known to it.
+
+    ``noise_seed`` is set in the known threat model only: clients then draw noise and timesteps from it instead of from
+    their private seed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: dict[str, Any]
+    scheduler: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    update: Literal["gradient", "weights"] = "gradient"
+    batch_size: int = Field(1, ge=1)
+    local_steps: int = Field(1, ge=1)
+    optimizer: LocalOptimizer | None = None
+    noise_seed: int | None = None
+
+    def to_config(self) -> ConfigRecord:
+        """The ``train_config`` to start a strategy with."""
+        return ConfigRecord({RECIPE: self.model_dump_json()})
+
+    @classmethod
+    def from_config(cls, config: ConfigRecord) -> "Recipe":
+        """Read back what ``to_config`` wrote; KeyError where there is no recipe."""
+        return cls.model_validate_json(str(config[RECIPE]))
+
+
+def pack_reply(
+    arrays: dict[str, Tensor], num_examples: int, train_loss: float, partition: int, device: str
+) -> RecordDict:
+    """A client's reply to a train message."""
+    return RecordDict(
+        {
+            ARRAYS: ArrayRecord(arrays),
+            METRICS: MetricRecord({NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}),
+            CLIENT: ConfigRecord({PARTITION: partition, DEVICE: device}),
+        }
+    )
+
+
+def read_update(sent: dict[str, Tensor], reply: Message, recipe: Recipe) -> dict[str, Tensor]:
+    """The update in a reply, float32 by parameter: the gradient, or weights after minus the weights that were sent."""
+    arrays = next(iter(reply.content.array_records.values())).to_torch_state_dict()
+    if recipe.update == "gradient":
+        return {name: value.float() for name, value in arrays.items()}
+    return {name: value.float() - sent[name].float() for name, value in arrays.items()}
+
+
+def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:
+    """What the server dictates to ``client`` in the known threat model: noise [N,C,H,W] and timesteps int64 [N].
+
+    N = batch size x local steps, in the order in which the local steps use them up.
+
+    Raises:
+        ValueError: if the recipe has no noise seed, that is, in the private threat model.
+    """
+    if recipe.noise_seed is None:
+        raise ValueError("the recipe has no noise_seed: noise and timesteps are the clients' own")
+    seed = derive_seed(recipe.noise_seed, "noise", client, server_round)
+    samples = recipe.batch_size * recipe.local_steps
+    timesteps = int(recipe.scheduler["num_train_timesteps"])
+    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, timesteps)

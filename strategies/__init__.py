@@ -1,0 +1,1 @@
+"""Aggregation strategies, the curious one among them."""

@@ -1,0 +1,152 @@
+"""Federated SGD (McMahan et al. 2017, arXiv 1602.05629, section 2): clients send gradients, the server steps."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from logging import INFO
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvgM,
+    FedXgbBagging,
+    FedXgbCyclic,
+    FedYogi,
+    QFedAvg,
+    Strategy,
+)
+from flwr.supercore import log
+from torch import Tensor, nn
+
+from strategies.errors import StrategyError
+
+
+class FedSGD(Strategy):
+    """Wrapper that steps a torch optimiser with the gradient that an inner strategy combines.
+
+    The inner strategy samples the clients and treats their gradients as it treats weights: FedAvg averages them,
+    FedMedian, FedTrimmedAvg, Krum, MultiKrum and Bulyan combine them robustly. The optimiser keeps its state
+    (momentum, moments) from round to round. Entries of the model without a gradient are passed on unchanged.
+
+    Args:
+        strategy: combines the replies without subtracting what was sent.
+        optimizer: name of a ``torch.optim`` class, upper or lower case alike.
+        lr: its learning rate.
+        optimizer_args: its other arguments, such as ``{"momentum": 0.9}``.
+
+    Raises:
+        StrategyError: if ``strategy`` subtracts what was sent, or torch refuses the optimiser or its arguments.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        optimizer: str = "sgd",
+        lr: float = 0.1,
+        optimizer_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        if isinstance(strategy, _NOT_A_COMBINATION):
+            raise StrategyError(
+                f"FedSGD's inner strategy {type(strategy).__name__} does not combine replies as they are (it expects "
+                "weights, or trees); use FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan or one like them"
+            )
+        self.strategy = strategy
+        self._optimizer_class = _optimizer_class(optimizer)
+        self._optimizer_args = {"lr": lr, **(optimizer_args or {})}
+        self._refuse_unusable_optimizer()
+        self._sent = ArrayRecord()
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegate, and remember the weights that the next gradient belongs to."""
+        self._sent = arrays
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the gradients with the inner strategy and return the full new model."""
+        combined, metrics = self.strategy.aggregate_train(server_round, replies)
+        if combined is None:
+            return None, metrics
+        return self._step(combined.to_torch_state_dict()), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegate."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Delegate."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the optimiser, then the inner strategy."""
+        log(INFO, "\t├──> FedSGD: %s %s", self._optimizer_class.__name__, self._optimizer_args)
+        self.strategy.summary()
+
+    def _step(self, gradient: Mapping[str, Tensor]) -> ArrayRecord:
+        weights = self._sent.to_torch_state_dict()
+        if self._optimizer is None:
+            self._parameters = {n: nn.Parameter(w.clone()) for n, w in weights.items() if w.is_floating_point()}
+            self._optimizer = self._optimizer_class(self._parameters.values(), **self._optimizer_args)
+        for name, value in gradient.items():
+            if name not in self._parameters or value.shape != self._parameters[name].shape:
+                raise AggregationError(f"the gradient of {name!r} does not fit the model: shape {list(value.shape)}")
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+                parameter.grad = gradient[name].to(parameter.dtype) if name in gradient else None
+        self._optimizer.step()
+        stepped = {name: Array(self._parameters[name].detach()) for name in gradient}
+        return ArrayRecord({**self._sent, **stepped})
+
+    def _refuse_unusable_optimizer(self) -> None:
+        """Step a throw-away parameter: only then does torch check the arguments, and that a step needs no closure."""
+        parameter = nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.zeros(1)
+        name = self._optimizer_class.__name__
+        try:
+            self._optimizer_class([parameter], **self._optimizer_args).step()
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise StrategyError(f"FedSGD's optimizer {name} with {self._optimizer_args}: {reason}") from error
+
+
+_NOT_A_COMBINATION = (
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    FedAvgM,
+    QFedAvg,
+    FedXgbBagging,
+    FedXgbCyclic,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedSGD,
+)
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    classes = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    if name.lower() not in classes:
+        raise StrategyError(f"FedSGD's optimizer {name!r} is unknown; torch.optim has {', '.join(sorted(classes))}")
+    return classes[name.lower()]

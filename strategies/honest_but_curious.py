@@ -1,0 +1,167 @@
+"""The honest-but-curious server: it aggregates exactly as told, and keeps what every client sent."""
+
+from collections.abc import Iterable, Mapping
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from flwr.supercore import log
+
+from attacks.observation import Circumstances, Observation
+from attacks.workers import AttackPool, failure_reason
+from fl_sim.wire import CLIENT, NUM_EXAMPLES, PARTITION, RECIPE, Recipe, dictated_draw, read_update
+from strategies.errors import StrategyError
+from strategies.sink import DirectorySink, Sink
+
+
+class HonestButCurious(Strategy):
+    """Wrapper around any Flower strategy that attacks every reply and changes nothing.
+
+    Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
+    with a ``start`` of its own is not supported; this one runs Flower's.
+
+    Args:
+        strategy: does all the work of a server.
+        attacks: names of attacks, or a mapping from names to their arguments.
+        workers: Ray actors that attack beside the rounds.
+        recipe: how clients train. Unless given, read from the messages that ``strategy`` sends.
+        seed: public root of the attacks' seeds.
+        directory: where captures and reconstructions go.
+        sink: takes the observations instead; ``attacks``, ``workers``, ``seed`` and ``directory`` are then unused.
+
+    Raises:
+        AttackError: if an attack does not exist or its arguments are wrong.
+        StrategyError: if ``directory`` already holds captures; in ``configure_train``, if no recipe can be found.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        attacks: Iterable[str] | Mapping[str, Mapping[str, Any]] = ("residual",),
+        workers: int = 1,
+        *,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        directory: str | Path = "leakage",
+        sink: Sink | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self._recipe = recipe
+        self._sent: dict[int, ArrayRecord] = {}
+        self._numbers: dict[int, int] = {}
+        if sink is None:
+            arguments = attacks if isinstance(attacks, Mapping) else {name: {} for name in attacks}
+            sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
+        self._sink = sink
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the federation, then wait for the attacks: Ray goes down when the ServerApp returns."""
+        try:
+            result = super().start(*args, **kwargs)
+            self._sink.drain()
+        finally:
+            self._sink.close()
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegate, and remember what goes to whom."""
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._sent = {message.metadata.dst_node_id: _copy_arrays(message.content) for message in messages}
+        for node in sorted(self._sent):
+            self._numbers.setdefault(node, len(self._numbers))
+        if messages and self._recipe is None:
+            self._recipe = _recipe_in(messages[0].content)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Observe every reply, then delegate: some strategies empty the replies while they aggregate."""
+        replies = list(replies)
+        for reply in replies:
+            if not reply.has_error():
+                self._observe(server_round, reply)
+        return self.strategy.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegate."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Delegate."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Delegate."""
+        self.strategy.summary()
+
+    def _observe(self, server_round: int, reply: Message) -> None:
+        node = reply.metadata.src_node_id
+        client = _partition_of(reply.content, default=self._numbers[node])
+        try:
+            self._sink.observe(self._observation(server_round, client, reply, self._sent[node]))
+        except Exception as error:  # a reply that cannot be observed must not disturb the federation
+            reason = failure_reason(error)
+            log(WARNING, "round %s: client %s not observed: %s", server_round, client, reason)
+            self._sink.failed(server_round, client, reason)
+
+    def _observation(self, server_round: int, client: int, reply: Message, sent: ArrayRecord) -> Observation:
+        recipe = self._recipe
+        assert recipe is not None  # configure_train saw to it
+        weights = {name: value.float() for name, value in sent.to_torch_state_dict().items()}
+        known = recipe.noise_seed is not None
+        noise, timesteps = dictated_draw(recipe, client, server_round) if known else (None, None)
+        return Observation(
+            Circumstances(
+                round=server_round,
+                client=client,
+                update="gradient" if recipe.update == "gradient" else "delta",
+                num_examples=_num_examples(reply.content, default=recipe.batch_size * recipe.local_steps),
+                batch_size=recipe.batch_size,
+                local_steps=recipe.local_steps,
+                local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
+                prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
+                image_shape=recipe.image_shape,
+                scheduler=recipe.scheduler,
+                model=recipe.model,
+            ),
+            weights,
+            read_update(weights, reply, recipe),
+            noise,
+            timesteps,
+        )
+
+
+def _copy_arrays(content: RecordDict) -> ArrayRecord:
+    """The first ArrayRecord, as it is now; the arrays themselves are shared, not copied."""
+    return ArrayRecord(dict(next(iter(content.array_records.values()))))
+
+
+def _recipe_in(content: RecordDict) -> Recipe:
+    for config in content.config_records.values():
+        if RECIPE in config:
+            return Recipe.from_config(config)
+    raise StrategyError(
+        "HonestButCurious does not know how clients train: pass recipe=Recipe(…), "
+        "or start with train_config=Recipe(…).to_config()"
+    )
+
+
+def _partition_of(content: RecordDict, default: int) -> int:
+    """The client's number as it states it itself, if it does."""
+    stated = content.config_records[CLIENT].get(PARTITION) if CLIENT in content.config_records else None
+    return stated if isinstance(stated, int) and stated >= 0 else default
+
+
+def _num_examples(content: RecordDict, default: int) -> int:
+    for metrics in content.metric_records.values():
+        if NUM_EXAMPLES in metrics:
+            return int(metrics[NUM_EXAMPLES])  # type: ignore[arg-type]  # a scalar, or aggregation refuses the reply
+    return default

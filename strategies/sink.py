@@ -1,0 +1,140 @@
+"""Where the honest-but-curious server puts what it sees: capture files, and jobs for the attack pool."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from attacks.attack import Reconstruction, create
+from attacks.observation import Observation
+from attacks.reconstruction_file import save_reconstruction
+from attacks.workers import AttackPool, Job, Result
+from fl_sim.draws import derive_seed
+from strategies.errors import StrategyError
+
+logger = logging.getLogger(__name__)
+
+OnReconstruction = Callable[[int, int, str, Result], None]
+"""Called with round, client, attack, and the reconstruction or the reason why there is none."""
+
+
+class Sink(Protocol):
+    """What HonestButCurious hands its observations to."""
+
+    def observe(self, observation: Observation) -> None:
+        """Take one observation, without waiting for any attack."""
+
+    def failed(self, server_round: int, client: int, reason: str) -> None:
+        """Take note that the reply of ``client`` could not be observed."""
+
+    def drain(self) -> None:
+        """Wait until everything that was observed has been dealt with."""
+
+    def close(self) -> None:
+        """Release what the sink holds, abandoning what is not done."""
+
+
+def log_result(server_round: int, client: int, attack: str, result: Result) -> None:
+    """Say in one line how an attack ended."""
+    if isinstance(result, Reconstruction):
+        outcome = f"matching loss {result.matching_loss:.3g} in {result.seconds:.1f} s"
+        logger.info("round %d client %d %s: %s", server_round, client, attack, outcome)
+    else:
+        logger.warning("round %d client %d %s: no reconstruction: %s", server_round, client, attack, result)
+
+
+class DirectorySink:
+    """Keeps captures and reconstructions in a directory: ``captures/round-0001-client-0003.safetensors`` and
+    ``reconstructions/round-0001-client-0003-residual.safetensors``. Files appear whole or not at all.
+
+    Args:
+        directory: made when the first file is written.
+        attacks: arguments of each attack, by name; none: captures only.
+        pool: runs the attacks; closed with the sink.
+        seed: public root of the attacks' seeds.
+        when: attack ``during`` the federation, or ``after`` it, when the sink is drained.
+        on_reconstruction: told of every result, one call at a time, after its file was written.
+
+    Raises:
+        AttackError: if an attack does not exist or its arguments are wrong.
+        StrategyError: if ``directory`` already holds captures.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        attacks: Mapping[str, Mapping[str, Any]],
+        pool: AttackPool,
+        seed: int = 0,
+        *,
+        when: Literal["during", "after"] = "during",
+        on_reconstruction: OnReconstruction = log_result,
+    ) -> None:
+        self._captures = directory / "captures"
+        self._reconstructions = directory / "reconstructions"
+        if self._captures.exists() and any(self._captures.iterdir()):
+            raise StrategyError(f"{self._captures} already holds captures; name another directory")
+        # By the attack's own name, which makes a file name even where the attack was given by its dotted path.
+        self._attacks = {
+            create(name, dict(arguments)).name: (name, dict(arguments)) for name, arguments in attacks.items()
+        }
+        self._pool = pool
+        self._seed = seed
+        self._postpones = when == "after"
+        self._postponed: list[Observed] = []
+        self._on_reconstruction = on_reconstruction
+        self._telling = threading.Lock()
+
+    def observe(self, observation: Observation) -> None:
+        """Write the capture and queue its attacks."""
+        circumstances = observation.circumstances
+        capture = self._captures / f"round-{circumstances.round:04d}-client-{circumstances.client:04d}.safetensors"
+        _write_whole(capture, observation.save)
+        seen = (circumstances.round, circumstances.client, capture)
+        if self._postpones:
+            self._postponed.append(seen)
+        else:
+            self._attack(*seen)
+
+    def failed(self, server_round: int, client: int, reason: str) -> None:
+        """Pass the reason on as the result of every attack."""
+        for attack in self._attacks:
+            self._tell(server_round, client, attack, reason)
+
+    def drain(self) -> None:
+        """Wait until every attack has ended; raises what ``on_reconstruction`` raised, if it did."""
+        while self._postponed:
+            self._attack(*self._postponed.pop(0))
+        self._pool.drain()
+
+    def close(self) -> None:
+        """Release the workers; attacks that have not ended get their reason."""
+        self._pool.close()
+
+    def _attack(self, server_round: int, client: int, capture: Path) -> None:
+        for attack, (name, arguments) in self._attacks.items():
+            job = Job(capture, name, arguments, derive_seed(self._seed, "attack", attack, server_round, client))
+            self._pool.submit(job, partial(self._keep, server_round, client, attack))
+
+    def _keep(self, server_round: int, client: int, attack: str, result: Result) -> None:
+        if isinstance(result, Reconstruction):
+            path = self._reconstructions / f"round-{server_round:04d}-client-{client:04d}-{attack}.safetensors"
+            _write_whole(path, partial(save_reconstruction, reconstruction=result))
+        self._tell(server_round, client, attack, result)
+
+    def _tell(self, server_round: int, client: int, attack: str, result: Result) -> None:
+        with self._telling:
+            self._on_reconstruction(server_round, client, attack, result)
+
+
+Observed = tuple[int, int, Path]
+"""Round, client, capture file."""
+
+
+def _write_whole(path: Path, save: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    save(unfinished)
+    unfinished.replace(path)

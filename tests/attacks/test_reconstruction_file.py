@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from attacks.attack import AttackError, Reconstruction
+from attacks.reconstruction_file import load_reconstruction, save_reconstruction
+from tests.attacks.toy_attacks import tiny_observation
+
+RECONSTRUCTION = Reconstruction(
+    images=torch.rand(2, 3, 8, 8),
+    timesteps=torch.tensor([7, -1]),
+    matching_loss=1e-9,
+    evaluations=3,
+    seconds=0.25,
+    device="cpu",
+    attack="guess",
+    settings={"budget": 5},
+    seed=2**62 + 1,
+)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save_reconstruction(tmp_path / "r.safetensors", RECONSTRUCTION)
+    loaded = load_reconstruction(tmp_path / "r.safetensors")
+    assert torch.equal(loaded.images, RECONSTRUCTION.images)
+    assert torch.equal(loaded.timesteps, RECONSTRUCTION.timesteps)
+    names = ("matching_loss", "evaluations", "seconds", "device", "attack", "settings", "seed")
+    assert all(getattr(loaded, name) == getattr(RECONSTRUCTION, name) for name in names)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 20, 500])
+def test_a_truncated_file_is_one_line(tmp_path, kept_bytes):
+    path = tmp_path / "r.safetensors"
+    save_reconstruction(path, RECONSTRUCTION)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(AttackError, match="not a readable reconstruction") as caught:
+        load_reconstruction(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_capture_is_no_reconstruction(tmp_path):
+    tiny_observation().save(tmp_path / "capture.safetensors")
+    with pytest.raises(AttackError, match=r"capture\.safetensors: not a readable reconstruction"):
+        load_reconstruction(tmp_path / "capture.safetensors")

@@ -1,0 +1,183 @@
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from attacks import workers
+from attacks.attack import AttackError, Reconstruction, create
+from attacks.workers import AttackPool, Counts, Job
+from tests.attacks.toy_attacks import tiny_observation
+
+TOYS = "tests.attacks.toy_attacks"
+
+
+class GatedSlot:
+    """Stands in for a Ray worker: every job waits at the gate."""
+
+    gate = threading.Event()
+
+    def __init__(self, *_: object) -> None:
+        self.closed = False
+
+    def warm_up(self) -> None:
+        pass
+
+    def run(self, job: Job) -> str:
+        self.gate.wait(10)
+        return "skipped: pool closed" if self.closed else f"ran {job.seed}"
+
+    def close(self) -> None:
+        self.closed = True
+        self.gate.set()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    monkeypatch.setattr(workers, "_Slot", GatedSlot)
+    monkeypatch.setattr(GatedSlot, "gate", threading.Event())
+    return GatedSlot.gate
+
+
+def job(seed: int) -> Job:
+    return Job(Path("capture"), "guess", {}, seed)
+
+
+def test_submitting_neither_waits_nor_reads_the_capture(gate):
+    pool, results = AttackPool(2), []
+    for seed in range(50):
+        pool.submit(job(seed), results.append)
+    assert not pool.drain(timeout=0.2)
+    assert results == []
+    assert pool.counts() == Counts(queued=48, running=2, done=0)
+    gate.set()
+    assert pool.drain(timeout=10)
+    assert sorted(results) == sorted(f"ran {seed}" for seed in range(50))
+    assert pool.counts() == Counts(done=50)
+    pool.close()
+
+
+def test_beyond_the_queue_limit_jobs_are_skipped(gate):
+    pool, results = AttackPool(1, queue_limit=2), []
+    pool.submit(job(0), results.append)
+    while pool.counts().running < 1:
+        time.sleep(0.01)
+    for seed in (1, 2, 3):
+        pool.submit(job(seed), results.append)
+    assert results == ["skipped: queue full"]
+    gate.set()
+    pool.drain()
+    assert results == ["skipped: queue full", "ran 0", "ran 1", "ran 2"]
+    assert pool.counts() == Counts(done=4)
+    pool.close()
+
+
+def test_closing_gives_every_job_its_reason(gate):
+    pool, results = AttackPool(1), []
+    for seed in range(3):
+        pool.submit(job(seed), results.append)
+    pool.close()
+    pool.submit(job(3), results.append)
+    assert results == ["skipped: pool closed"] * 4
+    assert pool.counts() == Counts(done=4)
+
+
+def test_a_failing_callback_is_raised_when_drained_and_stops_no_other_job(gate):
+    def fail(_: object) -> None:
+        raise OSError("disk full")
+
+    pool, results = AttackPool(1), []
+    gate.set()
+    pool.submit(job(0), fail)
+    pool.submit(job(1), results.append)
+    with pytest.raises(OSError, match="disk full"):
+        pool.drain(timeout=10)
+    assert results == ["ran 1"]
+    pool.close()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"workers": 0}, "attack.workers"), ({"timeout": 0}, "timeout")])
+def test_impossible_pools_are_refused(arguments, message):
+    with pytest.raises(AttackError, match=message):
+        AttackPool(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(f"{TOYS}:Nothing", "cannot be imported"), ("no.module:X", "cannot be imported"), ("pathlib:Path", "no subclass")],
+)
+def test_a_dotted_path_that_leads_to_no_attack_is_refused(name, message):
+    with pytest.raises(AttackError, match=message):
+        create(name)
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("captures") / "capture.safetensors"
+    tiny_observation().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def _ray():
+    ray.init(num_cpus=1, resources={"attack": 2}, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_ray")
+class TestOnRay:
+    """One pool for all: what one test does to its worker, the next one's job must survive."""
+
+    @pytest.fixture(scope="class")
+    def pool(self, _ray):
+        pool = AttackPool(1, threads=2, timeout=60)
+        yield pool
+        pool.close()
+
+    def run(self, pool: AttackPool, capture: Path, attack: str, **arguments: object) -> Reconstruction | str:
+        results: list[Reconstruction | str] = []
+        pool.submit(Job(capture, f"{TOYS}:{attack}", arguments, seed=5), results.append)
+        assert pool.drain(timeout=120)
+        assert len(results) == 1
+        return results[0]
+
+    def test_a_worker_finds_what_the_driver_would(self, pool, capture):
+        result = self.run(pool, capture, "Guess")
+        here = create(f"{TOYS}:Guess").reconstruct(tiny_observation(), seed=5)
+        assert isinstance(result, Reconstruction)
+        assert torch.equal(result.images, here.images)
+        assert result.matching_loss == 2.0, "threads"
+        assert result.device == "cpu"
+
+    def test_failures_are_one_line(self, pool, capture):
+        assert self.run(pool, capture, "Fail") == "RuntimeError: no luck today"
+        assert "not a readable capture" in self.run(pool, Path("nowhere"), "Guess")
+        assert "extra" in self.run(pool, capture, "Guess", budget=1).lower()
+
+    def test_a_dead_worker_is_replaced_and_its_job_tried_again(self, pool, capture, tmp_path):
+        result = self.run(pool, capture, "Die", graves=str(tmp_path), times=1)
+        assert len(list(tmp_path.iterdir())) == 1
+        assert isinstance(result, Reconstruction)
+
+    def test_a_job_that_kills_every_worker_ends_in_a_reason(self, pool, capture, tmp_path):
+        assert self.run(pool, capture, "Die", graves=str(tmp_path), times=9) == "attack worker died twice"
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(self, capture):
+        pool = AttackPool(1, timeout=3)
+        assert self.run(pool, capture, "Sleep") == "timeout after 3 s"
+        assert isinstance(self.run(pool, capture, "Guess"), Reconstruction)
+        pool.close()
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_worker_with_a_share_of_a_gpu_attacks_there(self, capture):
+        pool = AttackPool(1, gpus_per_worker=0.5)
+        result = self.run(pool, capture, "Guess")
+        pool.close()
+        assert isinstance(result, Reconstruction)
+        assert result.device == "cuda"

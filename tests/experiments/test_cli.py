@@ -1,0 +1,174 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from attacks.reconstruction_file import load_reconstruction
+from experiments.cli import app
+from fl_sim.draws import derive_seed
+from tests.attacks.toy_attacks import Guess, tiny_observation
+from tests.experiments.made_up_run import make_up_run
+
+GUESS = "tests.attacks.toy_attacks:Guess"
+
+
+def fl_sim(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, *complaint: str) -> None:
+    """One line on stderr that says what is wrong, exit code 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("fl-sim: ")
+    assert result.stderr.count("\n") == 1
+    assert all(words in result.stderr for words in complaint), result.stderr
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Path:
+    path = tmp_path / "update.safetensors"
+    tiny_observation(server_round=2, client=1).save(path)
+    return path
+
+
+def test_the_help_teaches_without_waiting_for_torch() -> None:
+    for command in ([], ["run"], ["attack"], ["report"], ["list"]):
+        assert fl_sim(*command, "--help").exit_code == 0
+    assert "fl-sim run demo --set model.checkpoint=none" in fl_sim("run", "--help").output
+    code = "import experiments.cli, sys; sys.exit(bool({'torch', 'ray', 'flwr'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("client.batchsize=2", ("client.batchsize", "did you mean 'client.batch_size'")),
+        ("client.batch_size=many", ("client.batch_size = 'many'",)),
+        ("client.batch_size", ("expected key=value",)),
+        ("threat=secret", ("threat = 'secret'", "private")),
+        ("attack.name=residul", ("attack 'residul'", "did you mean 'residual'")),
+        ("attack.workers=0", ("attack.workers = 0",)),
+        ("strategy.name=FedAvgg", ("strategy.name 'FedAvgg'", "did you mean 'FedAvg'")),
+        ("data.name=folder", ("data.path is not set",)),
+        ("federation.clients_per_round=9", ("federation.clients_per_round = 9", "at most")),
+        ("model.checkpoint=gone.safetensors", ("model.checkpoint = 'gone.safetensors'",)),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_makes_no_folder(
+    tmp_path: Path, override: str, complaint: tuple[str, ...]
+) -> None:
+    base = ["--set", f"attack.name={GUESS}", "--set", "model.checkpoint=none"]
+    result = fl_sim("run", "demo", *base, "--set", override, "--out", tmp_path / "run")
+    assert_refused(result, *complaint)
+    assert not (tmp_path / "run").exists()
+
+
+def missing_folder(folder: Path) -> None: ...
+
+
+def empty_folder(folder: Path) -> None:
+    folder.mkdir()
+
+
+def broken_image(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "cat.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "complaint"),
+    [(missing_folder, "no such folder"), (empty_folder, "no images"), (broken_image, "cat.png: not a readable image")],
+)
+def test_images_that_cannot_be_had_are_one_line(
+    tmp_path: Path, prepare: Callable[[Path], None], complaint: str
+) -> None:
+    prepare(tmp_path / "photos")
+    settings = (f"attack.name={GUESS}", "model.checkpoint=none", "data.name=folder", f"data.path={tmp_path / 'photos'}")
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    assert_refused(fl_sim("run", "demo", *overrides, "--out", tmp_path / "run"), complaint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capture: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    start = ("run", "demo", "--set", f"attack.name={GUESS}", "--set", "model.checkpoint=none")
+    assert_refused(fl_sim(*start, "--out", tmp_path / "out"), "not empty")
+    assert_refused(fl_sim("attack", capture, "--attack", GUESS, "--out", tmp_path / "out"), "not empty")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_preset_or_file_that_is_not_there_is_one_line() -> None:
+    assert_refused(fl_sim("run", "demmo"), "did you mean 'demo'")
+    assert_refused(fl_sim("run", "nowhere.toml"), "nowhere.toml: cannot be read")
+
+
+def test_an_attack_on_a_capture_gives_what_the_run_would(tmp_path: Path, capture: Path) -> None:
+    result = fl_sim("attack", capture, "--attack", GUESS, "--seed", "7", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "timesteps: unknown" in result.output
+    found = load_reconstruction(tmp_path / "out" / "reconstruction.safetensors")
+    expected = Guess().reconstruct(tiny_observation(2, 1), derive_seed(7, "attack", "guess", 2, 1))
+    assert torch.equal(found.images, expected.images)
+    assert (tmp_path / "out" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("key", ["times", "attack.args.tests.attacks.toy_attacks:Die.times"])
+def test_an_attacks_arguments_are_spelt_either_way(tmp_path: Path, capture: Path, key: str) -> None:
+    die = "tests.attacks.toy_attacks:Die"
+    arguments = ("--set", f"{key}=0", "--set", f"graves={tmp_path}")
+    result = fl_sim("attack", capture, "--attack", die, *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    wrong = (*arguments, "--set", "times=often")
+    assert_refused(fl_sim("attack", capture, "--attack", die, *wrong), "times = 'often'")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def no_capture(path: Path) -> None:
+    path.write_text("hello")
+
+
+@pytest.mark.parametrize("spoil", [truncated, no_capture, Path.unlink])
+def test_a_capture_that_cannot_be_read_is_one_line(
+    tmp_path: Path, capture: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(capture)
+    result = fl_sim("attack", capture, "--attack", GUESS, "--out", tmp_path / "out")
+    assert_refused(result, "update.safetensors", "not a readable capture")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_one_line(capture: Path) -> None:
+    assert_refused(
+        fl_sim("attack", capture, "--attack", GUESS, "--device", "tpu"), "--device tpu", "allowed: auto, cpu"
+    )
+
+
+def test_reports_are_built_again_and_compared(tmp_path: Path) -> None:
+    runs = [make_up_run(tmp_path / name).path for name in ("first", "second")]
+    assert fl_sim("report", runs[0]).exit_code == 0
+    assert (runs[0] / "report.html").is_file()
+    assert fl_sim("report", *runs, "--out", tmp_path / "both.html").exit_code == 0
+    assert (tmp_path / "both.html").is_file()
+    assert_refused(fl_sim("report", tmp_path), "not a run directory")
+
+
+def test_ctrl_c_says_where_the_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import experiments.cli as cli\n"
+        "def interrupted(*_): raise KeyboardInterrupt\n"
+        "cli._run = interrupted\n"
+        "cli.app(['run', 'demo', '--out', 'somewhere'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it"
+    ]

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg, FedMedian
+
+from experiments.checkpoint import Checkpoint, save_checkpoint
+from experiments.experiment import Experiment, build_recipe, prepare
+from fl_sim.diffusion import build_model, scheduler_config, unet_config
+from strategies.fed_sgd import FedSGD
+from tests.experiments.made_up_run import tiny_settings
+
+TOY = "attack.name=tests.attacks.toy_attacks:Guess"
+
+
+def prepared(*overrides: str) -> Experiment:
+    return prepare(tiny_settings(TOY, *overrides))
+
+
+def first_weight(experiment: Experiment) -> torch.Tensor:
+    return experiment.weights["conv_in.weight"]
+
+
+def test_initial_weights_follow_the_public_seed_alone() -> None:
+    weights = [
+        first_weight(prepared(f"seed={public}", f"client.seed={private}"))
+        for public, private in ((1, 1), (1, 2), (2, 1))
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_drawing_weights_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    prepared()
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_clients_that_send_gradients_get_fed_sgd_around_any_strategy() -> None:
+    strategy = prepared("strategy.name=FedMedian", "strategy.args={lr = 0.5, inner = 'FedAvg'}").strategy
+    assert isinstance(strategy, FedSGD)
+    assert isinstance(strategy.strategy, FedMedian)
+    assert isinstance(prepared("client.update=weights", "strategy.name=FedAvg").strategy, FedAvg)
+
+
+def test_as_many_clients_train_as_the_settings_say() -> None:
+    strategy = prepared("federation.clients=7", "federation.clients_per_round=2").strategy
+    assert isinstance(strategy, FedSGD)
+    inner = strategy.strategy
+    assert isinstance(inner, FedAvg)
+    assert (inner.min_train_nodes, inner.min_available_nodes, inner.fraction_evaluate) == (2, 7, 0.0)
+    assert max(int(7 * inner.fraction_train), inner.min_train_nodes) == 2
+
+
+def test_the_recipe_carries_a_noise_seed_in_the_known_threat_model_only() -> None:
+    assert build_recipe(tiny_settings("threat=known", "seed=9")).noise_seed == 9
+    assert build_recipe(tiny_settings("threat=private", "seed=9")).noise_seed is None
+
+
+def test_the_recipe_never_holds_the_private_seed() -> None:
+    private = 123456789
+    for threat in ("known", "private"):
+        recipe = build_recipe(tiny_settings(f"client.seed={private}", f"threat={threat}"))
+        assert str(private) not in recipe.model_dump_json()
+
+
+def test_a_checkpoint_brings_its_own_model(tmp_path) -> None:
+    model = unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
+    trained = Checkpoint(build_model(model).state_dict(), model, scheduler_config(50, "v_prediction"), {})
+    save_checkpoint(tmp_path / "trained.safetensors", trained)
+    checkpoint = f"model.checkpoint={tmp_path / 'trained.safetensors'}"
+    with pytest.raises(ValueError, match=r"model.prediction_type = 'epsilon': the checkpoint has 'v_prediction'"):
+        prepared(checkpoint)
+    with pytest.raises(ValueError, match=r"model.num_train_timesteps = 1000: the checkpoint has 50"):
+        prepared(checkpoint, "model.prediction_type=v_prediction")
+    agreeing = ("model.prediction_type=v_prediction", "model.num_train_timesteps=50")
+    with pytest.raises(ValueError, match=r"data.image_size = 32: the checkpoint has 16"):
+        prepared(checkpoint, "data.image_size=32", *agreeing)
+    experiment = prepared(checkpoint, *agreeing)
+    assert experiment.recipe.model == model
+    assert torch.equal(first_weight(experiment), trained.weights["conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("attack.name=residul", "did you mean 'residual'"),
+        ("attack.args.residul.starts=2", r"attack\.args\.residul: unknown attack"),
+        ("attack.args={'tests.attacks.toy_attacks:Guess' = {depth = 3}}", "depth"),
+        ("strategy.name=FedAvgg", "did you mean 'FedAvg'"),
+        ("strategy.args.optimiser=adam", r"strategy\.args\.optimiser = 'adam'"),
+        ("client.update=weights", r"strategy\.name = 'FedSGD': needs client\.update = 'gradient'"),
+        ("defence.name=prayer", r"defence\.name = 'prayer'"),
+        ("data.photographs=['astronaut', 'mona lisa']", "mona lisa"),
+        ("model.checkpoint=nowhere.safetensors", r"model\.checkpoint = 'nowhere\.safetensors'"),
+        ("model.norm_num_groups=5", "cannot be built"),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_starts(override: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        prepared(override)
+    assert "\n" not in str(refusal.value)

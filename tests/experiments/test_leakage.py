@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from experiments.experiment import build_recipe
+from experiments.leakage import COLUMNS, TIME_COLUMNS, Evaluator, LeakageTable, client_truth, match, read_leakage
+from tests.experiments.made_up_run import reconstruction, tiny_settings
+
+
+def evaluator(*overrides: str) -> Evaluator:
+    settings = tiny_settings(*overrides)
+    return Evaluator("a-run", settings, build_recipe(settings))
+
+
+def rows_of(client: int = 0, round_number: int = 1, seconds_apart: float = 0.0) -> list[dict]:
+    judge = evaluator()
+    truth = client_truth(judge.settings, judge.recipe, client, round_number)
+    rows = judge.rows(round_number, client, "residual", reconstruction(truth.images * 0.9, truth.timesteps))
+    return [row | {"seconds": row["seconds"] + seconds_apart} for row in rows]
+
+
+def table(folder: Path) -> LeakageTable:
+    folder.mkdir(exist_ok=True)
+    return LeakageTable(folder / "leakage.csv", folder / "leakage.parquet")
+
+
+def test_a_row_compares_with_what_the_client_trained_on() -> None:
+    (row,) = rows_of()
+    judge = evaluator()
+    truth = client_truth(judge.settings, judge.recipe, 0, 1)
+    assert list(row) == list(COLUMNS)
+    assert row["mse"] == pytest.approx((0.1 * truth.images).square().mean().item(), rel=1e-5)
+    assert row["timestep"] == row["timestep_recovered"] == truth.timesteps.item()
+    assert (row["run"], row["threat"], row["status"], row["evaluations"]) == ("a-run", "private", "ok", 420)
+    assert 0 <= truth.images.min() < truth.images.max() <= 1
+
+
+def test_a_batch_is_matched_to_the_truth_and_so_are_its_timesteps() -> None:
+    judge = evaluator("client.batch_size=3")
+    truth = client_truth(judge.settings, judge.recipe, 1, 2)
+    shuffled = [2, 0, 1]
+    rows = judge.rows(2, 1, "residual", reconstruction(truth.images[shuffled], truth.timesteps[shuffled]))
+    assert [row["image"] for row in rows] == [0, 1, 2]
+    assert [row["mse"] for row in rows] == [0.0] * 3
+    assert [row["timestep_recovered"] for row in rows] == truth.timesteps.tolist()
+    assert torch.equal(match(truth.images, truth.images[shuffled]), truth.images)
+
+
+def test_an_unknown_timestep_is_missing() -> None:
+    judge = evaluator()
+    truth = client_truth(judge.settings, judge.recipe, 0, 1)
+    (row,) = judge.rows(1, 0, "dlg", reconstruction(truth.images, torch.tensor([-1])))
+    assert row["timestep_recovered"] is None
+
+
+def test_a_failed_attack_has_a_row_per_image_with_the_reason() -> None:
+    rows = evaluator("client.batch_size=2").rows(1, 0, "residual", "timeout after 3 s")
+    assert [row["status"] for row in rows] == ["timeout after 3 s"] * 2
+    assert all(row["psnr"] is None and row["timestep"] is not None for row in rows)
+
+
+def test_rows_are_on_disk_at_once_and_read_back(tmp_path: Path) -> None:
+    growing = table(tmp_path)
+    growing.append(rows_of(client=1))
+    assert len(read_leakage(tmp_path / "leakage.csv")) == 1
+    growing.append(evaluator().rows(1, 0, "residual", "lost, with a comma"))
+    read = read_leakage(tmp_path / "leakage.csv")
+    assert read["client"].tolist() == [0, 1]
+    assert read["status"].tolist() == ["lost, with a comma", "ok"]
+    pd.testing.assert_frame_equal(read, growing.frame(), check_exact=False)
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path: Path) -> None:
+    growing = table(tmp_path)
+    growing.append(rows_of(client=0) + rows_of(client=1))
+    text = (tmp_path / "leakage.csv").read_text()
+    (tmp_path / "leakage.csv").write_text(text[:-30])
+    assert read_leakage(tmp_path / "leakage.csv")["client"].tolist() == [0]
+
+
+def test_the_finished_table_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
+    first, second = table(tmp_path / "first"), table(tmp_path / "second")
+    for client in (0, 1):
+        first.append(rows_of(client))
+    for client in (1, 0):
+        second.append(rows_of(client, seconds_apart=1.0))
+    first.close()
+    second.close()
+    one, other = (pd.read_parquet(tmp_path / run / "leakage.parquet") for run in ("first", "second"))
+    assert not one.equals(other)
+    assert one.drop(columns=list(TIME_COLUMNS)).equals(other.drop(columns=list(TIME_COLUMNS)))
+    lines = [(tmp_path / run / "leakage.csv").read_text().replace("13.5", "12.5") for run in ("first", "second")]
+    assert lines[0] == lines[1]

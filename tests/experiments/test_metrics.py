@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+from torchvision.models import alexnet
+
+from experiments import metrics
+
+
+def pair(channels: int = 3, size: int = 16) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(0)
+    first = torch.rand(4, channels, size, size, generator=source)
+    spread = torch.tensor([0.01, 0.05, 0.2, 0.5]).reshape(4, 1, 1, 1)
+    return first, (first + spread * torch.randn(first.shape, generator=source)).clamp(0, 1)
+
+
+def as_arrays(images: Tensor) -> list[np.ndarray]:
+    return list(images.double().permute(0, 2, 3, 1).numpy())
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty torch cache."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for cached in (metrics._backbone_file, metrics._lpips_network):
+        cached.cache_clear()
+    (tmp_path / "checkpoints").mkdir()
+    yield tmp_path / "checkpoints"
+    for cached in (metrics._backbone_file, metrics._lpips_network):
+        cached.cache_clear()
+
+
+def test_mse_and_psnr_are_those_of_skimage() -> None:
+    first, second = pair()
+    arrays = list(zip(as_arrays(first), as_arrays(second), strict=True))
+    assert metrics.mse(first, second).tolist() == pytest.approx([mean_squared_error(x, y) for x, y in arrays])
+    expected = [peak_signal_noise_ratio(x, y, data_range=1) for x, y in arrays]
+    assert metrics.psnr(first, second).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 16), (1, 32)])
+def test_ssim_is_that_of_skimage(channels: int, size: int) -> None:
+    first, second = pair(channels, size)
+    expected = [
+        structural_similarity(
+            x, y, channel_axis=2, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for x, y in zip(as_arrays(first), as_arrays(second), strict=True)
+    ]
+    assert metrics.ssim(first, second).tolist() == pytest.approx(expected)
+
+
+def test_equal_images_have_no_distance() -> None:
+    first, _ = pair()
+    assert metrics.mse(first, first).tolist() == [0.0] * 4
+    assert metrics.psnr(first, first).tolist() == [float("inf")] * 4
+    assert metrics.ssim(first, first).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_a_batch_is_assigned_by_its_total_error() -> None:
+    first, second = pair()
+    assert metrics.assign(first, second[[2, 0, 3, 1]]) == [1, 3, 0, 2]
+
+
+def test_lpips_without_weights_says_which_file_is_missing(hub: Path) -> None:
+    first, second = pair()
+    with pytest.raises(metrics.MetricUnavailableError, match=r"put alexnet-owt-\w+\.pth in "):
+        metrics.lpips(first, second)
+    assert list(metrics.unavailable()) == ["lpips"]
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 16), (1, 16), (3, 64)])
+def test_lpips_takes_its_backbone_from_the_cache(hub: Path, channels: int, size: int) -> None:
+    weights = {name: value for name, value in alexnet(weights=None).state_dict().items() if "features" in name}
+    torch.save(weights, hub / metrics._backbone_file().name)
+    first, second = pair(channels, size)
+    assert metrics.unavailable() == {}
+    assert metrics.lpips(first, first).tolist() == [0.0] * 4
+    assert (metrics.lpips(first, second) > 0).all()
+    assert torch.equal(metrics._lpips_network().net.slice1[0].weight, weights["features.0.weight"])

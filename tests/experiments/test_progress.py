@@ -1,0 +1,51 @@
+import io
+
+from rich.console import Console
+
+from attacks.workers import Counts
+from experiments.progress import Progress
+from experiments.rounds import Round
+
+FIRST = Round(1, 0.75, [0, 1], [2], ["no reply in time"], "cpu", "ab")
+SOLVED = {"round": 1, "client": 0, "image": 0, "attack": "dlg", "status": "ok", "psnr": 41.5, "seconds": 3.0}
+FAILED = SOLVED | {"client": 1, "status": "timeout after 9 s", "psnr": None, "seconds": None}
+
+
+def shown(terminal: bool) -> str:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=100, color_system=None)
+    with Progress(console, rounds=2, attacks=4) as progress:
+        progress.watch(lambda: Counts(queued=1, running=2, done=1))
+        progress.step("training round 1")
+        progress.round_done(FIRST)
+        progress.attacked([SOLVED, FAILED])
+    return output.getvalue()
+
+
+def test_without_a_terminal_every_event_is_a_plain_line() -> None:
+    lines = shown(terminal=False).splitlines()
+    assert [line.partition("] ")[2].strip() for line in lines] == [
+        "training round 1",
+        "round 1/2: training loss 0.7500, 2 clients, missing [2]",
+        "round 1 client 0 image 0 dlg: 41.5 dB in 3 s",
+        "round 1 client 1 image 0 dlg: timeout after 9 s",
+    ]
+
+
+def test_a_terminal_shows_rounds_the_queue_and_the_best_so_far() -> None:
+    panel = shown(terminal=True)
+    assert "1/2" in panel
+    assert "1/4" in panel
+    assert "1 queued, 2 running" in panel
+    assert "41.5 dB" in panel
+    assert "+1 failed" in panel
+
+
+def test_only_as_many_rounds_as_fit_are_shown() -> None:
+    output = io.StringIO()
+    with Progress(Console(file=output, force_terminal=True, width=100, color_system=None), 40, 0) as progress:
+        for number in range(1, 41):
+            progress.round_done(Round(number, number / 100, [0], [], [], "cpu", "ab"))
+    last = output.getvalue().rpartition("round ")[2]
+    assert "0.4000" in last
+    assert "0.0500" not in last

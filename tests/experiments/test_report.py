@@ -1,0 +1,107 @@
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from experiments.report import build_comparison, build_report
+from fl_sim.config import SettingsError
+from tests.experiments.made_up_run import make_up_run
+
+
+class Page(HTMLParser):
+    """The text of a page and the addresses it would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.sources, self.alternatives = "", [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.sources += [value for key, value in found.items() if key in ("src", "href")]
+        self.alternatives += [found["alt"]] if "alt" in found else []
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_shows_every_victim_and_loads_nothing(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run", "attack.name=['residual', 'dlg']")
+    page = Page(build_report(directory.path))
+    assert page.alternatives.count("original") == 4
+    assert page.alternatives.count("reconstruction by residual") == 3
+    assert page.alternatives.count("reconstruction by dlg") == 3
+    assert {"PSNR by round", "PSNR by timestep"} <= set(page.alternatives)
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"https?://|@import|url\(", directory.report.read_text())
+    assert "timesteps recovered exactly" in page.text
+    assert 'partition = "photo"' in page.text
+
+
+def test_what_could_not_be_computed_is_said_with_the_reason(tmp_path: Path) -> None:
+    page = Page(build_report(make_up_run(tmp_path / "run").path))
+    assert "LPIPS no weights here" in page.text.replace("LPIPSno", "LPIPS no")
+    assert "1 image by residual" in page.text
+    assert "timeout after 600 s" in page.text
+
+
+def test_a_killed_run_has_a_report_of_what_there_is(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run", "federation.rounds=3", rounds=2, finished=False)
+    directory.captures.mkdir()
+    for client in range(5):
+        (directory.captures / f"round-0001-client-{client:04d}.safetensors").touch()
+    directory.leakage_csv.write_text(directory.leakage_csv.read_text()[:-20])
+    directory.leakage_parquet.unlink(missing_ok=True)
+    page = Page(build_report(directory.path))
+    assert page.alternatives.count("reconstruction by residual") == 3
+    assert "1 of 3 rounds" in page.text
+    assert "2 attacks" in page.text
+
+
+def test_a_report_without_the_originals_says_so(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run")
+    config = directory.config.read_text().replace('"astronaut"', '"mona lisa"')
+    directory.config.write_text(config)
+    page = Page(build_report(directory.path))
+    assert page.alternatives.count("original") == 0
+    assert page.alternatives.count("reconstruction by residual") == 3
+    assert "Originals in this report" in page.text
+    assert "mona lisa" in page.text
+
+
+def test_a_reconstruction_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run")
+    directory.reconstruction(1, 0, "residual").write_bytes(b"broken")
+    assert Page(build_report(directory.path)).alternatives.count("reconstruction by residual") == 2
+
+
+def test_a_run_that_nobody_attacked_has_a_report(tmp_path: Path) -> None:
+    page = Page(build_report(make_up_run(tmp_path / "run", "attack.name=none").path))
+    assert "A federation that nobody attacked" in page.text
+    assert "weights SHA-256" in page.text
+
+
+def test_a_name_in_the_settings_cannot_become_markup(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run", "ray.address=<script>alert(1)</script>")
+    assert "<script>" not in build_report(directory.path).read_text()
+
+
+def test_runs_are_set_side_by_side(tmp_path: Path) -> None:
+    runs = [make_up_run(tmp_path / name, f"seed={seed}").path for name, seed in (("first", 1), ("second", 2))]
+    page = Page(build_comparison(runs, tmp_path / "comparison.html"))
+    assert "2 runs side by side" in page.text
+    assert page.text.count(str(runs[0])) == 2
+    assert "seed" in page.text
+    assert "PSNR by round" in page.alternatives
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="not a run directory"):
+        build_report(tmp_path)
+    directory = make_up_run(tmp_path / "run")
+    directory.leakage_csv.unlink()
+    with pytest.raises(SettingsError, match=r"no leakage\.csv"):
+        build_report(directory.path)

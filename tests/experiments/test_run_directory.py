@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.run_directory import RunDirectory, make_empty_folder, write_atomically
+from experiments.settings import ExperimentSettings, load_run
+from fl_sim.config import SettingsError, load_settings
+from tests.experiments.made_up_run import tiny_settings
+
+
+def test_its_settings_run_again_unchanged(tmp_path: Path) -> None:
+    settings = tiny_settings("attack.name=['residual', 'dlg']", "attack.args.residual.starts=3")
+    directory = RunDirectory.create(tmp_path / "run", settings)
+    assert load_settings(ExperimentSettings, directory.config) == settings
+    assert load_run(str(directory.config)) == settings
+
+
+def test_a_run_is_named_after_its_settings(tmp_path: Path) -> None:
+    names = [
+        RunDirectory.create(tmp_path / folder, tiny_settings(override)).run_name()
+        for folder, override in (("a", "seed=1"), ("b", "seed=1"), ("c", "seed=2"))
+    ]
+    assert names[0] == names[1] != names[2]
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(SettingsError, match="not empty"):
+        RunDirectory.create(tmp_path, tiny_settings())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(SettingsError, match="cannot be used as a folder"):
+        make_empty_folder(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+
+    def half(file: Path) -> None:
+        file.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, half)
+    assert target.read_text() == "old"
+
+
+def test_the_environment_says_what_is_missing_and_why(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", tiny_settings())
+    directory.write_environment({"lpips": "no weights"}, {"ssim": "window"})
+    content = json.loads(directory.environment.read_text())
+    assert content["not_computed"] == {"lpips": "no weights"}
+    assert content["packages"]["torch"][0].isdigit()

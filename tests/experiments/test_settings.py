@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from experiments.settings import AttackSettings, load_run, preset_names
+from fl_sim.config import SettingsError
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_load_and_decide_the_private_seed(preset: str) -> None:
+    assert load_run(preset).client.seed is not None
+
+
+def test_the_demo_is_the_hard_case() -> None:
+    demo = load_run("demo")
+    assert (demo.threat, demo.model.num_train_timesteps, demo.client.batch_size) == ("private", 1000, 1)
+    assert demo.federation.clients >= 4
+    assert demo.federation.rounds >= 3
+    assert demo.federation.clients_per_round == demo.federation.clients
+    assert load_run("demo").client.seed != demo.client.seed
+
+
+def test_attack_names_may_be_one_or_many_or_none() -> None:
+    assert AttackSettings(name="dlg").names == ("dlg",)
+    assert AttackSettings(name=("dlg", "gidm", "dlg")).names == ("dlg", "gidm")
+    assert AttackSettings(name="none").names == ()
+    assert AttackSettings(name="dlg", args={"gidm": {"a": 1}}).arguments == {"dlg": {}}
+
+
+def test_a_file_is_told_from_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("seed = 5")
+    assert load_run(str(tmp_path / "mine.toml"), ["threat=known"]).seed == 5
+    with pytest.raises(SettingsError, match=r"nowhere\.toml: cannot be read"):
+        load_run("nowhere.toml")
+    with pytest.raises(SettingsError, match="did you mean 'demo'"):
+        load_run("demmo")

@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fl_sim import diffusion
+from fl_sim.client_app import app, build_client_app, local_training, private_draw
+from fl_sim.config import Settings, SettingsError, dump_toml
+from fl_sim.images import load_images, partition
+from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, Recipe
+from tests.fl_sim.federations import initial_arrays, node_context, tiny_recipe, tiny_settings, weights_recipe
+
+
+def train_message(recipe: Recipe) -> Message:
+    config = ConfigRecord({**recipe.to_config(), ROUND: 1})
+    return Message(RecordDict({ARRAYS: initial_arrays(recipe), CONFIG: config}), dst_node_id=5, message_type="train")
+
+
+def reply_of(recipe: Recipe, settings: Settings, client: int = 1) -> RecordDict:
+    message = train_message(recipe)
+    message.metadata.__dict__["_message_id"] = "1"
+    return build_client_app(settings)(message, node_context(client)).content
+
+
+def test_a_client_draws_from_its_own_images_and_differently_each_round() -> None:
+    settings, recipe = tiny_settings(), tiny_recipe(batch_size=4)
+    images, noise, timesteps = private_draw(settings, recipe, 1, 1)
+    held = load_images(settings.data).images[list(partition(settings.data, 3, 11)[1])]
+    assert all(any(torch.equal(image, own) for own in held) for image in images)
+    assert images.shape == noise.shape == (4, 3, 16, 16)
+    assert timesteps.shape == (4,)
+    for other in (private_draw(settings, recipe, 1, 2), private_draw(settings, recipe, 2, 1)):
+        assert not any(torch.equal(a, b) for a, b in zip((images, noise, timesteps), other, strict=True))
+
+
+def test_the_private_seed_alone_decides_in_the_private_threat_model() -> None:
+    one = private_draw(tiny_settings(), tiny_recipe(), 0, 1)
+    same = private_draw(tiny_settings("seed=99"), tiny_recipe(), 0, 1)
+    other = private_draw(tiny_settings("client.seed=12"), tiny_recipe(), 0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not torch.equal(one[1], other[1])
+
+
+def test_in_the_known_threat_model_the_server_dictates_all_but_the_images() -> None:
+    recipe = tiny_recipe(noise_seed=3)
+    one = private_draw(tiny_settings(), recipe, 0, 1)
+    other = private_draw(tiny_settings("client.seed=12"), recipe, 0, 1)
+    assert not torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+    assert torch.equal(one[2], other[2])
+
+
+def test_an_unresolved_private_seed_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"client\.seed"):
+        private_draw(Settings(), tiny_recipe(), 0, 1)
+
+
+def test_a_gradient_reply_is_the_gradient_of_the_draw() -> None:
+    recipe, settings = tiny_recipe(batch_size=2), tiny_settings()
+    update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    model = diffusion.build_model(recipe.model)
+    model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
+    expected = diffusion.gradient(
+        model, diffusion.build_scheduler(recipe.scheduler), *private_draw(settings, recipe, 1, 1)
+    )
+    assert list(update) == list(expected)
+    torch.testing.assert_close(update, expected)
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adam", 0.0)])
+def test_a_weights_reply_is_what_torchs_optimiser_makes_of_the_batches(optimizer: str, momentum: float) -> None:
+    recipe, settings = weights_recipe(3, optimizer, momentum), tiny_settings()
+    update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    model = diffusion.build_model(recipe.model)
+    model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
+    reference = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=momentum),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    }[optimizer](model.parameters())
+    draw = private_draw(settings, recipe, 1, 1)
+    for step in range(3):
+        gradient = diffusion.gradient(
+            model, diffusion.build_scheduler(recipe.scheduler), *(values[step : step + 1] for values in draw)
+        )
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradient[name]
+        reference.step()
+    torch.testing.assert_close(update, dict(model.state_dict()))
+
+
+def test_training_repeats_bit_for_bit() -> None:
+    recipe = weights_recipe()
+    replies = [reply_of(recipe, tiny_settings())[ARRAYS].to_torch_state_dict() for _ in range(2)]
+    assert all(torch.equal(replies[0][name], replies[1][name]) for name in replies[0])
+
+
+def test_a_reply_carries_the_update_and_nothing_private() -> None:
+    recipe = tiny_recipe()
+    reply = reply_of(recipe, tiny_settings())
+    assert set(reply) == {ARRAYS, METRICS, CLIENT}
+    assert set(reply[METRICS]) == {"num-examples", "train_loss"}
+    assert set(reply[CLIENT]) == {"partition", "device"}
+    assert set(reply[ARRAYS]) == set(diffusion.trainable_parameters(diffusion.build_model(recipe.model)))
+    assert reply[METRICS]["num-examples"] == 1
+
+
+def test_weights_without_an_optimiser_are_refused() -> None:
+    recipe = tiny_recipe(update="weights")
+    weights = initial_arrays(recipe).to_torch_state_dict()
+    with pytest.raises(ValueError, match=r"recipe\.optimizer"):
+        local_training(recipe, weights, *private_draw(tiny_settings(), recipe, 0, 1), "cpu")
+
+
+def test_under_flwr_run_the_client_reads_the_run_directory_and_ignores_the_attack(tmp_path: Path) -> None:
+    settings, recipe = tiny_settings(), tiny_recipe()
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "config.toml").write_text(dump_toml(settings) + '\n[attack]\nname = "residual"\n')
+    context = node_context(1)
+    context.run_config = {"out": str(tmp_path)}
+    message = train_message(recipe)
+    message.metadata.__dict__["_message_id"] = "1"
+    update = app(message, context).content[ARRAYS].to_torch_state_dict()
+    expected = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    assert all(torch.equal(update[name], expected[name]) for name in expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_client_trains_on_cuda_and_agrees_with_the_cpu() -> None:
+    recipe, settings = tiny_recipe(batch_size=2), tiny_settings()
+    reply = reply_of(recipe, settings)
+    assert reply[CLIENT]["device"] == "cuda"
+    weights = initial_arrays(recipe).to_torch_state_dict()
+    expected, _ = local_training(recipe, weights, *private_draw(settings, recipe, 1, 1), "cpu")
+    torch.testing.assert_close(reply[ARRAYS].to_torch_state_dict(), expected, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,137 @@
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from fl_sim import diffusion
+from fl_sim.diffusion import ConfigError, LocalOptimizer
+
+PREDICTION_TYPES = diffusion.PREDICTION_TYPES
+
+
+def tiny_config(**changes: Any) -> dict[str, Any]:
+    return diffusion.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4) | changes
+
+
+def draw(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(0)
+    x0 = torch.rand(batch, 3, 16, 16, generator=source) * 2 - 1
+    return x0, torch.randn(x0.shape, generator=source), torch.tensor([0, 400, 999])[:batch]
+
+
+def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
+    return diffusion.build_scheduler(diffusion.scheduler_config(prediction_type=prediction_type))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusion.build_model(tiny_config())
+
+
+def test_noising_is_diffusers_own() -> None:
+    x0, noise, timesteps = draw()
+    torch.testing.assert_close(
+        diffusion.add_noise(scheduler(), x0, noise, timesteps), scheduler().add_noise(x0, noise, timesteps)
+    )
+
+
+def test_the_velocity_target_is_diffusers_own_and_the_others_are_what_their_names_say() -> None:
+    x0, noise, timesteps = draw()
+    velocity = diffusion.target(scheduler("v_prediction"), x0, noise, timesteps)
+    torch.testing.assert_close(velocity, scheduler().get_velocity(x0, noise, timesteps))
+    assert diffusion.target(scheduler("epsilon"), x0, noise, timesteps) is noise
+    assert diffusion.target(scheduler("sample"), x0, noise, timesteps) is x0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_residual_gives_the_image_back(prediction_type: str) -> None:
+    ddpm, (x0, noise, timesteps) = scheduler(prediction_type), [value.double() for value in draw()]
+    timesteps = timesteps.long()
+    x_t = diffusion.add_noise(ddpm, x0, noise, timesteps)
+    prediction = torch.randn(x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    residual = prediction - diffusion.target(ddpm, x0, noise, timesteps)
+    found = diffusion.x0_from_residual(ddpm, x_t, prediction, residual, timesteps)
+    torch.testing.assert_close(found, x0)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_loss_and_gradient_agree_with_a_plain_backward(model: nn.Module, prediction_type: str) -> None:
+    ddpm, (x0, noise, timesteps) = scheduler(prediction_type), draw()
+    x_t = ddpm.add_noise(x0, noise, timesteps)
+    target = {"epsilon": noise, "sample": x0, "v_prediction": ddpm.get_velocity(x0, noise, timesteps)}[prediction_type]
+    expected = (model(x_t, timesteps).sample - target).square().mean()
+    torch.testing.assert_close(diffusion.loss(model, ddpm, x0, noise, timesteps), expected)
+    gradient = diffusion.gradient(model, ddpm, x0, noise, timesteps)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.zero_grad()
+    expected.backward()
+    torch.testing.assert_close(gradient, {name: p.grad for name, p in model.named_parameters()})
+    model.zero_grad()
+
+
+def test_the_default_network_is_as_large_as_the_demo_promises() -> None:
+    network = diffusion.build_model(diffusion.unet_config(16))
+    assert diffusion.count_parameters(network.parameters()) >= 500_000
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_networks_are_built_with_and_without_attention(attention: bool) -> None:
+    network = diffusion.build_model(diffusion.unet_config(16, 1, (8, 16), norm_num_groups=4, attention=attention))
+    assert diffusion.predict(network, torch.zeros(2, 1, 16, 16), torch.tensor([1, 2])).shape == (2, 1, 16, 16)
+    assert any("attentions" in name for name, _ in network.named_parameters()) is attention
+
+
+def test_frozen_parameters_have_no_gradient() -> None:
+    network = diffusion.build_model(tiny_config())
+    network.conv_in.weight.requires_grad_(False)
+    gradient = diffusion.gradient(network, scheduler(), *draw())
+    assert "conv_in.weight" not in gradient
+    assert "conv_in.bias" in gradient
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "StableDiffusionPipeline"}, "'StableDiffusionPipeline' is not allowed"),
+        ({"_class_name": None}, "None is not allowed"),
+        ({"norm_num_groups": 5}, "cannot be built"),
+        ({"down_block_types": ["NoSuchBlock"]}, "cannot be built"),
+        ({"no_such_key": 1}, "unknown keys: no_such_key"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        diffusion.build_model(tiny_config(**changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "'DDIMScheduler' is not allowed"),
+        ({"prediction_type": "score"}, "'score' is unknown"),
+        ({"beta_schedule": "no-such-schedule"}, "cannot be built"),
+        ({"no_such_key": 1}, "unknown keys: no_such_key"),
+    ],
+)
+def test_a_schedule_that_cannot_be_built_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        diffusion.build_scheduler(diffusion.scheduler_config() | changes)
+
+
+def test_private_keys_of_a_configuration_are_ignored() -> None:
+    diffusion.build_scheduler(diffusion.scheduler_config() | {"_diffusers_version": "0.0.0"})
+    diffusion.build_model(tiny_config(_name_or_path="/somewhere"))
+
+
+def test_local_optimisers_are_torchs() -> None:
+    parameters = [nn.Parameter(torch.zeros(1))]
+    sgd = LocalOptimizer(lr=0.5, momentum=0.9, weight_decay=0.1).build(parameters)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.5, 0.9, 0.1)
+    adam = LocalOptimizer(name="adam", lr=0.5, betas=(0.8, 0.9), eps=1e-3).build(parameters)
+    assert isinstance(adam, torch.optim.Adam)
+    assert (adam.defaults["betas"], adam.defaults["eps"]) == ((0.8, 0.9), 1e-3)

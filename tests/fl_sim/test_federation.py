@@ -1,0 +1,183 @@
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fl_sim.client_app import build_client_app
+from fl_sim.config import SettingsError
+from fl_sim.federation import (
+    AttackResources,
+    FederationError,
+    RepeatableGrid,
+    _StoppableGrid,
+    run_federation,
+    split_resources,
+)
+from tests.fl_sim.federations import LocalGrid, initial_arrays, tiny_settings, weights_recipe
+
+RECIPE = weights_recipe()
+
+
+def fed_avg(grid: Grid, rounds: int = 2, clients: int = 2) -> dict[str, torch.Tensor]:
+    """Final weights of FedAvg with so many of three clients in each round."""
+    strategy = FedAvg(fraction_train=clients / 3 + 0.01, fraction_evaluate=0.0)
+    result = strategy.start(grid, initial_arrays(RECIPE), num_rounds=rounds, train_config=RECIPE.to_config())
+    return result.arrays.to_torch_state_dict()
+
+
+def local_grid(seed: int = 0, chance: int = 0) -> RepeatableGrid:
+    return RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3, chance), seed, 3, timeout=1.0)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("clients", [2, 3])
+def test_node_ids_and_reply_order_are_random_and_yet_runs_are_bitwise_the_same(clients: int) -> None:
+    grids = [local_grid(chance=chance) for chance in range(4)]
+    results = [fed_avg(grid, clients=clients) for grid in grids]
+    for grid, result in zip(grids[1:], results[1:], strict=True):
+        assert grid.partitions() != grids[0].partitions()
+        assert list(grid.partitions().values()) == [0, 1, 2]
+        assert equal(result, results[0])
+        assert grid.rounds == grids[0].rounds
+
+
+def test_sampling_follows_the_public_seed_and_the_round() -> None:
+    asked = set()
+    for seed in range(4):
+        grid = local_grid(seed)
+        fed_avg(grid, rounds=2)
+        asked.add(tuple(log.asked for log in grid.rounds))
+    assert len(asked) > 1
+    assert any(first != second for first, second in asked)
+
+
+def test_a_round_log_says_who_trained_and_who_did_not() -> None:
+    grid = local_grid()
+    grid.grid.errors = {0: "out of\nluck", 2: ""}
+    FedAvg(fraction_evaluate=0.0).start(grid, initial_arrays(RECIPE), num_rounds=1, train_config=RECIPE.to_config())
+    log = grid.rounds[0]
+    assert (log.round, log.asked, log.replied, log.devices) == (1, (0, 1, 2), (1,), ("cpu",))
+    assert log.failed == {0: "out of luck", 2: "no reply in time"}
+    assert 0 < log.losses[0] < 10
+
+
+@pytest.mark.parametrize(
+    ("errors", "message"),
+    [
+        ({1: "<class 'ray.exceptions.ActorDiedError'>: worker gone"}, "a client process died.*worker gone"),
+        ({0: "no", 1: "no", 2: "no"}, "round 1: no client trained; client 0: no"),
+    ],
+)
+def test_a_dead_process_or_a_round_without_training_stops_the_run(errors: dict[int, str], message: str) -> None:
+    grid = local_grid()
+    grid.grid.errors = errors
+    with pytest.raises(FederationError, match=message):
+        FedAvg(fraction_evaluate=0.0).start(grid, initial_arrays(RECIPE), num_rounds=2, train_config=RECIPE.to_config())
+
+
+def test_missing_clients_are_waited_for_only_so_long() -> None:
+    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 2), 0, 3, timeout=0.1)
+    with pytest.raises(FederationError, match="2 of 3 clients registered"):
+        grid.get_node_ids()
+
+
+def test_a_backend_that_is_gone_ends_the_wait_for_replies() -> None:
+    grid, stopped = local_grid(), threading.Event()
+    grid.grid = _StoppableGrid(grid.grid, stopped)
+    grid.partitions()
+    stopped.set()
+    with pytest.raises(FederationError, match="the simulation backend has stopped"):
+        fed_avg(grid)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "machine", "attack", "expected"),
+    [
+        (["federation.client_cpus=2"], (2, 0), AttackResources(2), (1, 0.0)),
+        (["federation.client_cpus=8"], (2, 0), AttackResources(), (1, 0.0)),
+        (["federation.client_cpus=0.5"], (2, 0), AttackResources(), (3, 0.0)),
+        (["federation.clients=99", "federation.clients_per_round=5"], (16, 0), AttackResources(), (5, 0.0)),
+        ([], (16, 1), AttackResources(2, 0.25), (3, 0.1666)),
+        ([], (16, 8), AttackResources(), (3, 1.0)),
+        (["federation.client_gpus=0.3"], (16, 1), AttackResources(1, 0.4), (2, 0.3)),
+        (["federation.client_gpus=0"], (16, 1), AttackResources(1, 1.0), (3, 0.0)),
+    ],
+)
+def test_resources_leave_room_for_the_attack(
+    overrides: list[str], machine: tuple[int, int], attack: AttackResources, expected: tuple[int, float]
+) -> None:
+    actors, client_gpus = split_resources(tiny_settings(*overrides), *machine, attack)
+    assert (actors, client_gpus) == expected
+    assert actors * client_gpus + attack.workers * attack.gpus_per_worker <= machine[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "attack", "key"),
+    [
+        ([], AttackResources(3, 0.5), "attack.gpus_per_worker = 0.5"),
+        (["federation.client_gpus=0.6"], AttackResources(1, 0.5), "federation.client_gpus = 0.6"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(overrides: list[str], attack: AttackResources, key: str) -> None:
+    with pytest.raises(SettingsError, match=key):
+        split_resources(tiny_settings(*overrides), 16, 1, attack)
+
+
+def server_app(work: Callable[[RepeatableGrid], Any]) -> ServerApp:
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        work(RepeatableGrid(grid, 0, 3, timeout=120.0))
+
+    return app
+
+
+@pytest.mark.ray
+def test_on_ray_the_weights_are_those_of_this_process() -> None:
+    results: list[dict[str, torch.Tensor]] = []
+    settings = tiny_settings("federation.client_cpus=2")
+
+    def twice(grid: RepeatableGrid) -> None:
+        results.append(fed_avg(grid))
+        results.append(fed_avg(RepeatableGrid(grid.grid, 0, 3, timeout=120.0)))
+
+    run_federation(server_app(twice), build_client_app(settings), settings, AttackResources(1))
+    assert equal(results[0], results[1])
+    assert equal(results[0], fed_avg(local_grid()))
+
+
+@pytest.mark.ray
+def test_on_ray_a_client_process_that_dies_ends_the_run_loudly() -> None:
+    honest = build_client_app(tiny_settings())
+    mortal = ClientApp()
+
+    @mortal.query()
+    def query(message: Message, context: Context) -> Message:
+        return honest(message, context)
+
+    @mortal.train()
+    def train(message: Message, context: Context) -> Message:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with pytest.raises(FederationError, match="a client process died"):
+        run_federation(server_app(fed_avg), mortal, tiny_settings("federation.client_cpus=2"))
+
+
+@pytest.mark.ray
+def test_no_cluster_at_the_address_is_one_clear_line() -> None:
+    settings = tiny_settings("ray.address=127.0.0.1:1")
+    with pytest.raises(SettingsError, match=r"ray\.address = '127\.0\.0\.1:1'"):
+        run_federation(server_app(fed_avg), build_client_app(settings), settings)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from pydantic import ValidationError
+
+from fl_sim.diffusion import LocalOptimizer
+from fl_sim.draws import derive_seed, draw_noise_and_timesteps
+from fl_sim.wire import Recipe, dictated_draw, pack_reply, read_update
+from tests.fl_sim.federations import tiny_recipe, weights_recipe
+
+
+@pytest.mark.parametrize(
+    "recipe", [tiny_recipe(noise_seed=4), weights_recipe(3, "adam")], ids=["known gradient", "private weights"]
+)
+def test_a_recipe_survives_the_wire(recipe: Recipe) -> None:
+    assert Recipe.from_config(recipe.to_config()) == recipe
+
+
+def test_an_unknown_key_in_a_recipe_is_refused() -> None:
+    with pytest.raises(ValidationError, match="client_seed"):
+        tiny_recipe(client_seed=1)
+
+
+def reply(arrays: dict[str, torch.Tensor]) -> Message:
+    content = pack_reply(arrays, num_examples=2, train_loss=0.5, partition=1, device="cpu")
+    return Message(content, dst_node_id=1, message_type="train")
+
+
+def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants() -> None:
+    content = reply({"w": torch.ones(2)}).content
+    assert len(content.array_records) == len(content.metric_records) == 1
+    assert content["metrics"] == MetricRecord({"num-examples": 2, "train_loss": 0.5})
+
+
+def test_a_gradient_is_read_as_it_is_and_weights_become_a_difference() -> None:
+    after, sent = {"w": torch.tensor([3.0, 5.0], dtype=torch.float64)}, {"w": torch.tensor([1.0, 1.0])}
+    gradient = read_update(sent, reply(after), tiny_recipe())["w"]
+    delta = read_update(sent, reply(after), weights_recipe())["w"]
+    assert gradient.dtype == delta.dtype == torch.float32
+    assert gradient.tolist() == [3.0, 5.0]
+    assert delta.tolist() == [2.0, 4.0]
+
+
+def test_arrays_cross_bit_for_bit() -> None:
+    value = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ArrayRecord({"w": value}).to_torch_state_dict()["w"], value)
+
+
+def test_the_dictated_draw_follows_the_noise_seed_client_and_round() -> None:
+    recipe = tiny_recipe(noise_seed=9, batch_size=3, optimizer=LocalOptimizer(lr=1.0))
+    noise, timesteps = dictated_draw(recipe, 2, 5)
+    expected = draw_noise_and_timesteps(derive_seed(9, "noise", 2, 5), 3, (3, 16, 16), 1000)
+    assert torch.equal(noise, expected[0])
+    assert torch.equal(timesteps, expected[1])
+    assert not torch.equal(noise, dictated_draw(recipe, 2, 6)[0])
+    with pytest.raises(ValueError, match="noise_seed"):
+        dictated_draw(tiny_recipe(), 2, 5)

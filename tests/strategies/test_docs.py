@@ -1,0 +1,35 @@
+"""The ServerApp in docs/strategies.md, run as it stands; only the attack and its workers are replaced by quick ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from attacks import attack
+from strategies import honest_but_curious
+from tests.strategies.stub_federation import NODES, StubGrid, client_of
+from tests.strategies.test_sink import GUESS, InlinePool
+
+PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
+
+
+@pytest.fixture
+def code():
+    [block] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    return block
+
+
+def test_the_example_is_short(code):
+    assert len(code.splitlines()) < 40
+
+
+def test_the_example_attacks_every_client_in_every_round(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(attack._BUILT_IN, "residual", GUESS)
+    monkeypatch.setattr(honest_but_curious, "AttackPool", lambda _workers: InlinePool())
+    example: dict[str, object] = {}
+    exec(code, example)
+    example["main"](StubGrid(client_of("weights")), None)
+    names = {file.name for file in (tmp_path / "leakage" / "captures").iterdir()}
+    assert names == {f"round-{r:04d}-client-{c:04d}.safetensors" for r in (1, 2, 3) for c in range(len(NODES))}
+    assert len(list((tmp_path / "leakage" / "reconstructions").iterdir())) == len(names)

@@ -1,0 +1,195 @@
+import random
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import ray
+import torch
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
+
+from attacks.attack import AttackError
+from attacks.observation import Observation, ThreatModel
+from attacks.reconstruction_file import load_reconstruction
+from fl_sim.draws import derive_seed
+from fl_sim.wire import Recipe, dictated_draw
+from strategies.errors import StrategyError
+from strategies.fed_sgd import FedSGD
+from strategies.honest_but_curious import HonestButCurious
+from tests.strategies.stub_federation import (
+    GRADIENTS,
+    NODES,
+    WEIGHTS,
+    StubGrid,
+    client_of,
+    initial_arrays,
+    made_up_update,
+    run,
+)
+
+FEDERATIONS = {
+    "FedAvg": (FedAvg, WEIGHTS),
+    "FedAdam": (FedAdam, WEIGHTS),
+    "FedMedian": (FedMedian, WEIGHTS),
+    "FedTrimmedAvg": (FedTrimmedAvg, WEIGHTS),
+    "Krum": (Krum, WEIGHTS),
+    "FedSGD": (lambda: FedSGD(FedAvg(), "adam", lr=0.01), GRADIENTS),
+    "FedSGD-FedMedian": (lambda: FedSGD(FedMedian()), GRADIENTS),
+}
+
+
+class Notes:
+    """A sink that remembers, or breaks at every observation."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+        self.seen: dict[tuple[int, int], Observation] = {}
+        self.reasons: dict[tuple[int, int], str] = {}
+        self.calls: list[str] = []
+
+    def observe(self, observation: Observation) -> None:
+        if self.broken:
+            raise OSError("disk full")
+        self.seen[observation.circumstances.round, observation.circumstances.client] = observation
+
+    def failed(self, server_round: int, client: int, reason: str) -> None:
+        self.reasons[server_round, client] = reason
+
+    def drain(self) -> None:
+        self.calls.append("drain")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def random_states() -> tuple[object, ...]:
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["", "broken-sink"])
+@pytest.mark.parametrize(("make", "recipe"), FEDERATIONS.values(), ids=FEDERATIONS.keys())
+def test_the_federation_is_the_same_with_and_without(make, recipe, broken):
+    plain, plain_result = run(make(), recipe)
+    plain_states = random_states()
+    notes = Notes(broken)
+    watched, watched_result = run(HonestButCurious(make(), sink=notes), recipe)
+    assert watched == plain
+    assert len(set(plain)) == 4, "every round moves the weights"
+    assert watched_result.train_metrics_clientapp == plain_result.train_metrics_clientapp
+    assert watched_result.evaluate_metrics_clientapp == plain_result.evaluate_metrics_clientapp
+    assert random_states() == plain_states
+    assert len(notes.reasons if broken else notes.seen) == 3 * len(NODES)
+
+
+@pytest.mark.parametrize(("make", "recipe"), FEDERATIONS.values(), ids=FEDERATIONS.keys())
+def test_every_client_is_observed_as_it_replied(make: type[Strategy], recipe: Recipe):
+    notes = Notes()
+    run(HonestButCurious(make(), sink=notes), recipe, rounds=1)
+    sent = initial_arrays()
+    for client, node in enumerate(NODES):
+        observation = notes.seen[1, client]
+        replied = made_up_update(sent, node, 1, recipe.update)
+        for name, weight in sent.to_torch_state_dict().items():
+            expected = replied[name] if recipe.update == "gradient" else replied[name] - weight
+            assert torch.equal(observation.weights[name], weight)
+            assert torch.equal(observation.update[name], expected)
+        assert observation.circumstances.num_examples == 1 + node % 3
+        assert observation.threat is ThreatModel.PRIVATE
+        assert observation.circumstances.local_optimizer == recipe.optimizer
+
+
+def test_in_the_known_threat_model_the_dictated_draws_are_observed():
+    recipe = GRADIENTS.model_copy(update={"noise_seed": 11, "batch_size": 2})
+    notes = Notes()
+    run(HonestButCurious(FedAvg(), sink=notes), recipe, rounds=2)
+    noise, timesteps = dictated_draw(recipe, client=3, server_round=2)
+    assert torch.equal(notes.seen[2, 3].noise, noise)
+    assert torch.equal(notes.seen[2, 3].timesteps, timesteps)
+    assert noise.shape == (2, 3, 8, 8)
+    assert not torch.equal(noise, dictated_draw(recipe, client=3, server_round=1)[0])
+    assert not torch.equal(noise, dictated_draw(recipe, client=2, server_round=2)[0])
+
+
+def test_the_private_threat_model_dictates_nothing():
+    with pytest.raises(ValueError, match="no noise_seed"):
+        dictated_draw(GRADIENTS, client=0, server_round=1)
+
+
+def test_replies_without_a_partition_are_numbered_by_node_id():
+    stated = client_of("gradient")
+
+    def silent(message: Message, node: int, server_round: int) -> RecordDict:
+        reply = stated(message, node, server_round)
+        del reply["client"]
+        return reply
+
+    notes = Notes()
+    run(HonestButCurious(FedAvg(), sink=notes), GRADIENTS, silent, rounds=1)
+    sent = initial_arrays()
+    for client, node in enumerate(sorted(NODES)):
+        expected = made_up_update(sent, node, 1, "gradient")
+        assert all(torch.equal(notes.seen[1, client].update[name], value) for name, value in expected.items())
+
+
+def test_replies_that_cannot_be_observed_are_reported_and_the_round_goes_on():
+    honest = client_of("gradient")
+
+    def client(message: Message, node: int, server_round: int) -> RecordDict | Error:
+        if node == NODES[0]:
+            return Error(1, "out of memory")
+        reply = honest(message, node, server_round)
+        if node == NODES[1]:
+            arrays = reply.array_records["arrays"].to_torch_state_dict()
+            reply["arrays"] = type(reply.array_records["arrays"])({n: v * torch.nan for n, v in arrays.items()})
+        return reply
+
+    notes = Notes()
+    _, result = run(HonestButCurious(FedAvg(), sink=notes), GRADIENTS, client, rounds=1)
+    assert result.train_metrics_clientapp[1]["train_loss"] == pytest.approx(0.5)
+    assert sorted(notes.seen) == [(1, 2), (1, 3)]
+    assert list(notes.reasons) == [(1, 1)]
+    assert "NaN" in notes.reasons[1, 1]
+
+
+def test_a_recipe_may_be_given_instead_of_sent():
+    notes = Notes()
+    strategy = HonestButCurious(FedAvg(), sink=notes, recipe=GRADIENTS)
+    strategy.start(StubGrid(client_of("gradient")), initial_arrays(), num_rounds=1)
+    assert sorted(notes.seen) == [(1, client) for client in range(len(NODES))]
+
+
+def test_without_a_recipe_nothing_is_trained_and_the_sink_is_closed():
+    notes = Notes()
+    strategy = HonestButCurious(FedAvg(), sink=notes)
+    with pytest.raises(StrategyError, match="pass recipe="):
+        strategy.start(StubGrid(client_of("gradient")), initial_arrays())
+    assert notes.calls == ["close"]
+
+
+def test_the_attacks_are_awaited_before_start_returns():
+    notes = Notes()
+    run(HonestButCurious(FedAvg(), sink=notes), GRADIENTS, rounds=1)
+    assert notes.calls == ["drain", "close"]
+
+
+def test_an_unknown_attack_is_refused_at_once(tmp_path):
+    with pytest.raises(AttackError, match="'residul' is unknown"):
+        HonestButCurious(FedAvg(), attacks=["residul"], directory=tmp_path)
+
+
+@pytest.mark.ray
+def test_with_its_own_workers_every_client_of_every_round_is_attacked(tmp_path):
+    attacks = ["tests.attacks.toy_attacks:Guess", "tests.attacks.toy_attacks:Fail"]
+    strategy = HonestButCurious(FedMedian(), attacks, workers=1, seed=9, directory=tmp_path)
+    try:
+        run(strategy, WEIGHTS, rounds=2)
+    finally:
+        ray.shutdown()
+    found = defaultdict(set)
+    for file in tmp_path.rglob("*.*"):
+        found[file.parent.name].add(file.name)
+    stems = {f"round-{r:04d}-client-{c:04d}" for r in (1, 2) for c in range(len(NODES))}
+    assert found["captures"] == {f"{stem}.safetensors" for stem in stems}
+    assert found["reconstructions"] == {f"{stem}-guess.safetensors" for stem in stems}
+    one = load_reconstruction(tmp_path / "reconstructions" / "round-0002-client-0003-guess.safetensors")
+    assert one.seed == derive_seed(9, "attack", "guess", 2, 3)

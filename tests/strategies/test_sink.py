@@ -1,0 +1,130 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from attacks.attack import AttackError, Reconstruction, create
+from attacks.observation import Observation
+from attacks.reconstruction_file import load_reconstruction
+from attacks.workers import Job, Result
+from fl_sim.draws import derive_seed
+from strategies import sink
+from strategies.errors import StrategyError
+from strategies.sink import DirectorySink, log_result
+from tests.attacks.toy_attacks import tiny_observation
+
+GUESS = "tests.attacks.toy_attacks:Guess"
+FAIL = "tests.attacks.toy_attacks:Fail"
+
+
+class InlinePool:
+    """Runs every job at once, in this process."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.closed = False
+
+    def submit(self, job: Job, on_result: Callable[[Result], None]) -> None:
+        self.jobs.append(job)
+        try:
+            on_result(create(job.attack, job.arguments).reconstruct(Observation.load(job.capture), job.seed))
+        except RuntimeError as error:
+            on_result(str(error))
+
+    def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+def make(directory: Path, told: list, *attacks: str, **options: object) -> tuple[DirectorySink, InlinePool]:
+    pool = InlinePool()
+    arguments = {name: {} for name in attacks}
+    return DirectorySink(
+        directory, arguments, pool, 4, on_reconstruction=lambda *row: told.append(row), **options
+    ), pool
+
+
+def test_an_observation_becomes_a_capture_and_a_reconstruction(tmp_path, told):
+    observation = tiny_observation(server_round=12, client=3)
+    make(tmp_path, told, GUESS)[0].observe(observation)
+    loaded = Observation.load(tmp_path / "captures" / "round-0012-client-0003.safetensors")
+    assert all(torch.equal(loaded.update[name], value) for name, value in observation.update.items())
+    kept = load_reconstruction(tmp_path / "reconstructions" / "round-0012-client-0003-guess.safetensors")
+    expected = create(GUESS).reconstruct(observation, derive_seed(4, "attack", "guess", 12, 3))
+    assert torch.equal(kept.images, expected.images)
+    [(server_round, client, attack, result)] = told
+    assert (server_round, client, attack) == (12, 3, "guess")
+    assert torch.equal(result.images, kept.images)
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_every_attack_has_a_job_and_failures_have_no_file(tmp_path, told):
+    make(tmp_path, told, GUESS, FAIL)[0].observe(tiny_observation())
+    assert [(attack, type(result)) for _, _, attack, result in told] == [("guess", Reconstruction), ("fail", str)]
+    assert len(list((tmp_path / "reconstructions").iterdir())) == 1
+
+
+def test_without_attacks_there_are_captures_only(tmp_path, told):
+    directory_sink, pool = make(tmp_path, told)
+    directory_sink.observe(tiny_observation())
+    assert len(list((tmp_path / "captures").iterdir())) == 1
+    assert pool.jobs == told == []
+
+
+def test_attacks_may_wait_for_the_end(tmp_path, told):
+    directory_sink, pool = make(tmp_path, told, GUESS, when="after")
+    for client in (1, 0):
+        directory_sink.observe(tiny_observation(client=client))
+    assert pool.jobs == []
+    directory_sink.drain()
+    assert [client for _, client, _, _ in told] == [1, 0]
+    directory_sink.drain()
+    assert len(told) == 2, "once each"
+
+
+def test_a_reply_that_could_not_be_observed_is_a_result_of_every_attack(tmp_path, told):
+    make(tmp_path, told, GUESS, FAIL)[0].failed(2, 1, "update holds NaN")
+    assert told == [(2, 1, "guess", "update holds NaN"), (2, 1, "fail", "update holds NaN")]
+
+
+def test_a_directory_with_captures_is_refused(tmp_path, told):
+    make(tmp_path, told)[0].observe(tiny_observation())
+    with pytest.raises(StrategyError, match="already holds captures"):
+        make(tmp_path, told)
+
+
+def test_wrong_arguments_are_refused_at_once(tmp_path):
+    with pytest.raises(AttackError, match="budget"):
+        DirectorySink(tmp_path, {GUESS: {"budget": 1}}, InlinePool())
+
+
+def test_a_write_that_fails_leaves_no_half_file_under_the_final_name(tmp_path):
+    def save(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        sink._write_whole(tmp_path / "capture.safetensors", save)
+    assert not (tmp_path / "capture.safetensors").exists()
+
+
+def test_closing_releases_the_workers(tmp_path, told):
+    directory_sink, pool = make(tmp_path, told)
+    directory_sink.close()
+    assert pool.closed
+
+
+def test_results_are_logged_unless_taken(caplog):
+    caplog.set_level("INFO")
+    log_result(1, 2, "guess", "timeout after 3 s")
+    log_result(1, 2, "guess", create(GUESS).reconstruct(tiny_observation(), 0))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "round 1 client 2 guess: no reconstruction: timeout after 3 s" in caplog.text
