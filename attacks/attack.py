@@ -8,6 +8,8 @@ import difflib
 import importlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cache
@@ -89,7 +91,8 @@ class Attack(BaseModel, ABC):
         self.check(observation)
         started = time.perf_counter()
         problem = InversionProblem(observation, device)
-        outcome = self.search(problem, torch.Generator().manual_seed(seed))
+        with _repeatable_arithmetic():
+            outcome = self.search(problem, torch.Generator().manual_seed(seed))
         return Reconstruction(
             images=((outcome.images.detach().float().cpu() + 1) / 2).clamp(0, 1),
             timesteps=outcome.timesteps.detach().cpu().long(),
@@ -119,6 +122,18 @@ class Attack(BaseModel, ABC):
     @abstractmethod
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find images whose gradient is the observed one; all randomness comes from ``generator`` (on the CPU)."""
+
+
+@contextmanager
+def _repeatable_arithmetic() -> Iterator[None]:
+    """Full float32 precision and, on CUDA, the same convolution kernels every time."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @cache

@@ -98,34 +98,40 @@ def report(
 @app.command("list")
 def list_names() -> None:
     """Show the attacks, strategies, defences, datasets and presets there are."""
-    from attacks.attack import attack_class, available
-    from experiments.settings import preset_names
-    from fl_sim.images import PHOTOGRAPHS
-    from strategies.registry import available as strategies
-
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(style="dim")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    rows = [("attack", name, _summary_line(attack_class(name))) for name in available()]
-    rows += [("strategy", name, "") for name in strategies()]
-    rows += [
-        ("defence", "none", "clients send what they computed"),
-        ("dataset", "bundled", f"photographs: {', '.join(PHOTOGRAPHS)}"),
-        ("dataset", "folder", "the images under data.path"),
-        ("dataset", "HUB_ID", "a Hugging Face dataset, or a local folder in one of its formats"),
-    ]
-    rows += [("preset", name, "") for name in preset_names()]
-    previous = ""
-    for kind, name, description in rows:
-        table.add_row(kind if kind != previous else "", name, description)
-        previous = kind
-    console.print(table)
+    with _one_line_errors("stopped"):
+        console.print(_names())
 
 
 def main() -> None:
     """Entry point of the ``fl-sim`` command."""
     app()
+
+
+def _names() -> Table:
+    from attacks.attack import attack_class, available
+    from experiments.settings import preset_names
+    from fl_sim.images import PHOTOGRAPHS
+    from strategies.registry import available as strategies
+
+    kinds = {
+        "attack": {name: _summary_line(attack_class(name)) for name in available()},
+        "strategy": dict.fromkeys(strategies(), ""),
+        "defence": {"none": "clients send what they computed"},
+        "dataset": {
+            "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
+            "folder": "the images under data.path",
+            "HUB_ID": "a Hugging Face dataset, or a local folder in one of its formats",
+        },
+        "preset": dict.fromkeys(preset_names(), ""),
+    }
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="dim")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for kind, names in kinds.items():
+        for position, (name, description) in enumerate(names.items()):
+            table.add_row("" if position else kind, name, description)
+    return table
 
 
 def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:

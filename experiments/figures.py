@@ -31,7 +31,7 @@ STYLE: dict[Any, Any] = {
 def psnr_by_round(leakage: Mapping[str, pd.DataFrame]) -> bytes:
     """For each labelled table: every image's PSNR, their median per round and the band between the quartiles."""
     figure, axes = _axes("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     rounds = pd.concat([rows["round"] for rows in leakage.values()])
     axes.set_xlim(rounds.min() - 0.5, rounds.max() + 0.5)
     for colour, (label, rows) in zip(_colours(leakage), leakage.items(), strict=True):

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from attacks.attack import AttackError
 from attacks.reconstruction_file import load_reconstruction
-from experiments import figures, metrics
+from experiments import figures
 from experiments.experiment import build_recipe
 from experiments.leakage import OK, Truth, client_truth, match, read_leakage
 from experiments.package_data import data_file
@@ -105,7 +105,6 @@ def build_report(path: Path) -> Path:
         problems=_problems(run) + absent,
         by_round=_figure(figures.psnr_by_round, run.by_attack()),
         by_timestep=_figure(figures.psnr_by_timestep, run.by_attack()),
-        metrics=metrics.DEFINITIONS,
         config=run.directory.config.read_text(encoding="utf-8"),
     )
     write_atomically(run.directory.report, lambda file: file.write_text(html, encoding="utf-8"))

@@ -149,9 +149,18 @@ def _broadcast(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def _interpolate(table: Tensor, position: Tensor) -> Tensor:
+    below = position.detach().floor().long().clamp(max=len(table) - 2)
+    return torch.lerp(table[below], table[below + 1], (position - below).to(table.dtype))
+
+
 def signal_and_noise_scale(scheduler: DDPMScheduler, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), each [B,1,1,1], typed and placed as ``like``."""
-    alphas_cumprod = scheduler.alphas_cumprod.to(device=like.device, dtype=torch.float64)[timesteps]
+    """sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), each [B,1,1,1], typed and placed as ``like``.
+
+    Between two integers alphas_cumprod is taken to be linear, so that a search may relax t to a real number in 0..T-1.
+    """
+    table = scheduler.alphas_cumprod.to(device=like.device, dtype=torch.float64)
+    alphas_cumprod = _interpolate(table, timesteps) if timesteps.is_floating_point() else table[timesteps]
     signal, noise = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
     return _broadcast(signal, like).to(like.dtype), _broadcast(noise, like).to(like.dtype)
 

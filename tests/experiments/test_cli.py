@@ -102,6 +102,15 @@ def test_nothing_is_overwritten(tmp_path: Path, capture: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attacks.attack._BUILT_IN", {"guess": GUESS})
+    output = fl_sim("list").output
+    assert "Noise as image" in output
+    assert all(name in output for name in ("guess", "FedSGD", "Krum", "bundled", "astronaut", "paper-cifar100"))
+    monkeypatch.setattr("attacks.attack._BUILT_IN", {"guess": "no.such:Attack"})
+    assert_refused(fl_sim("list"), "attack 'guess' cannot be imported")
+
+
 def test_a_preset_or_file_that_is_not_there_is_one_line() -> None:
     assert_refused(fl_sim("run", "demmo"), "did you mean 'demo'")
     assert_refused(fl_sim("run", "nowhere.toml"), "nowhere.toml: cannot be read")

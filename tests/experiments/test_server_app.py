@@ -132,11 +132,21 @@ def test_without_an_attack_nothing_is_captured(run: Run) -> None:
     assert directory.report.is_file()
 
 
-def test_attacks_afterwards_find_the_same(run: Run) -> None:
+def test_attacks_afterwards_wait_for_the_last_round_and_find_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, captures_by_then = PoolInThisProcess.submit, []
+
+    def watched(pool: PoolInThisProcess, job: Job, on_result: Callable[[Result], None]) -> None:
+        captures_by_then.append(len(list(job.capture.parent.iterdir())))
+        submit(pool, job, on_result)
+
+    monkeypatch.setattr(PoolInThisProcess, "submit", watched)
     tables = [
         pd.read_parquet(run(when, GUESSING, f"attack.when={when}").leakage_parquet)["mse"]
         for when in ("during", "after")
     ]
+    assert captures_by_then == [1, 2, 3, 4, 4, 4, 4, 4]
     assert tables[0].equals(tables[1])
 
 

@@ -1,0 +1,100 @@
+"""A tiny client: its image, noise and timesteps are known to the test, and its update to the attack."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.observation import Circumstances, Observation
+from fl_sim import diffusion
+from fl_sim.diffusion import LocalOptimizer
+
+SHAPE = (3, 8, 8)
+MODEL = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
+
+
+@dataclass(frozen=True)
+class Victim:
+    """An Observation and the truth behind it; images in [-1, 1]."""
+
+    observation: Observation
+    images: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+    def psnr(self, images: Tensor) -> float:
+        """Peak signal-to-noise ratio in dB of ``images`` in [0, 1]."""
+        return psnr(images, (self.images + 1) / 2)
+
+
+def psnr(images: Tensor, truth: Tensor) -> float:
+    return float(-10 * torch.log10((images - truth).square().mean()))
+
+
+def draw_images(source: torch.Generator, samples: int = 1) -> Tensor:
+    """Smooth random images in [-1, 1]."""
+    coarse = torch.rand(samples, SHAPE[0], 4, 4, generator=source) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size=SHAPE[1:], mode="bilinear")
+
+
+def make_victim(
+    timesteps: tuple[int, ...] = (400,),
+    *,
+    prediction_type: str = "epsilon",
+    known: bool = False,
+    local_steps: int = 1,
+    optimizer: LocalOptimizer | None = None,
+    model_config: dict[str, Any] = MODEL,
+    seed: int = 0,
+    images: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Victim:
+    """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient."""
+    torch.manual_seed(seed)
+    model = diffusion.build_model(model_config)
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    scheduler_config = diffusion.scheduler_config(prediction_type=prediction_type)
+    scheduler = diffusion.build_scheduler(scheduler_config)
+    source = torch.Generator().manual_seed(seed + 1)
+    drawn_images, drawn_noise = (
+        draw_images(source, len(timesteps)),
+        torch.randn(len(timesteps), *SHAPE, generator=source),
+    )
+    images, noise = drawn_images if images is None else images, drawn_noise if noise is None else noise
+    steps = torch.tensor(timesteps)
+    if optimizer is None:
+        update = diffusion.gradient(model, scheduler, images, noise, steps)
+    else:
+        local = optimizer.build(model.parameters())
+        batch_size = len(timesteps) // local_steps
+        for batch in zip(*(values.split(batch_size) for values in (images, noise, steps)), strict=True):
+            local.zero_grad()
+            diffusion.loss(model, scheduler, *batch).backward()
+            local.step()
+        update = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
+    circumstances = Circumstances(
+        round=1,
+        client=0,
+        update="gradient" if optimizer is None else "delta",
+        batch_size=len(timesteps) // local_steps,
+        local_steps=local_steps,
+        local_optimizer=optimizer,
+        prediction_type=prediction_type,
+        image_shape=SHAPE,
+        scheduler=scheduler_config,
+        model=model_config,
+    )
+    dictated = {"noise": noise, "timesteps": steps} if known else {}
+    return Victim(Observation(circumstances, weights, update, **dictated), images, noise, steps)
+
+
+@pytest.fixture(scope="session")
+def victim() -> Victim:
+    return make_victim()
+
+
+@pytest.fixture(scope="session")
+def known_victim() -> Victim:
+    return make_victim(known=True)
