@@ -43,6 +43,8 @@ class Needs(Flag):
     """The known threat model: the server dictated noise and timesteps."""
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
+    LOCAL_SGD = auto()
+    """A gradient, or the delta of any number of local SGD steps: a combination of gradients, which Adam's is not."""
     ONE_IMAGE = auto()
     """A single image behind the update."""
 
@@ -109,10 +111,11 @@ class Attack(BaseModel, ABC):
         """Refuse an observation that lacks what this attack needs, naming what is missing."""
         circumstances = observation.circumstances
         optimizer = circumstances.local_optimizer
-        one_sgd_step = circumstances.local_steps == 1 and (optimizer is None or optimizer.name == "sgd")
+        sgd = optimizer is None or optimizer.name == "sgd"
         lacking = {
             Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
-            Needs.GRADIENT: circumstances.update == "delta" and not one_sgd_step,
+            Needs.GRADIENT: circumstances.update == "delta" and not (sgd and circumstances.local_steps == 1),
+            Needs.LOCAL_SGD: circumstances.update == "delta" and not sgd,
             Needs.ONE_IMAGE: circumstances.num_samples != 1,
         }
         missing = [need.name or "" for need, lacks in lacking.items() if lacks and need in self.needs]

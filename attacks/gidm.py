@@ -76,10 +76,11 @@ class GIDM(Attack):
                 through_prior(matching, prior), unknowns, recipe.latent_iterations, recipe.lr, eps, recipe.solved_below
             )
             with torch.no_grad():
+                # An untrained prior makes images far outside their range, from where Adam's small steps never return.
                 unknowns[0] = prior(unknowns[0]).clamp(-1, 1)
         if self.phases != "latent":
             unknowns = adam_search(matching, unknowns, recipe.pixel_iterations, recipe.lr, eps, recipe.solved_below)
-        return [unknown.requires_grad_() for unknown in unknowns]
+        return unknowns
 
 
 def through_prior(matching: GradientMatching, prior: Prior) -> Objective:

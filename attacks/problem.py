@@ -35,7 +35,7 @@ class InversionProblem:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.parameters)
         self.gradient = {
-            name: observation.update[name].to(self.device) * _gradient_scale(observation) for name in self.parameters
+            name: _mean_gradient(observation, name).to(self.device) for name in self.parameters
         }
         self.samples = circumstances.num_samples
         self.image_shape = circumstances.image_shape
@@ -49,18 +49,19 @@ class InversionProblem:
         return torch.randn(shape, generator=generator).to(self.device)
 
 
-def _gradient_scale(observation: Observation) -> float:
-    """What turns the update into a mean gradient.
+def _mean_gradient(observation: Observation, name: str) -> Tensor:
+    """The mean gradient of one parameter.
 
     A gradient is one already (a sum over clients is divided by their number). K local SGD steps with momentum mu from
-    an empty buffer move the weights by -lr times the sum of the step gradients, step k = 0..K-1 weighing (1 -
-    mu**(K-k)) / (1 - mu); dividing by the sum of those weights gives a mean gradient, exact for K = 1.
+    an empty buffer move the weights by -lr times the sum of the step gradients, step k = 0..K-1 weighing
+    (1 - mu**(K-k)) / (1 - mu); dividing by the sum of those weights gives a mean gradient, exact for K = 1 as is the
+    share of weight decay taken off.
     """
     circumstances = observation.circumstances
-    scale = 1 / circumstances.num_clients
+    mean_update = observation.update[name] / circumstances.num_clients
     optimizer = circumstances.local_optimizer
     if circumstances.update == "gradient" or optimizer is None:
-        return scale
+        return mean_update
     steps, momentum = circumstances.local_steps, optimizer.momentum
     total = sum((1 - momentum ** (steps - k)) / (1 - momentum) for k in range(steps))
-    return -scale / (optimizer.lr * total)
+    return mean_update / (-optimizer.lr * total) - optimizer.weight_decay * observation.weights[name]

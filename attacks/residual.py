@@ -40,7 +40,7 @@ class Residual(Attack):
     """
 
     name: ClassVar[str] = "residual"
-    needs: ClassVar[Needs] = Needs.NOTHING
+    needs: ClassVar[Needs] = Needs.LOCAL_SGD
 
     starts: tuple[tuple[float, float], ...] = Field(
         ((0.05, 0.05), (1.0, 1.0), (0.3, 0.3), (1.0, 0.05), (0.05, 0.05), (1.0, 1.0)),

@@ -145,6 +145,12 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def trainable_names(config: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters that the model of ``config`` trains; it is not built in memory."""
+    with torch.device("meta"):
+        return list(trainable_parameters(build_model(config)))
+
+
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.diffusion import LocalOptimizer, trainable_names
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
 
 ARRAYS = "arrays"
@@ -69,11 +69,11 @@ def pack_reply(
 
 
 def read_update(sent: dict[str, Tensor], reply: Message, recipe: Recipe) -> dict[str, Tensor]:
-    """The update in a reply, float32 by parameter: the gradient, or weights after minus the weights that were sent."""
+    """The update in a reply, float32 by trainable parameter: the gradient, or weights after minus weights before."""
     arrays = next(iter(reply.content.array_records.values())).to_torch_state_dict()
     if recipe.update == "gradient":
         return {name: value.float() for name, value in arrays.items()}
-    return {name: value.float() - sent[name].float() for name, value in arrays.items()}
+    return {name: arrays[name].float() - sent[name].float() for name in trainable_names(recipe.model)}
 
 
 def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:

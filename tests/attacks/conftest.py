@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from attacks.gidm import RECIPES, Recipe
 from attacks.observation import Circumstances, Observation
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
@@ -58,11 +59,10 @@ def make_victim(
     scheduler_config = diffusion.scheduler_config(prediction_type=prediction_type)
     scheduler = diffusion.build_scheduler(scheduler_config)
     source = torch.Generator().manual_seed(seed + 1)
-    drawn_images, drawn_noise = (
-        draw_images(source, len(timesteps)),
-        torch.randn(len(timesteps), *SHAPE, generator=source),
-    )
-    images, noise = drawn_images if images is None else images, drawn_noise if noise is None else noise
+    if images is None:
+        images = draw_images(source, len(timesteps))
+    if noise is None:
+        noise = torch.randn(images.shape, generator=source)
     steps = torch.tensor(timesteps)
     if optimizer is None:
         update = diffusion.gradient(model, scheduler, images, noise, steps)
@@ -98,3 +98,10 @@ def victim() -> Victim:
 @pytest.fixture(scope="session")
 def known_victim() -> Victim:
     return make_victim(known=True)
+
+
+@pytest.fixture
+def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GIDM that takes a second."""
+    recipe = Recipe(sampler_steps=2, latent_iterations=5, pixel_iterations=20, lr=0.1, solved_below=None)
+    monkeypatch.setitem(RECIPES, "short", recipe)

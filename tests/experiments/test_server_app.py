@@ -2,26 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
-from rich.console import Console
+from flwr.app import Message
 from typer.testing import CliRunner
 
-from attacks.attack import create
 from attacks.observation import Observation
 from attacks.reconstruction_file import load_reconstruction
-from attacks.workers import Counts, Job, Result
+from attacks.workers import Job, Result
 from experiments.checkpoint import load_checkpoint
 from experiments.cli import app
-from experiments.experiment import prepare
 from experiments.leakage import COLUMNS, TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
-from experiments.server_app import build_server_app, run_progress
-from fl_sim.client_app import build_client_app
+from tests.experiments.in_process import PoolInThisProcess, run_in_process
 from tests.experiments.made_up_run import tiny_settings
 from tests.fl_sim.federations import LocalGrid
 
@@ -31,45 +25,10 @@ GUESSING = f"attack.name={GUESS}"
 Run = Callable[..., RunDirectory]
 
 
-class PoolInThisProcess:
-    """Does every job at once, where the real pool would start Ray."""
-
-    def __init__(self, workers: int, **_: Any) -> None: ...
-
-    def warm_up(self) -> None: ...
-
-    def submit(self, job: Job, on_result: Callable[[Result], None]) -> None:
-        try:
-            on_result(create(job.attack, job.arguments).reconstruct(Observation.load(job.capture), job.seed))
-        except RuntimeError as error:
-            on_result(" ".join(str(error).split()))
-
-    def counts(self) -> Counts:
-        return Counts()
-
-    def drain(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path) -> Run:
     """Runs a federation in this process; returns its directory."""
-    monkeypatch.setattr("experiments.server_app.AttackPool", PoolInThisProcess)
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-    def start(folder: str, *overrides: str) -> RunDirectory:
-        settings = tiny_settings(*overrides)
-        experiment = prepare(settings)
-        directory = RunDirectory.create(tmp_path / folder, settings)
-        grid = LocalGrid(build_client_app(settings), settings.federation.clients)
-        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        with run_progress(experiment, Console(quiet=True)) as display:
-            build_server_app(experiment, directory, display)(grid, context)
-        return directory
-
-    return start
+    return lambda folder, *overrides: run_in_process(tmp_path / folder, tiny_settings(*overrides))
 
 
 def test_a_run_leaves_everything_in_its_directory(run: Run) -> None:

@@ -3,7 +3,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from pydantic import ValidationError
 
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.diffusion import LocalOptimizer, build_model
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
 from fl_sim.wire import Recipe, dictated_draw, pack_reply, read_update
 from tests.fl_sim.federations import tiny_recipe, weights_recipe
@@ -33,12 +33,25 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants() -> 
 
 
 def test_a_gradient_is_read_as_it_is_and_weights_become_a_difference() -> None:
-    after, sent = {"w": torch.tensor([3.0, 5.0], dtype=torch.float64)}, {"w": torch.tensor([1.0, 1.0])}
-    gradient = read_update(sent, reply(after), tiny_recipe())["w"]
-    delta = read_update(sent, reply(after), weights_recipe())["w"]
-    assert gradient.dtype == delta.dtype == torch.float32
-    assert gradient.tolist() == [3.0, 5.0]
-    assert delta.tolist() == [2.0, 4.0]
+    after = build_model(weights_recipe().model).state_dict()
+    name = "conv_in.bias"
+    after[name] = torch.full_like(after[name], 3.0, dtype=torch.float64)
+    sent = {key: value.float() for key, value in after.items()} | {name: torch.full_like(after[name], 1.0)}
+    gradient = read_update(sent, reply(after), tiny_recipe())[name]
+    delta = read_update(sent, reply(after), weights_recipe())
+    assert gradient.dtype == delta[name].dtype == torch.float32
+    assert set(gradient.tolist()) == {3.0}
+    assert set(delta.pop(name).tolist()) == {2.0}
+    assert not any(value.any() for value in delta.values())
+
+
+def test_a_difference_holds_trainable_parameters_only() -> None:
+    recipe = weights_recipe()
+    recipe = recipe.model_copy(update={"model": {**recipe.model, "time_embedding_type": "fourier"}})
+    after = build_model(recipe.model).state_dict()
+    frozen = "time_proj.weight"
+    assert frozen in after
+    assert set(read_update(after, reply(after), recipe)) == set(after) - {frozen}
 
 
 def test_arrays_cross_bit_for_bit() -> None:

@@ -1,0 +1,161 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks import attack
+from attacks.attack import AttackError, Needs, attack_class, available, create
+from attacks.observation import Observation
+from fl_sim.diffusion import LocalOptimizer
+from tests.attacks.conftest import make_victim
+from tests.attacks.toy_attacks import Guess
+
+BUILT_IN = ("dlg", "gidm", "gidm-plus", "residual")
+
+
+def test_the_built_in_attacks_are_registered_under_their_names():
+    assert set(BUILT_IN) <= set(available())
+    assert [create(name).name for name in BUILT_IN] == list(BUILT_IN)
+
+
+def test_a_dotted_path_names_an_attack():
+    assert attack_class("tests.attacks.toy_attacks:Guess") is Guess
+
+
+def test_an_entry_point_names_an_attack(monkeypatch):
+    monkeypatch.setattr(attack, "_plugins", lambda: {"guess": "tests.attacks.toy_attacks:Guess"})
+    assert "guess" in available()
+    assert isinstance(create("guess"), Guess)
+
+
+def test_entry_points_of_the_documented_group_are_read(monkeypatch):
+    groups = []
+    monkeypatch.setattr(attack, "entry_points", lambda group: groups.append(group) or [])
+    attack._plugins.__wrapped__()
+    assert groups == ["fl_sim.attacks"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("residuel", "did you mean 'residual'"),
+        ("nothing:Here", "cannot be imported"),
+        ("attacks.attack:Nothing", "cannot be imported"),
+        ("attacks.attack:Outcome", "is no subclass"),
+    ],
+)
+def test_an_attack_that_is_none_is_refused(name, message):
+    with pytest.raises(AttackError, match=message):
+        attack_class(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("residual", {"max_evaluation": 5}, "attack.args.residual.max_evaluation = 5: .*arguments: starts, max_eval"),
+        ("dlg", {"max_evaluations": 0}, "attack.args.dlg.max_evaluations = 0: .*greater than or equal to 1"),
+        ("gidm", {"recipe": "long"}, "attack.args.gidm.recipe = 'long': .*'short' or 'published'"),
+        ("gidm-plus", {"timestep": "guess"}, "attack.args.gidm-plus.timestep = 'guess'"),
+        ("residual", {"derivative": "none"}, "attack.args.residual.derivative = 'none'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(name, arguments, message):
+    with pytest.raises(AttackError, match=message) as caught:
+        create(name, arguments)
+    assert "\n" not in str(caught.value)
+
+
+def observation_lacking(need: Needs) -> Observation:
+    if need is Needs.NOISE_AND_TIMESTEPS:
+        return make_victim().observation
+    if need is Needs.ONE_IMAGE:
+        return make_victim((1, 2), known=True).observation
+    return make_victim((1, 2), known=True, local_steps=2, optimizer=LocalOptimizer(lr=0.1)).observation
+
+
+@pytest.mark.parametrize("need", [Needs.NOISE_AND_TIMESTEPS, Needs.GRADIENT, Needs.ONE_IMAGE])
+def test_an_observation_that_lacks_what_an_attack_needs_is_refused_by_name(need, monkeypatch):
+    observation = observation_lacking(need)
+    Guess().reconstruct(observation, seed=0)
+    monkeypatch.setattr(Guess, "needs", need)
+    with pytest.raises(AttackError, match=f"attack 'guess' needs {need.name}"):
+        Guess().reconstruct(observation, seed=0)
+
+
+def test_a_single_sgd_step_is_as_good_as_a_gradient_and_an_adam_step_is_not(monkeypatch):
+    monkeypatch.setattr(Guess, "needs", Needs.GRADIENT)
+    Guess().reconstruct(make_victim(optimizer=LocalOptimizer(lr=0.1)).observation, seed=0)
+    adam = LocalOptimizer(name="adam", lr=0.1)
+    with pytest.raises(AttackError, match="needs GRADIENT"):
+        Guess().reconstruct(make_victim(optimizer=adam).observation, seed=0)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_built_in_attacks_say_what_they_need(name):
+    needs_known = name in ("dlg", "gidm")
+    assert (Needs.NOISE_AND_TIMESTEPS in attack_class(name).needs) is needs_known
+    if needs_known:
+        with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
+            create(name).reconstruct(make_victim().observation, seed=0)
+
+
+def test_the_search_runs_in_full_precision_and_the_old_settings_come_back(monkeypatch, victim):
+    seen = []
+    cudnn = torch.backends.cudnn
+
+    def settings() -> tuple:
+        return torch.get_float32_matmul_precision(), cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+
+    search = Guess.search
+    monkeypatch.setattr(Guess, "search", lambda *args: (seen.append(settings()), search(*args))[1])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = settings()
+        Guess().reconstruct(victim.observation, seed=0)
+        assert settings() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [("highest", True, False, False)]
+
+
+def test_the_result_is_an_image_with_everything_about_the_attack(victim):
+    result = create("residual", {"max_evaluations": 3}).reconstruct(victim.observation, seed=9)
+    assert result.images.shape == (1, 3, 8, 8)
+    assert result.images.dtype == torch.float32
+    assert 0 <= float(result.images.min()) <= float(result.images.max()) <= 1
+    assert result.timesteps.dtype == torch.int64
+    assert (result.attack, result.seed, result.device) == ("residual", 9, "cpu")
+    assert result.settings["max_evaluations"] == 3
+    assert result.evaluations >= 3
+
+
+ARGUMENTS = {"gidm": {"phases": "latent"}, "dlg": {"max_evaluations": 10}, "residual": {"max_evaluations": 10}}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name, short_recipe, known_victim):
+    runs = [create(name, ARGUMENTS.get(name)).reconstruct(known_victim.observation, seed) for seed in (5, 5, 6)]
+    assert torch.equal(runs[0].images, runs[1].images)
+    assert torch.equal(runs[0].timesteps, runs[1].timesteps)
+    assert runs[0].matching_loss == runs[1].matching_loss
+    assert not torch.equal(runs[0].images, runs[2].images)
+
+
+@pytest.fixture
+def random_update(known_victim) -> Observation:
+    source = torch.Generator().manual_seed(3)
+    honest = known_victim.observation
+    update = {name: torch.randn(value.shape, generator=source) for name, value in honest.update.items()}
+    return replace(honest, update=update)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_random_update_tells_nothing(name, short_recipe, known_victim, random_update):
+    result = create(name, ARGUMENTS.get(name)).reconstruct(random_update, seed=1)
+    chance = known_victim.psnr(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(4)))
+    assert known_victim.psnr(result.images) < chance + 6
+
+
+def test_no_timestep_is_read_off_a_random_update(random_update):
+    with pytest.raises(AttackError, match="timesteps cannot be read off"):
+        create("residual").reconstruct(replace(random_update, noise=None, timesteps=None), seed=1)

@@ -1,0 +1,96 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.gidm_plus import match_everything
+from attacks.matching import (
+    Distance,
+    GradientMatching,
+    balanced_squared_error,
+    cosine_distance,
+    flatten,
+    squared_error,
+)
+from attacks.problem import InversionProblem
+from tests.attacks.conftest import Victim, make_victim
+
+DISTANCES: dict[str, Callable[[InversionProblem], Distance]] = {
+    "squared": lambda problem: squared_error,
+    "balanced": lambda problem: balanced_squared_error(problem.gradient),
+    "cosine": lambda problem: cosine_distance,
+}
+TOLERANCE = {"one-sided": 2e-2, "central": 1e-3, "double-backward": 1e-5}
+
+
+def double_matching(victim: Victim, distance: str, derivative: str) -> GradientMatching:
+    """Matching of (images, noise) in float64, the timesteps given."""
+    problem = InversionProblem(victim.observation, "cpu")
+    problem.model.double()
+    problem.gradient = {name: value.double() for name, value in problem.gradient.items()}
+    matching = match_everything(problem, derivative, victim.timesteps)
+    matching.distance = DISTANCES[distance](problem)
+    return matching
+
+
+def draw_unknowns(victim: Victim) -> list[Tensor]:
+    source = torch.Generator().manual_seed(5)
+    shape = victim.images.shape
+    return [torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_() for _ in range(2)]
+
+
+@pytest.mark.parametrize("derivative", TOLERANCE)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_derivative_is_that_of_the_value(distance, derivative):
+    victim = make_victim((120, 700))
+    matching = double_matching(victim, distance, derivative)
+    unknowns = draw_unknowns(victim)
+    value, found = matching(unknowns)
+    assert value == pytest.approx(matching.value(unknowns))
+    source = torch.Generator().manual_seed(6)
+    for index, unknown in enumerate(unknowns):
+        random = torch.randn(unknown.shape, generator=source, dtype=torch.float64)
+        direction = random / random.norm() + found[index] / found[index].norm()
+        step = 1e-5
+        moved = [
+            matching.value([u + sign * step * direction if u is unknown else u for u in unknowns]) for sign in (1, -1)
+        ]
+        expected = (moved[0] - moved[1]) / (2 * step)
+        assert float((found[index] * direction).sum()) == pytest.approx(expected, rel=TOLERANCE[derivative])
+
+
+@pytest.mark.parametrize("derivative", TOLERANCE)
+def test_weights_and_gradients_are_left_as_they_were(victim, derivative):
+    problem = InversionProblem(victim.observation, "cpu")
+    matching = match_everything(problem, derivative, victim.timesteps)
+    unknowns = [value.clone().requires_grad_() for value in (victim.images * 0.5, victim.noise)]
+    matching(unknowns)
+    state = problem.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in victim.observation.weights.items())
+    assert all(value.grad is None for value in [*unknowns, *problem.model.parameters()])
+    assert problem.evaluations == 1
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_distance_is_zero_at_the_truth_and_its_derivative_is_dd_dg(victim, distance):
+    problem = InversionProblem(victim.observation, "cpu")
+    measure = DISTANCES[distance](problem)
+    observed = flatten(list(problem.gradient.values()))
+    assert float(measure(observed, observed)[0]) == pytest.approx(0, abs=1e-6)
+    gradient = (observed + 0.1 * observed.norm() / len(observed) ** 0.5 * torch.randn_like(observed)).requires_grad_()
+    value, derivative = measure(gradient, observed)
+    (expected,) = torch.autograd.grad(value, gradient)
+    torch.testing.assert_close(derivative.detach(), expected)
+
+
+def test_balancing_weighs_a_tensor_by_its_rms_and_ignores_one_without_gradient():
+    observed = {"large": torch.full((4,), 10.0), "small": torch.full((4,), 0.1), "none": torch.zeros(2)}
+    flat = flatten(list(observed.values()))
+    distance = balanced_squared_error(observed, power=2)
+    for name in ("large", "small"):
+        changed = flatten([value * (0.5 if key == name else 1) for key, value in observed.items()])
+        assert float(distance(changed, flat)[0]) == pytest.approx(0.25 / 2)
+    assert float(distance(flat + torch.tensor([0.0] * 8 + [5.0, 5.0]), flat)[0]) == 0
+    plain = balanced_squared_error(observed, power=0)
+    torch.testing.assert_close(plain(flat * 0.5, flat)[0], squared_error(flat * 0.5, flat)[0])

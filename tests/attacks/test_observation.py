@@ -1,0 +1,154 @@
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from attacks.observation import CaptureError, Observation, ThreatModel
+from fl_sim.diffusion import LocalOptimizer
+from tests.attacks.conftest import Victim, make_victim
+
+WEIGHT = "conv_in.weight"
+
+
+def write_capture(path: Path, victim: Victim, facts: dict[str, Any] | None = None, **tensors: Any) -> Path:
+    """The victim's capture with some metadata replaced (None: removed) and some tensors (None: removed)."""
+    victim.observation.save(path)
+    with safe_open(path, framework="pt") as file:
+        observation = json.loads(file.metadata()["observation"])
+    observation = {key: value for key, value in (observation | (facts or {})).items() if value is not None}
+    contents = {name: value for name, value in (load_file(path) | tensors).items() if value is not None}
+    save_file(contents, path, metadata={"observation": json.dumps(observation)})
+    return path
+
+
+def assert_refused(path: Path, message: str) -> None:
+    with pytest.raises(CaptureError, match=message) as caught:
+        Observation.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_saved_is_loaded(tmp_path, known):
+    saved = make_victim(
+        (3, 700), known=known, local_steps=2, optimizer=LocalOptimizer(lr=0.1, momentum=0.5)
+    ).observation
+    saved.save(tmp_path / "capture.safetensors")
+    loaded = Observation.load(tmp_path / "capture.safetensors")
+    assert loaded.circumstances == saved.circumstances
+    for kind in ("weights", "update"):
+        torch.testing.assert_close(getattr(loaded, kind), getattr(saved, kind), rtol=0, atol=0)
+    assert loaded.threat is (ThreatModel.KNOWN if known else ThreatModel.PRIVATE)
+    if known:
+        assert torch.equal(loaded.noise, saved.noise)
+        assert torch.equal(loaded.timesteps, saved.timesteps)
+
+
+def test_a_private_capture_holds_weights_update_and_circumstances_only(tmp_path, victim):
+    victim.observation.save(tmp_path / "capture.safetensors")
+    with safe_open(tmp_path / "capture.safetensors", framework="pt") as file:
+        assert {name.split("/")[0] for name in file.keys()} == {"weights", "update"}  # noqa: SIM118 (no mapping)
+        assert set(file.metadata()) == {"observation"}
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 7, 1000, -1])
+def test_a_truncated_file_is_refused(tmp_path, victim, kept_bytes):
+    path = write_capture(tmp_path / "capture", victim)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    assert_refused(path, "not a readable capture")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert_refused(tmp_path / "nothing", "not a readable capture")
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a capture was unpickled",)
+
+
+@pytest.mark.parametrize("dump", [pickle.dump, torch.save])
+def test_a_pickle_is_refused_and_not_opened(tmp_path, dump):
+    path = tmp_path / "capture"
+    with path.open("wb") as file:
+        dump(Bomb(), file)
+    assert_refused(path, "not a readable capture")
+
+
+@pytest.mark.parametrize("metadata", [None, {"checkpoint": "{}"}])
+def test_a_safetensors_file_of_another_kind_is_refused(tmp_path, metadata):
+    save_file({"a": torch.zeros(1)}, tmp_path / "capture", metadata=metadata)
+    assert_refused(tmp_path / "capture", "metadata has no 'observation'")
+
+
+def test_metadata_that_is_not_json_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "capture", metadata={"observation": "{round: 1"})
+    assert_refused(tmp_path / "capture", "is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({f"update/{WEIGHT}": torch.ones(16, 3, 3, 4)}, r"update/conv_in.weight has shape \[16, 3, 3, 4\]"),
+        ({f"weights/{WEIGHT}": torch.full((16, 3, 3, 3), torch.nan)}, "weights/conv_in.weight holds NaN or infinite"),
+        ({f"update/{WEIGHT}": torch.full((16, 3, 3, 3), torch.inf)}, "update/conv_in.weight holds NaN or infinite"),
+        ({f"update/{WEIGHT}": torch.ones(16, 3, 3, 3).double()}, "update/conv_in.weight is torch.float64"),
+        ({f"weights/{WEIGHT}": None}, "weights/conv_in.weight is missing"),
+        ({"update/conv_in.wait": torch.ones(1)}, "update/conv_in.wait is no parameter"),
+        ({"noise": torch.zeros(1, 3, 8, 8)}, "noise and timesteps come together"),
+        ({"noise": torch.zeros(2, 3, 8, 8), "timesteps": torch.tensor([1, 2])}, "noise has shape"),
+        ({"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([1.0])}, "timesteps must be int64"),
+        ({"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([1000])}, r"timesteps must lie in 0\.\.999"),
+        ({"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([-1])}, r"timesteps must lie in 0\.\.999"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, victim, tensors, message):
+    assert_refused(write_capture(tmp_path / "capture", victim, **tensors), message)
+
+
+def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
+    zeros = {f"update/{name}": torch.zeros_like(value) for name, value in victim.observation.update.items()}
+    assert_refused(write_capture(tmp_path / "zero", victim, **zeros), "zero everywhere")
+    assert_refused(write_capture(tmp_path / "none", victim, **dict.fromkeys(zeros)), "update is empty")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"round": None}, "observation.round: Field required"),
+        ({"colour": "red"}, "observation.colour: Extra inputs"),
+        ({"format": 2}, "observation.format"),
+        ({"value_range": [0, 1]}, "observation.value_range"),
+        ({"batch_size": 0}, "observation.batch_size"),
+        ({"prediction_type": "v_prediction"}, "prediction_type differs from the scheduler's"),
+        ({"update": "delta"}, "needs local_optimizer"),
+        ({"num_clients": 3}, "client is -1 exactly if"),
+        ({"local_optimizer": {"name": "sgd", "lr": 0}}, "observation.local_optimizer.lr"),
+        ({"model": {"_class_name": "os.system"}}, "model._class_name 'os.system' is not allowed"),
+        (
+            {"scheduler": {"_class_name": "PNDMScheduler", "prediction_type": "epsilon"}},
+            "'PNDMScheduler' is not allowed",
+        ),
+        ({"scheduler": {"betas": [0.1], "prediction_type": "epsilon"}}, "unknown keys: betas"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(tmp_path, victim, facts, message):
+    assert_refused(write_capture(tmp_path / "capture", victim, facts), message)
+
+
+def test_private_configuration_keys_are_ignored(tmp_path, victim):
+    circumstances = victim.observation.circumstances
+    facts = {"model": circumstances.model | {"_diffusers_version": "9.9", "_name_or_path": "/somewhere"}}
+    loaded = Observation.load(write_capture(tmp_path / "capture", victim, facts))
+    torch.testing.assert_close(loaded.update, victim.observation.update)
+
+
+def test_an_update_of_a_part_of_the_parameters_is_accepted(victim):
+    update = {WEIGHT: victim.observation.update[WEIGHT]}
+    assert replace(victim.observation, update=update).update == update

@@ -1,0 +1,56 @@
+"""A whole run with its clients and its attacks in this process, where the real one would start Ray."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from flwr.app import Context, Message, RecordDict
+from rich.console import Console
+
+from attacks.attack import create
+from attacks.observation import Observation
+from attacks.workers import Counts, Job, Result
+from experiments.experiment import prepare
+from experiments.run_directory import RunDirectory
+from experiments.server_app import build_server_app, run_progress
+from experiments.settings import ExperimentSettings
+from fl_sim.client_app import build_client_app
+from tests.fl_sim.federations import LocalGrid
+
+Client = Callable[[Message, Context], Message]
+
+
+class PoolInThisProcess:
+    """Does every job at once."""
+
+    def __init__(self, workers: int, **_: Any) -> None: ...
+
+    def warm_up(self) -> None: ...
+
+    def submit(self, job: Job, on_result: Callable[[Result], None]) -> None:
+        try:
+            on_result(create(job.attack, job.arguments).reconstruct(Observation.load(job.capture), job.seed))
+        except RuntimeError as error:
+            on_result(" ".join(str(error).split()))
+
+    def counts(self) -> Counts:
+        return Counts()
+
+    def drain(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run_in_process(path: Path, settings: ExperimentSettings, client: Client | None = None) -> RunDirectory:
+    """Run a federation into ``path``; ``client`` answers in the place of the ClientApp."""
+    experiment = prepare(settings)
+    directory = RunDirectory.create(path, settings)
+    grid = LocalGrid(client or build_client_app(settings), settings.federation.clients)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    with (
+        patch("experiments.server_app.AttackPool", PoolInThisProcess),
+        run_progress(experiment, Console(quiet=True)) as display,
+    ):
+        build_server_app(experiment, directory, display)(grid, context)
+    return directory
