@@ -20,7 +20,7 @@ class LBFGSRun:
         losses: the smallest value seen in every slice so far; infinite after a breakdown (NaN), which ends the run.
     """
 
-    def __init__(self, objective: Objective, start: Sequence[Tensor], history: int = 100) -> None:
+    def __init__(self, objective: Objective, start: Sequence[Tensor], history: int = 300) -> None:
         self.objective = objective
         self.unknowns = [value.detach().clone().contiguous().requires_grad_() for value in start]
         self.losses: list[float] = []

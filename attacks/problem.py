@@ -34,9 +34,7 @@ class InversionProblem:
         }
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.parameters)
-        self.gradient = {
-            name: _mean_gradient(observation, name).to(self.device) for name in self.parameters
-        }
+        self.gradient = {name: _mean_gradient(observation, name).to(self.device) for name in self.parameters}
         self.samples = circumstances.num_samples
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)

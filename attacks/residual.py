@@ -52,7 +52,7 @@ class Residual(Attack):
         3e-4, gt=0, description="solved when the estimated relative error of the image falls below this"
     )
     balance: float = Field(1.5, ge=0, le=2, description="power of balanced_squared_error; 0 is the plain squared error")
-    history: int = Field(100, ge=1, description="L-BFGS history")
+    history: int = Field(300, ge=1, description="L-BFGS history; long pays, the search is ill-conditioned")
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss (attacks/matching.py)")
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:

@@ -125,7 +125,7 @@ class RepeatableGrid(GridProxy):
         """Node id -> partition index, in partition order; waits for all clients the first time.
 
         Raises:
-            FederationError: if they do not all register and answer in time.
+            FederationError: if they do not all register and answer in time, or are not 0..clients-1, each once.
         """
         if not self._partitions:
             nodes = self._wait_for_nodes()
@@ -141,6 +141,11 @@ class RepeatableGrid(GridProxy):
                 reason = next((reply.error.reason for reply in replies if reply.has_error()), "no answer")
                 raise FederationError(
                     f"{len(answers)} of {self.clients} clients gave a partition index: {_line(reason)}"
+                )
+            if sorted(answers.values()) != list(range(self.clients)):
+                raise FederationError(
+                    f"clients gave the partition indices {sorted(answers.values())}: federation.clients = "
+                    f"{self.clients} needs as many SuperNodes, with the indices 0..{self.clients - 1}"
                 )
             self._partitions = dict(sorted(answers.items(), key=lambda item: item[1]))
         return self._partitions
@@ -170,6 +175,7 @@ class RepeatableGrid(GridProxy):
 
     def _wait_for_nodes(self) -> list[int]:
         end = time.monotonic() + self.timeout
+        logging.getLogger("flwr").info("waiting for %d clients (SuperNodes), at most %g s", self.clients, self.timeout)
         while len(nodes := list(self.grid.get_node_ids())) < self.clients:
             if time.monotonic() > end:
                 raise FederationError(f"{len(nodes)} of {self.clients} clients registered within {self.timeout:g} s")

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from attacks.gidm import RECIPES, Recipe
 from attacks.observation import Circumstances, Observation
+from attacks.prior import load_prior
+from attacks.problem import InversionProblem
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 
@@ -98,6 +100,17 @@ def victim() -> Victim:
 @pytest.fixture(scope="session")
 def known_victim() -> Victim:
     return make_victim(known=True)
+
+
+@pytest.fixture(scope="session")
+def imagined() -> tuple[Victim, Tensor]:
+    """A client whose image the global model makes in two steps, and the latent that it makes it from."""
+    latent = 0.5 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2))
+    # Predicting x0, an untrained network makes images within their range.
+    model = InversionProblem(make_victim(prediction_type="sample").observation, "cpu")
+    images = load_prior(model, "global", steps=2)(latent)
+    assert images.abs().max() < 1
+    return make_victim(images=images, prediction_type="sample", known=True), latent
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from attacks.problem import InversionProblem
 from tests.attacks.conftest import Victim, make_victim
 
 DISTANCES: dict[str, Callable[[InversionProblem], Distance]] = {
-    "squared": lambda problem: squared_error,
+    "squared": lambda _: squared_error,
     "balanced": lambda problem: balanced_squared_error(problem.gradient),
-    "cosine": lambda problem: cosine_distance,
+    "cosine": lambda _: cosine_distance,
 }
 TOLERANCE = {"one-sided": 2e-2, "central": 1e-3, "double-backward": 1e-5}
 

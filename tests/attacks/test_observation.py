@@ -36,9 +36,8 @@ def assert_refused(path: Path, message: str) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_saved_is_loaded(tmp_path, known):
-    saved = make_victim(
-        (3, 700), known=known, local_steps=2, optimizer=LocalOptimizer(lr=0.1, momentum=0.5)
-    ).observation
+    optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
+    saved = make_victim((3, 700), known=known, local_steps=2, optimizer=optimizer).observation
     saved.save(tmp_path / "capture.safetensors")
     loaded = Observation.load(tmp_path / "capture.safetensors")
     assert loaded.circumstances == saved.circumstances

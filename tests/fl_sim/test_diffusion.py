@@ -135,3 +135,17 @@ def test_local_optimisers_are_torchs() -> None:
     adam = LocalOptimizer(name="adam", lr=0.5, betas=(0.8, 0.9), eps=1e-3).build(parameters)
     assert isinstance(adam, torch.optim.Adam)
     assert (adam.defaults["betas"], adam.defaults["eps"]) == ((0.8, 0.9), 1e-3)
+
+
+def test_alphas_cumprod_are_linear_between_integer_timesteps() -> None:
+    like, integers = torch.zeros(1, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 400, 998, 999])
+
+    def signal_power(timesteps: Tensor) -> Tensor:
+        return diffusion.signal_and_noise_scale(scheduler(), timesteps, like)[0].square().flatten()
+
+    torch.testing.assert_close(signal_power(integers.double()), signal_power(integers))
+    between = torch.tensor([400.25], dtype=torch.float64, requires_grad=True)
+    below, above = signal_power(torch.tensor([400, 401]))
+    torch.testing.assert_close(signal_power(between)[0], 0.75 * below + 0.25 * above)
+    (slope,) = torch.autograd.grad(signal_power(between).sum(), between)
+    torch.testing.assert_close(slope[0], above - below)

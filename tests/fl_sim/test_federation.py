@@ -92,6 +92,12 @@ def test_missing_clients_are_waited_for_only_so_long() -> None:
         grid.get_node_ids()
 
 
+def test_more_supernodes_than_clients_are_refused() -> None:
+    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 2, timeout=1.0)
+    with pytest.raises(FederationError, match=r"indices \[0, 1, 2\]: federation\.clients = 2 needs as many SuperNodes"):
+        grid.get_node_ids()
+
+
 def test_a_backend_that_is_gone_ends_the_wait_for_replies() -> None:
     grid, stopped = local_grid(), threading.Event()
     grid.grid = _StoppableGrid(grid.grid, stopped)

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from attacks.attack import create
+from attacks.dlg import match_pixels
+from attacks.lbfgs import LBFGSRun
+from attacks.problem import InversionProblem
+from fl_sim.diffusion import PREDICTION_TYPES
+from tests.attacks.conftest import make_victim
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_started_at_the_truth_it_stays_there(prediction_type):
+    victim = make_victim((80, 600), prediction_type=prediction_type, known=True)
+    matching = match_pixels(InversionProblem(victim.observation, "cpu"), "one-sided")
+    run = LBFGSRun(matching, [victim.images])
+    assert run.advance(10) < 1e-9
+    torch.testing.assert_close(run.unknowns[0].detach(), victim.images, rtol=0, atol=1e-3)
+
+
+def test_it_finds_a_batch():
+    victim = make_victim((450, 120), known=True)
+    result = create("dlg", {"solved_below": 1e-6}).reconstruct(victim.observation, seed=1)
+    assert victim.psnr(result.images) > 40
+    assert result.timesteps.tolist() == [450, 120]
+
+
+def test_the_search_ends_with_the_budget(known_victim):
+    result = create("dlg", {"max_evaluations": 25}).reconstruct(known_victim.observation, seed=1)
+    assert 20 <= result.evaluations <= 30
+
+
+def test_the_search_ends_when_it_is_solved(known_victim):
+    result = create("dlg", {"solved_below": 1e-2}).reconstruct(known_victim.observation, seed=1)
+    assert result.evaluations < 60

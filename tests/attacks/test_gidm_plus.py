@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks import gidm_plus
+from attacks.attack import AttackError, create
+from attacks.gidm import RECIPES, Recipe
+from attacks.gidm_plus import GIDMPlus, match_everything, real_timesteps
+from attacks.problem import InversionProblem
+from fl_sim import diffusion
+from tests.attacks.conftest import MODEL, SHAPE, make_victim
+
+
+def relax(timesteps: torch.Tensor) -> torch.Tensor:
+    return (timesteps / 999).logit()
+
+
+@pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
+def test_started_at_the_truth_the_pixel_phase_stays_there(prediction_type, short_recipe):
+    victim = make_victim((150, 640), prediction_type=prediction_type)
+    problem = InversionProblem(victim.observation, "cpu")
+    matching = match_everything(problem, "one-sided")
+    truth = [victim.images, victim.noise, relax(victim.timesteps)]
+    images, noise, relaxed = GIDMPlus(phases="pixels").two_phases(matching, truth)
+    assert matching.value([images, noise, relaxed]) < 1e-6
+    torch.testing.assert_close(images, victim.images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(noise, victim.noise, rtol=0, atol=1e-3)
+    assert torch.equal(real_timesteps(problem, relaxed).round().long(), victim.timesteps)
+
+
+def test_started_at_the_truth_the_latent_phase_stays_there(imagined, short_recipe):
+    victim, latent = imagined
+    matching = match_everything(InversionProblem(victim.observation, "cpu"), "one-sided")
+    found = GIDMPlus(phases="latent").two_phases(matching, [latent, victim.noise, relax(victim.timesteps)])
+    assert matching.value(found) < 1e-6
+    torch.testing.assert_close(found[0], victim.images, rtol=0, atol=1e-3)
+
+
+def test_image_noise_and_timestep_have_the_derivative_of_the_loss(victim):
+    problem = InversionProblem(victim.observation, "cpu")
+    problem.model.double()
+    problem.gradient = {name: value.double() for name, value in problem.gradient.items()}
+    matching = match_everything(problem, "double-backward")
+    source = torch.Generator().manual_seed(4)
+    shapes = ((1, *SHAPE), (1, *SHAPE), (1,))
+    unknowns = [torch.randn(shape, generator=source).double().requires_grad_() for shape in shapes]
+    _, derivatives = matching(unknowns)
+    for unknown, derivative in zip(unknowns, derivatives, strict=True):
+        direction = derivative / derivative.norm()
+        moved = [
+            matching.value([u + step * direction if u is unknown else u for u in unknowns]) for step in (1e-4, -1e-4)
+        ]
+        assert (moved[0] - moved[1]) / 2e-4 == pytest.approx(float(derivative.norm()), rel=1e-2)
+
+
+def test_every_unknown_is_moved(monkeypatch, victim):
+    recipe = Recipe(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
+    monkeypatch.setitem(RECIPES, "short", recipe)
+    matching = match_everything(InversionProblem(victim.observation, "cpu"), "one-sided")
+    source = torch.Generator().manual_seed(4)
+    start = [torch.randn(shape, generator=source) for shape in ((1, *SHAPE), (1, *SHAPE), (1,))]
+    for phases in ("latent", "pixels"):
+        found = GIDMPlus(phases=phases).two_phases(matching, start)
+        assert not any(torch.equal(before, after) for before, after in zip(start, found, strict=True))
+
+
+def test_it_makes_no_use_of_what_the_server_dictated_or_can_read_off(monkeypatch, short_recipe, known_victim):
+    monkeypatch.setattr(gidm_plus, "recover_timesteps", lambda _: pytest.fail("timesteps were read off"))
+    private = replace(known_victim.observation, noise=None, timesteps=None)
+    results = [create("gidm-plus").reconstruct(seen, seed=1) for seen in (known_victim.observation, private)]
+    assert torch.equal(results[0].images, results[1].images)
+    assert torch.equal(results[0].timesteps, results[1].timesteps)
+
+
+def test_it_lowers_the_matching_loss_and_reports_a_whole_timestep(short_recipe, victim):
+    few = create("gidm-plus", {"phases": "latent"}).reconstruct(victim.observation, seed=1)
+    more = create("gidm-plus").reconstruct(victim.observation, seed=1)
+    assert more.matching_loss < few.matching_loss
+    assert more.evaluations == 26
+    assert more.timesteps.dtype == torch.int64
+    assert 0 <= int(more.timesteps) <= 999
+
+
+def test_recovered_timesteps_are_for_ablation(short_recipe, victim):
+    result = create("gidm-plus", {"timestep": "recovered"}).reconstruct(victim.observation, seed=1)
+    assert result.timesteps.tolist() == [400]
+    with pytest.raises(AttackError, match="timesteps cannot be read off"):
+        create("gidm-plus", {"timestep": "recovered"}).reconstruct(make_victim((3, 3)).observation, seed=1)
+
+
+def test_a_learned_embedding_cannot_be_relaxed():
+    learned = MODEL | {"time_embedding_type": "learned", "num_train_timesteps": 1000}
+    victim = make_victim(model_config=learned)
+    with pytest.raises(AttackError, match="timestep = 'search' needs a time embedding of real numbers"):
+        create("gidm-plus").reconstruct(victim.observation, seed=1)
+
+
+def test_relaxed_timesteps_stay_within_the_schedule(victim):
+    problem = InversionProblem(victim.observation, "cpu")
+    extremes = real_timesteps(problem, torch.tensor([-1e9, 0.0, 1e9]))
+    assert extremes.tolist() == [0.0, 499.5, 999.0]

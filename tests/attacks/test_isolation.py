@@ -1,0 +1,181 @@
+"""The attacker cannot reach the truth: which room may import which, replay under guard, and a decoy."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import attacks
+import fl_sim
+from attacks.attack import create
+from attacks.observation import Observation
+from tests.attacks.conftest import Victim, draw_images, make_victim, psnr
+
+REPOSITORY = Path(attacks.__file__).parents[1]
+ROOMS = ("fl_sim", "strategies", "attacks", "experiments")
+TRUTH = ("fl_sim.images", "fl_sim.client_app", "fl_sim.config", "experiments", "skimage", "sklearn")
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the rooms by dotted name."""
+    files = [file for room in ROOMS for file in sorted((REPOSITORY / room).rglob("*.py"))]
+    return {
+        ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): file for file in files
+    }
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Everything that a module imports from the rooms, at its top or inside a function; ``from a import b`` is a.b."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in ROOMS)
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+IMPORTS = {module: list(imported(file)) for module, file in modules().items()}
+
+
+def imports_of(*packages: str) -> list[tuple[str, str]]:
+    return [(module, name) for module, names in IMPORTS.items() if within(module, *packages) for name in names]
+
+
+def test_the_walk_sees_every_room():
+    assert {module.split(".")[0] for module in IMPORTS} == set(ROOMS)
+    assert ("attacks.problem", "fl_sim.diffusion") in imports_of("attacks")
+
+
+def test_the_federation_imports_no_other_room():
+    assert [pair for pair in imports_of("fl_sim") if not within(pair[1], "fl_sim")] == []
+
+
+def test_attacks_import_diffusion_alone_outside_themselves():
+    assert [pair for pair in imports_of("attacks") if not within(pair[1], "attacks", "fl_sim.diffusion")] == []
+
+
+def test_diffusion_knows_nobody():
+    assert imports_of("fl_sim.diffusion") == []
+
+
+def test_strategies_see_neither_clients_nor_images_nor_settings():
+    assert [pair for pair in imports_of("strategies") if within(pair[1], *TRUTH)] == []
+
+
+def test_no_module_imports_what_attacks_do_not_name():
+    """``importlib`` goes around the walk: it finds attacks and strategies by name, and nothing else."""
+    users = {module for module, file in modules().items() if "import_module(" in file.read_text(encoding="utf-8")}
+    assert users <= {"attacks.attack", "strategies.registry"}
+
+
+def run_python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """``code`` in a fresh interpreter that heeds neither environment variables nor the folder it runs in."""
+    command = [sys.executable, "-I", "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
+
+
+def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):
+    names = [name for name in IMPORTS if within(name, "attacks")]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    finished = run_python(code, tmp_path)
+    assert finished.returncode == 0, finished.stderr.decode()
+    loaded = finished.stdout.decode().split()
+    assert "attacks.residual" in loaded
+    assert [name for name in loaded if within(name, *TRUTH)] == []
+
+
+GUARD = f"""
+import os, sys
+
+FORBIDDEN = {TRUTH!r}
+READABLE = sys.argv[1].split(os.pathsep)
+
+def guard(event, arguments):
+    if event == "import" and any(arguments[0] == name or arguments[0].startswith(name + ".") for name in FORBIDDEN):
+        raise PermissionError(f"import of {{arguments[0]}}")
+    if event == "open" and not isinstance(arguments[0], int):
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        if not any(path == root or path.startswith(root + os.sep) for root in READABLE):
+            raise PermissionError(f"opening {{path}}")
+
+sys.addaudithook(guard)
+"""
+REPLAY = """
+import torch
+torch.set_num_threads(1)
+from attacks.attack import create
+from attacks.observation import Observation
+observation = Observation.load("capture.safetensors")
+result = create("residual", {"max_evaluations": 60}).reconstruct(observation, seed=7)
+sys.stdout.buffer.write(result.images.numpy().tobytes())
+"""
+
+
+def readable(folder: Path) -> str:
+    """The interpreter with its packages, the attacks, the ground floor, the system's devices and the folder."""
+    floor = Path(fl_sim.__file__).parent
+    ground = [floor / "__init__.py", floor / "diffusion.py", floor / "__pycache__"]
+    roots = [sys.prefix, sys.base_prefix, Path(attacks.__file__).parent, *ground, "/proc", "/sys", "/dev", folder]
+    return os.pathsep.join(os.path.realpath(root) for root in roots)
+
+
+def test_a_capture_alone_gives_the_same_reconstruction_under_guard(tmp_path, victim):
+    victim.observation.save(tmp_path / "capture.safetensors")
+    finished = run_python(GUARD + REPLAY, tmp_path, readable(tmp_path))
+    assert finished.returncode == 0, finished.stderr.decode()
+    observation = Observation.load(tmp_path / "capture.safetensors")
+    here = create("residual", {"max_evaluations": 60}).reconstruct(observation, seed=7)
+    assert finished.stdout == here.images.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import skimage.data",
+        "import fl_sim.client_app",
+        "from fl_sim import images",
+        "import experiments",
+        "open('../secret.txt')",
+        "open(os.path.expanduser('~/.bashrc'))",
+    ],
+)
+def test_the_guard_stops_whoever_looks_elsewhere(tmp_path, attempt):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (tmp_path / "secret.txt").touch()
+    finished = run_python(GUARD + attempt, folder, readable(folder))
+    assert finished.returncode == 1
+    assert "PermissionError" in finished.stderr.decode()
+
+
+def decoy_from_the_operating_system() -> Victim:
+    def random_seed() -> int:
+        return int.from_bytes(os.urandom(7), "big")
+
+    source = torch.Generator().manual_seed(random_seed())
+    timestep = 200 + random_seed() % 600
+    noise = torch.randn(1, 3, 8, 8, generator=source)
+    return make_victim((timestep,), images=draw_images(source), noise=noise)
+
+
+def test_a_decoy_in_the_update_is_what_comes_back(victim):
+    decoy = decoy_from_the_operating_system()
+    swapped = replace(victim.observation, update=decoy.observation.update)
+    result = create("residual").reconstruct(swapped, seed=7)
+    assert result.timesteps.tolist() == decoy.timesteps.tolist()
+    assert decoy.psnr(result.images) > 40
+    likeness = psnr((decoy.images + 1) / 2, (victim.images + 1) / 2)
+    assert victim.psnr(result.images) == pytest.approx(likeness, abs=0.5)
