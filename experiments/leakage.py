@@ -147,7 +147,7 @@ class LeakageTable:
         self._csv, self._parquet = csv_path, parquet_path
         self._rows: list[dict[str, Any]] = []
         self._lock = Lock()
-        csv_path.write_text(_csv_line(COLUMNS), encoding="utf-8")
+        write_atomically(csv_path, lambda file: file.write_text(_csv_line(COLUMNS), encoding="utf-8"))
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows, flushed to the CSV file before this returns."""

@@ -62,7 +62,7 @@ def test_flwr_run_leaves_the_run_directory_that_fl_sim_run_leaves(tmp_path: Path
     assert pd.read_parquet(directory.rounds)["clients_seen"].map(list).tolist() == [[0, 1]]
 
     same = run_in_process(tmp_path / "same", directory.settings())
-    assert _files(directory) == _files(same)
+    assert _files(directory) == _files(same), done.stdout
     times = list(TIME_COLUMNS)
     pd.testing.assert_frame_equal(
         leakage.drop(columns=times), pd.read_parquet(same.leakage_parquet).drop(columns=times), check_exact=True
