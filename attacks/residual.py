@@ -29,6 +29,9 @@ from attacks.timesteps import recover_timesteps
 from fl_sim import diffusion
 
 _SLICE = 40
+"""Evaluations between two looks at a run's progress."""
+_PATIENCE = 4
+"""Slices that every run gets."""
 _PROGRESS = 2.0
 _PUBLIC_IMAGES = 8
 
@@ -70,36 +73,35 @@ class Residual(Attack):
 def search_starts(
     runs: Sequence[LBFGSRun], problem: InversionProblem, max_evaluations: int, solved_below: float
 ) -> LBFGSRun:
-    """Advance the runs one after the other, each while it makes progress, then the best of the parked ones.
+    """Work on one run as long as it makes progress, then on the next; when all were tried, on the best of them.
 
-    Returns the run with the smallest matching loss when one is solved or the budget is spent.
+    Returns the run with the smallest matching loss when one is solved, all have broken down, or the budget is spent.
     """
-    parked: list[LBFGSRun] = []
-    waiting = list(runs)
+    waiting, tried = list(runs[1:]), [runs[0]]
     while problem.evaluations < max_evaluations:
-        if waiting:
-            run = waiting.pop(0)
-        else:
-            run = min(parked, key=lambda candidate: candidate.loss)
-            parked.remove(run)
-        while True:
-            run.advance(min(_SLICE, max_evaluations - problem.evaluations))
-            if run.loss <= solved_below:
-                return run
-            if problem.evaluations >= max_evaluations or not _promising(run, final=not waiting):
-                break
-        parked.append(run)
-        if not waiting and math.isinf(min(candidate.loss for candidate in parked)):
+        run = tried[-1]
+        if not _makes_progress(run):
+            if waiting:
+                run = waiting.pop(0)
+                tried.append(run)
+            else:
+                run = _best(tried)
+        if run.advance(min(_SLICE, max_evaluations - problem.evaluations)) <= solved_below:
             break
-    return min([*parked, *waiting], key=lambda candidate: candidate.loss)
+        if not waiting and math.isinf(_best(tried).loss):
+            break
+    return _best(tried)
 
 
-def _promising(run: LBFGSRun, final: bool) -> bool:
-    if math.isinf(run.loss):
-        return False
-    if len(run.losses) < 4:
-        return True
-    return not final and run.loss * _PROGRESS <= run.losses[-3]
+def _best(runs: Sequence[LBFGSRun]) -> LBFGSRun:
+    return min(runs, key=lambda run: run.loss)
+
+
+def _makes_progress(run: LBFGSRun) -> bool:
+    """Whether the loss has halved over the last two slices; a young run has the benefit of the doubt."""
+    if len(run.losses) < _PATIENCE:
+        return not run.losses or math.isfinite(run.loss)
+    return run.losses[-1] * _PROGRESS <= run.losses[-3]
 
 
 class PrivateSpace:
