@@ -2,8 +2,7 @@
 
 import ast
 import os
-import subprocess
-import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,13 @@ import pytest
 import torch
 
 import attacks
-import fl_sim
-from attacks.attack import create
+from attacks.attack import AttackError, create
 from attacks.observation import Observation
 from tests.attacks.conftest import Victim, draw_images, make_victim, psnr
+from tests.attacks.guard import GUARD, TRUTH, readable, replay, run_python
 
 REPOSITORY = Path(attacks.__file__).parents[1]
 ROOMS = ("fl_sim", "strategies", "attacks", "experiments")
-TRUTH = ("fl_sim.images", "fl_sim.client_app", "fl_sim.config", "experiments", "skimage", "sklearn")
 
 
 def modules() -> dict[str, Path]:
@@ -81,12 +79,6 @@ def test_no_module_imports_what_attacks_do_not_name():
     assert users <= {"attacks.attack", "strategies.registry"}
 
 
-def run_python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """``code`` in a fresh interpreter that heeds neither environment variables nor the folder it runs in."""
-    command = [sys.executable, "-I", "-c", code, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
-
-
 def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):
     names = [name for name in IMPORTS if within(name, "attacks")]
     code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
@@ -97,48 +89,11 @@ def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):
     assert [name for name in loaded if within(name, *TRUTH)] == []
 
 
-GUARD = f"""
-import os, sys
-
-FORBIDDEN = {TRUTH!r}
-READABLE = sys.argv[1].split(os.pathsep)
-
-def guard(event, arguments):
-    if event == "import" and any(arguments[0] == name or arguments[0].startswith(name + ".") for name in FORBIDDEN):
-        raise PermissionError(f"import of {{arguments[0]}}")
-    if event == "open" and not isinstance(arguments[0], int):
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        if not any(path == root or path.startswith(root + os.sep) for root in READABLE):
-            raise PermissionError(f"opening {{path}}")
-
-sys.addaudithook(guard)
-"""
-REPLAY = """
-import torch
-torch.set_num_threads(1)
-from attacks.attack import create
-from attacks.observation import Observation
-observation = Observation.load("capture.safetensors")
-result = create("residual", {"max_evaluations": 60}).reconstruct(observation, seed=7)
-sys.stdout.buffer.write(result.images.numpy().tobytes())
-"""
-
-
-def readable(folder: Path) -> str:
-    """The interpreter with its packages, the attacks, the ground floor, the system's devices and the folder."""
-    floor = Path(fl_sim.__file__).parent
-    ground = [floor / "__init__.py", floor / "diffusion.py", floor / "__pycache__"]
-    roots = [sys.prefix, sys.base_prefix, Path(attacks.__file__).parent, *ground, "/proc", "/sys", "/dev", folder]
-    return os.pathsep.join(os.path.realpath(root) for root in roots)
-
-
 def test_a_capture_alone_gives_the_same_reconstruction_under_guard(tmp_path, victim):
     victim.observation.save(tmp_path / "capture.safetensors")
-    finished = run_python(GUARD + REPLAY, tmp_path, readable(tmp_path))
-    assert finished.returncode == 0, finished.stderr.decode()
-    observation = Observation.load(tmp_path / "capture.safetensors")
-    here = create("residual", {"max_evaluations": 60}).reconstruct(observation, seed=7)
-    assert finished.stdout == here.images.numpy().tobytes()
+    arguments = {"max_evaluations": 60}
+    here = create("residual", arguments).reconstruct(victim.observation, seed=7)
+    assert torch.equal(replay(tmp_path, arguments, 7, here.images.shape), here.images)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +105,7 @@ def test_a_capture_alone_gives_the_same_reconstruction_under_guard(tmp_path, vic
         "import experiments",
         "open('../secret.txt')",
         "open(os.path.expanduser('~/.bashrc'))",
+        f"open({str(Path(sysconfig.get_path('purelib'), 'skimage/data/astronaut.png'))!r})",
     ],
 )
 def test_the_guard_stops_whoever_looks_elsewhere(tmp_path, attempt):
@@ -179,3 +135,29 @@ def test_a_decoy_in_the_update_is_what_comes_back(victim):
     assert decoy.psnr(result.images) > 40
     likeness = psnr((decoy.images + 1) / 2, (victim.images + 1) / 2)
     assert victim.psnr(result.images) == pytest.approx(likeness, abs=0.5)
+
+
+def random_update(victim: Victim, readable_timestep: bool) -> Observation:
+    """The victim's observation with an update of random numbers, but for what tells the timestep if that is wanted."""
+    source = torch.Generator().manual_seed(3)
+    update = {
+        name: value
+        if readable_timestep and name.startswith("time_embedding.linear_1")
+        else torch.randn(value.shape, generator=source) * value.square().mean().sqrt()
+        for name, value in victim.observation.update.items()
+    }
+    return replace(victim.observation, update=update)
+
+
+def test_a_random_update_tells_no_timestep(victim):
+    with pytest.raises(AttackError, match="timesteps cannot be read off"):
+        create("residual").reconstruct(random_update(victim, readable_timestep=False), seed=7)
+
+
+def test_a_random_update_ends_at_chance_level(victim):
+    observation = random_update(victim, readable_timestep=True)
+    images = create("residual", {"max_evaluations": 300}).reconstruct(observation, seed=7).images
+    source = torch.Generator().manual_seed(4)
+    of_others = [psnr(images, (draw_images(source) + 1) / 2) for _ in range(50)]
+    assert victim.psnr(images) <= max(of_others)
+    assert victim.psnr(images) < 15

@@ -1,5 +1,6 @@
 """``fl-sim run`` when processes are killed under it; what is left must be what an undisturbed run leaves."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from attacks.observation import Observation
@@ -17,6 +19,8 @@ from attacks.reconstruction_file import load_reconstruction
 from experiments.cli import app
 from experiments.leakage import TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
+from fl_sim.draws import derive_seed
+from tests.attacks.guard import replay
 from tests.processes import kill_all, with_descendants
 
 pytestmark = pytest.mark.ray
@@ -103,6 +107,15 @@ def test_a_killed_attack_worker_is_replaced_and_its_job_done_again(survivor: Run
     assert leakage["status"].tolist() == ["ok", "ok"]
     assert leakage["timestep_recovered"].equals(leakage["timestep"])
     assert survivor.report.is_file()
+
+
+def test_a_capture_replayed_under_guard_gives_the_reconstruction_of_the_run(
+    survivor: RunDirectory, tmp_path: Path
+) -> None:
+    shutil.copy(survivor.captures / "round-0001-client-0001.safetensors", tmp_path / "capture.safetensors")
+    in_run = load_reconstruction(survivor.reconstruction(1, 1, "residual"))
+    seed = derive_seed(0, "attack", "residual", 1, 1)
+    assert torch.equal(replay(tmp_path, in_run.settings, seed, in_run.images.shape), in_run.images)
 
 
 def test_a_killed_run_keeps_what_was_reconstructed_and_the_report_reads_it(
