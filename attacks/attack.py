@@ -27,6 +27,7 @@ _BUILT_IN = {
     "dlg": "attacks.dlg:DLG",
     "gidm": "attacks.gidm:GIDM",
     "gidm-plus": "attacks.gidm_plus:GIDMPlus",
+    "inverting-gradients": "attacks.inverting_gradients:InvertingGradients",
     "residual": "attacks.residual:Residual",
 }
 

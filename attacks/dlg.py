@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
 from attacks.lbfgs import LBFGSRun
-from attacks.matching import Derivative, GradientMatching
+from attacks.matching import Derivative, Distance, GradientMatching, squared_error
 from attacks.problem import InversionProblem
 from fl_sim import diffusion
 
@@ -44,8 +44,10 @@ class DLG(Attack):
         return Outcome(run.unknowns[0], problem.timesteps, matching.value(run.unknowns))
 
 
-def match_pixels(problem: InversionProblem, derivative: Derivative) -> GradientMatching:
-    """The squared error over images [N,C,H,W], by the client's own loss with the dictated noise and timesteps."""
+def match_pixels(
+    problem: InversionProblem, derivative: Derivative, distance: Distance = squared_error
+) -> GradientMatching:
+    """The distance over images [N,C,H,W], by the client's own loss with the dictated noise and timesteps."""
     noise, timesteps = problem.noise, problem.timesteps
     assert noise is not None
     assert timesteps is not None
@@ -53,4 +55,4 @@ def match_pixels(problem: InversionProblem, derivative: Derivative) -> GradientM
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
         return diffusion.loss(problem.model, problem.scheduler, unknowns[0], noise, timesteps)
 
-    return GradientMatching(problem, training_loss, derivative=derivative)
+    return GradientMatching(problem, training_loss, distance, derivative)

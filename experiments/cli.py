@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 app = typer.Typer(
@@ -107,7 +107,7 @@ def main() -> None:
     app()
 
 
-def _names() -> Table:
+def _names() -> Group:
     from attacks.attack import attack_class, available
     from experiments.settings import preset_names
     from fl_sim.images import PHOTOGRAPHS
@@ -124,13 +124,16 @@ def _names() -> Table:
         },
         "preset": dict.fromkeys(preset_names(), ""),
     }
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(style="dim")
+    return Group(*(_name_table(kind, names) for kind, names in kinds.items()))
+
+
+def _name_table(kind: str, names: dict[str, str]) -> Table:
+    """One table a kind, so that the longest name of one does not squeeze the descriptions of another."""
+    table = Table(box=None, padding=(0, 2), show_header=False, title=kind, title_justify="left", title_style="dim")
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for kind, names in kinds.items():
-        for position, (name, description) in enumerate(names.items()):
-            table.add_row("" if position else kind, name, description)
+    for name, description in names.items():
+        table.add_row(name, description)
     return table
 
 
