@@ -44,8 +44,8 @@ class Needs(Flag):
     """The known threat model: the server dictated noise and timesteps."""
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
-    LOCAL_SGD = auto()
-    """A gradient, or the delta of any number of local SGD steps: a combination of gradients, which Adam's is not."""
+    LOCAL_STEPS = auto()
+    """A gradient, the delta of any number of local SGD steps, or that of a single Adam step (attacks/revealed.py)."""
     ONE_IMAGE = auto()
     """A single image behind the update."""
 
@@ -116,7 +116,7 @@ class Attack(BaseModel, ABC):
         lacking = {
             Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
             Needs.GRADIENT: circumstances.update == "delta" and not (sgd and circumstances.local_steps == 1),
-            Needs.LOCAL_SGD: circumstances.update == "delta" and not sgd,
+            Needs.LOCAL_STEPS: circumstances.update == "delta" and not (sgd or circumstances.local_steps == 1),
             Needs.ONE_IMAGE: circumstances.num_samples != 1,
         }
         missing = [need.name or "" for need, lacks in lacking.items() if lacks and need in self.needs]

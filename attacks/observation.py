@@ -30,12 +30,28 @@ class CaptureError(ValueError):
     """A capture that cannot be read, or an update that does not fit its model; the message is one line."""
 
 
+class Defence(BaseModel):
+    """What happened to an update before it left the client, as far as the server knows; in this order.
+
+    Clipped to the norm ``clip_norm``; Gaussian noise of standard deviation ``noise_std`` added to every entry;
+    ``sparsified``: entries not sent, which are zero; reduced to ``signs`` -1, 0 and 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    noise_std: float = Field(0.0, ge=0, allow_inf_nan=False)
+    sparsified: bool = False
+    signs: bool = False
+
+
 class Circumstances(BaseModel):
     """How the update came about: all that the server knows beside the numbers themselves.
 
     ``update`` is the mean gradient, or ``delta``: weights after local training minus weights before. With
     ``num_clients`` above 1 the update is the unweighted sum over that many clients and ``client`` is -1.
-    ``local_optimizer`` is None where clients send gradients.
+    ``local_optimizer`` is None where clients send gradients, ``defence`` where nothing was done to the update or the
+    server does not know of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +64,7 @@ class Circumstances(BaseModel):
     batch_size: int = Field(1, ge=1)
     local_steps: int = Field(1, ge=1)
     local_optimizer: LocalOptimizer | None = None
+    defence: Defence | None = None
     loss_reduction: Literal["mean"] = "mean"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     image_shape: tuple[int, int, int]

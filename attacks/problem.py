@@ -1,9 +1,12 @@
 """The inverse problem that an Observation poses: the model at the observed weights and the gradient to be matched."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from attacks.observation import Observation
+from attacks.revealed import revealed_gradient
 from fl_sim import diffusion
 
 
@@ -14,7 +17,8 @@ class InversionProblem:
         model: the network at the observed weights, in evaluation mode.
         scheduler: the noise schedule.
         parameters: the parameters whose update was observed, by name.
-        gradient: the observed mean gradient by parameter name, or its best estimate from a weight delta.
+        gradient: what the update reveals of the mean gradient, by parameter name (attacks/revealed.py).
+        uncertainty: the standard deviation of every entry of ``gradient``, infinite where nothing was revealed.
         samples: N, the number of images behind the update.
         image_shape: (C, H, W).
         noise, timesteps: dictated by the server in the known threat model, else None.
@@ -34,12 +38,32 @@ class InversionProblem:
         }
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.parameters)
-        self.gradient = {name: _mean_gradient(observation, name).to(self.device) for name in self.parameters}
+        self.gradient: dict[str, Tensor] = {}
+        self.uncertainty: dict[str, Tensor] = {}
+        for name in self.parameters:
+            gradient, uncertainty = revealed_gradient(observation, name)
+            self.gradient[name] = gradient.to(self.device)
+            self.uncertainty[name] = uncertainty.to(self.device)
         self.samples = circumstances.num_samples
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
         self.evaluations = 0
+
+    @property
+    def signs_only(self) -> bool:
+        """Whether ``gradient`` holds signs, without magnitudes."""
+        defence = self.circumstances.defence
+        return defence is not None and defence.signs
+
+    @property
+    def scale_known(self) -> bool:
+        """Whether ``gradient`` is the gradient itself rather than an unknown multiple of it."""
+        defence = self.circumstances.defence
+        if defence is None or defence.clip_norm is None:
+            return not self.signs_only
+        norm = math.sqrt(sum(float(value.square().sum()) for value in self.gradient.values()))
+        return not self.signs_only and norm < (1 - _CLIPPED) * defence.clip_norm
 
     def randn(self, generator: torch.Generator, samples: int | None = None) -> Tensor:
         """Standard normal images [samples or N,C,H,W] on the device, drawn on the CPU so that devices agree."""
@@ -47,19 +71,5 @@ class InversionProblem:
         return torch.randn(shape, generator=generator).to(self.device)
 
 
-def _mean_gradient(observation: Observation, name: str) -> Tensor:
-    """The mean gradient of one parameter.
-
-    A gradient is one already (a sum over clients is divided by their number). K local SGD steps with momentum mu from
-    an empty buffer move the weights by -lr times the sum of the step gradients, step k = 0..K-1 weighing
-    (1 - mu**(K-k)) / (1 - mu); dividing by the sum of those weights gives a mean gradient, exact for K = 1 as is the
-    share of weight decay taken off.
-    """
-    circumstances = observation.circumstances
-    mean_update = observation.update[name] / circumstances.num_clients
-    optimizer = circumstances.local_optimizer
-    if circumstances.update == "gradient" or optimizer is None:
-        return mean_update
-    steps, momentum = circumstances.local_steps, optimizer.momentum
-    total = sum((1 - momentum ** (steps - k)) / (1 - momentum) for k in range(steps))
-    return mean_update / (-optimizer.lr * total) - optimizer.weight_decay * observation.weights[name]
+_CLIPPED = 1e-3
+"""An update whose norm comes this close to the clipping norm is taken to have been clipped."""

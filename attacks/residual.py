@@ -43,7 +43,7 @@ class Residual(Attack):
     """
 
     name: ClassVar[str] = "residual"
-    needs: ClassVar[Needs] = Needs.LOCAL_SGD
+    needs: ClassVar[Needs] = Needs.LOCAL_STEPS
 
     starts: tuple[tuple[float, float], ...] = Field(
         ((0.05, 0.05), (1.0, 1.0), (0.3, 0.3), (1.0, 0.05), (0.05, 0.05), (1.0, 1.0)),
