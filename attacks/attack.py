@@ -22,6 +22,7 @@ from torch import Tensor
 
 from attacks.observation import Observation, ThreatModel
 from attacks.problem import InversionProblem
+from attacks.trace import Trace, to_unit_range
 
 _BUILT_IN = {
     "dlg": "attacks.dlg:DLG",
@@ -85,19 +86,23 @@ class Attack(BaseModel, ABC):
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING
 
-    def reconstruct(self, observation: Observation, seed: int, device: str = "cpu") -> Reconstruction:
+    def reconstruct(
+        self, observation: Observation, seed: int, device: str = "cpu", trace: Trace | None = None
+    ) -> Reconstruction:
         """Attack one observation. Same observation, seed, device and thread count: same result, bit for bit.
+
+        A ``trace`` takes down the images on the way; it changes nothing.
 
         Raises:
             AttackError: if the observation lacks what the attack needs.
         """
         self.check(observation)
         started = time.perf_counter()
-        problem = InversionProblem(observation, device)
+        problem = InversionProblem(observation, device, trace)
         with _repeatable_arithmetic():
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
         return Reconstruction(
-            images=((outcome.images.detach().float().cpu() + 1) / 2).clamp(0, 1),
+            images=to_unit_range(outcome.images),
             timesteps=outcome.timesteps.detach().cpu().long(),
             matching_loss=outcome.matching_loss,
             evaluations=problem.evaluations,

@@ -11,6 +11,7 @@ double backward stands beside it as reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from attacks.problem import InversionProblem
 
 TrainingLoss = Callable[[Sequence[Tensor]], Tensor]
 Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Images = Callable[[Sequence[Tensor]], Tensor]
 Derivative = Literal["one-sided", "central", "double-backward"]
 
 RELATIVE_STEP = 1e-4
@@ -72,6 +74,7 @@ class GradientMatching:
         training_loss: from the unknowns to the scalar whose weight gradient is g(u); it uses ``problem.model``.
         distance: D and dD/dg for flat vectors.
         derivative: ``one-sided`` (one shifted gradient), ``central`` (two) or ``double-backward`` (exact).
+        images: from the unknowns to the images [N,C,H,W] that they stand for; the first unknown, unless given.
     """
 
     def __init__(
@@ -80,11 +83,13 @@ class GradientMatching:
         training_loss: TrainingLoss,
         distance: Distance = squared_error,
         derivative: Derivative = "one-sided",
+        images: Images = itemgetter(0),
     ) -> None:
         self.problem = problem
         self.training_loss = training_loss
         self.distance = distance
         self.derivative = derivative
+        self.images = images
         self.parameters: list[Tensor] = list(problem.parameters.values())
         self.observed = flatten(list(problem.gradient.values()))
         self.weights = flatten([parameter.detach() for parameter in self.parameters])
@@ -95,6 +100,8 @@ class GradientMatching:
 
         The unknowns are leaf tensors that require gradients; neither their ``.grad`` nor the model's is touched.
         """
+        if self.problem.trace is not None:
+            self.problem.trace.record(self.problem.evaluations, lambda: self.images(unknowns))
         self.problem.evaluations += 1
         if self.derivative == "double-backward":
             return self._double_backward(unknowns)

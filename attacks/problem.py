@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attacks.observation import Observation
 from attacks.revealed import revealed_gradient
+from attacks.trace import Trace
 from fl_sim import diffusion
 
 
@@ -23,9 +24,10 @@ class InversionProblem:
         image_shape: (C, H, W).
         noise, timesteps: dictated by the server in the known threat model, else None.
         evaluations: how many gradients of the training loss the attack has spent; the budget of every attack.
+        trace: what takes down the images on the way, if anyone wants them.
     """
 
-    def __init__(self, observation: Observation, device: str) -> None:
+    def __init__(self, observation: Observation, device: str, trace: Trace | None = None) -> None:
         circumstances = observation.circumstances
         self.circumstances = circumstances
         self.device = torch.device(device)
@@ -49,6 +51,7 @@ class InversionProblem:
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
         self.evaluations = 0
+        self.trace = trace
 
     @property
     def signs_only(self) -> bool:

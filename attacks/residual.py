@@ -61,9 +61,8 @@ class Residual(Attack):
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find (x_t, r) by L-BFGS from several starts and compute the image from them."""
         space = KnownSpace(problem) if problem.noise is not None else PrivateSpace(problem)
-        objective = GradientMatching(
-            problem, space.training_loss, balanced_squared_error(problem.gradient, self.balance), self.derivative
-        )
+        distance = balanced_squared_error(problem.gradient, self.balance)
+        objective = GradientMatching(problem, space.training_loss, distance, self.derivative, space.images)
         runs = [LBFGSRun(objective, space.start(generator, *scales), self.history) for scales in self.starts]
         solved_below = (self.precision / space.amplification) ** 2
         best = search_starts(runs, problem, self.max_evaluations, solved_below)

@@ -24,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+bench = typer.Typer(help="Measure, on victims that nobody tuned on.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(bench, name="bench")
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -100,6 +102,85 @@ def list_names() -> None:
     """Show the attacks, strategies, defences, datasets and presets there are."""
     with _one_line_errors("stopped"):
         console.print(_names())
+
+
+@bench.command(
+    "attacks",
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim bench attacks --quick --jobs 2[/cyan]   a few minutes on two CPU cores\n\n"
+    "[cyan]fl-sim bench attacks --out results --jobs 2[/cyan]   everything; run again, it goes on where it was\n\n"
+    "[cyan]fl-sim bench attacks --only speed --published[/cyan]   seconds to 40 dB against the published recipe\n\n"
+    "[cyan]fl-sim bench attacks --quick --only strata --attacks residual,my.package:MyAttack[/cyan]\n\n"
+    "[cyan]fl-sim bench attacks --networks 64,128 --device cuda[/cyan]",
+)
+def bench_attacks(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest network, few cases, one or two victims each.")
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="SUITE,…",
+            help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed.",
+            show_default="all",
+        ),
+    ] = "",
+    attacks: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="Any registered attack, or one of the benchmark's own recipes such as gidm-published.",
+            show_default="each suite's own",
+        ),
+    ] = "",
+    networks: Annotated[
+        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32, 64, 128.", show_default="all")
+    ] = "",
+    victims: Annotated[
+        int | None, typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10")
+    ] = None,
+    published: Annotated[
+        bool | None,
+        typer.Option(
+            "--published/--no-published",
+            help="Run the published recipes too, a quarter of an hour each on a CPU.",
+            show_default="unless --quick",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="A trained model for the network of its image size; may be repeated."),
+    ] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")] = 40961,
+    jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each; 1 for fair seconds.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Run every attack on the same victims and show who reconstructs what, and how fast.
+
+    A [bold]cell[/bold] is one attack in one case: model, timesteps, what the client did, what the attacker knows.
+    Per cell: PSNR (median, quartiles, least), timesteps told, evaluations and seconds, also those up to 40 dB.
+    """
+    directory = out or Path("runs") / f"bench-{_now()}"
+    with _one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.bench import bench_attacks as run_benchmark
+        from experiments.bench.plan import Options
+
+        options = Options(
+            only=_names_in(only),
+            attacks=_names_in(attacks),
+            networks=_names_in(networks),
+            victims=victims,
+            quick=quick,
+            published=published,
+            seed=seed,
+            device=_device(device),
+            checkpoints=tuple(checkpoint),
+        )
+        run_benchmark(options, directory, jobs, console)
+        console.print(f"tables: [bold]{directory / 'attacks.md'}[/bold]", soft_wrap=True)
 
 
 def main() -> None:
@@ -207,6 +288,10 @@ def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
     table = attack.rpartition(".")[2]
     spelt_out = [f"attack.args.{table}.{override.removeprefix(f'attack.args.{attack}.')}" for override in overrides]
     return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(table, {})
+
+
+def _names_in(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _device(name: str) -> str:

@@ -1,0 +1,104 @@
+"""From the options of the command to the list of measurements."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attacks.attack import attack_class
+from experiments.bench.cases import CONTENDERS, GPU_NETWORKS, NETWORKS, SUITES, Contender, Entry
+from experiments.bench.jobs import Job
+from experiments.checkpoint import BUNDLED, load_checkpoint
+from fl_sim.config import SettingsError
+
+FULL_VICTIMS = 10
+_PUBLISHED_COST = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure. Empty sequences mean everything; ``attacks`` replaces every suite's own contenders."""
+
+    only: Sequence[str] = ()
+    attacks: Sequence[str] = ()
+    networks: Sequence[str] = ()
+    victims: int | None = None
+    quick: bool = False
+    published: bool | None = None
+    seed: int = 0
+    device: str = "cpu"
+    checkpoints: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All measurements, the cheap ones first, and what had to be left out, in one line each."""
+
+    jobs: list[Job] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def make_plan(options: Options) -> Plan:
+    """The measurements that the options ask for.
+
+    Raises:
+        SettingsError: if a suite, a network or a checkpoint is not there, or nothing is left to measure.
+        AttackError: if an attack is not there.
+    """
+    suites = [_one_of("--only", name, SUITES) for name in options.only or SUITES]
+    networks = [_one_of("--networks", name, NETWORKS) for name in options.networks or NETWORKS]
+    named = [CONTENDERS.get(name) or Contender(attack_class(name).name, name) for name in options.attacks]
+    checkpoints = {"16": BUNDLED} | {str(load_checkpoint(path).image_size): path for path in options.checkpoints}
+    jobs: list[Job] = []
+    left_out: list[str] = []
+    for entry in (entry for suite in suites for entry in SUITES[suite] if entry.case.network in networks):
+        contenders = list(_contenders(entry, named, options))
+        if not contenders:
+            continue
+        if reason := _reason_to_leave_out(entry, options.device, checkpoints):
+            left_out += [] if reason in left_out else [reason]
+            continue
+        victims = options.victims or (entry.quick_victims if options.quick else FULL_VICTIMS)
+        checkpoint = checkpoints[entry.case.network] if entry.case.model == "trained" else None
+        jobs += [
+            Job(entry.case, contender, index, options.seed, options.device, checkpoint)
+            for contender in contenders
+            for index in range(victims)
+        ]
+    if not jobs:
+        raise SettingsError("; ".join(["nothing to measure under these options", *left_out]))
+    order = list(NETWORKS)
+    return Plan(sorted(jobs, key=lambda job: (job.contender.cost, order.index(job.case.network))), left_out)
+
+
+def _contenders(entry: Entry, named: Sequence[Contender], options: Options) -> Iterator[Contender]:
+    if options.quick and not entry.quick:
+        return
+    published = options.published if options.published is not None else not options.quick
+    for contender in named or [CONTENDERS[name] for name in _own_names(entry, options.quick, published)]:
+        if contender.applies(entry.case):
+            yield contender
+
+
+def _own_names(entry: Entry, quick: bool, published: bool) -> list[str]:
+    chosen = set(entry.quick if quick else entry.contenders)
+    recipes = {name for name in entry.contenders if CONTENDERS[name].cost == _PUBLISHED_COST}
+    chosen = chosen | recipes if published else chosen - recipes
+    return [name for name in CONTENDERS if name in chosen]
+
+
+def _reason_to_leave_out(entry: Entry, device: str, checkpoints: dict[str, Path]) -> str | None:
+    network = entry.case.network
+    if network in GPU_NETWORKS and device == "cpu":
+        return f"network {network}: it takes a GPU"
+    if entry.case.model == "trained" and network not in checkpoints:
+        return f"network {network}, trained: there is no checkpoint (--checkpoint FILE)"
+    return None
+
+
+def _one_of(option: str, name: str, allowed: Mapping[str, object]) -> str:
+    if name in allowed:
+        return name
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SettingsError(f"{option} {name}: unknown; allowed: {', '.join(allowed)}{hint}")

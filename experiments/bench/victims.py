@@ -1,0 +1,142 @@
+"""The benchmark's victims: clients with photographs that neither a checkpoint nor an attack was made on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attacks.observation import Circumstances, Defence, Observation, ThreatModel
+from experiments.bench.cases import NETWORKS, Case
+from experiments.checkpoint import Checkpoint, load_checkpoint
+from fl_sim.client_app import local_training
+from fl_sim.config import DataSettings
+from fl_sim.diffusion import build_model, scheduler_config, trainable_names
+from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps, generator
+from fl_sim.images import load_images
+from fl_sim.wire import Recipe
+
+PHOTOGRAPHS = ("ihc", "hubble")
+"""Neither trained nor tuned on."""
+
+Update = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """What the server sees of a client, and the truth: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N]."""
+
+    observation: Observation
+    images: Tensor
+    timesteps: Tensor
+    photographs: tuple[str, ...]
+
+
+def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> Victim:
+    """Victim ``index`` of a case, computed on the CPU so that it is the same for every attack and device.
+
+    Its image, noise, timesteps and initial weights are drawn from ``seed`` and depend on ``index``, on the network and
+    on the number of images and the timesteps to draw from, and on nothing else in ``case``.
+    """
+    start = load_checkpoint(checkpoint) if checkpoint else _untrained(case, seed, index)
+    recipe = Recipe(
+        model=start.model,
+        scheduler=start.scheduler,
+        image_shape=(3, start.image_size, start.image_size),
+        update="weights" if case.optimizer else "gradient",
+        batch_size=case.batch_size,
+        local_steps=case.local_steps,
+        optimizer=case.optimizer,
+    )
+    held = load_images(DataSettings(photographs=PHOTOGRAPHS, image_size=start.image_size))
+    # Victim after victim deals on from one shuffled deck, so that no photograph comes twice before all have come.
+    dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held.images))
+    chosen = dealt[-case.samples :]
+    first, last = case.timesteps
+    noise_seed = derive_seed(seed, "noise", case.network, first, last, index)
+    noise, steps_from_first = draw_noise_and_timesteps(noise_seed, case.samples, recipe.image_shape, last - first + 1)
+    images, timesteps = held.images[chosen], first + steps_from_first
+    update, defence = _sent(
+        case, recipe, start.weights, (images, noise, timesteps), derive_seed(seed, "defence", index)
+    )
+    circumstances = Circumstances(
+        round=1,
+        client=index if case.num_clients == 1 else -1,
+        update="delta" if case.optimizer else "gradient",
+        num_examples=case.samples,
+        batch_size=case.batch_size,
+        local_steps=case.local_steps,
+        local_optimizer=case.optimizer,
+        defence=defence if case.told else None,
+        prediction_type=start.scheduler.get("prediction_type", "epsilon"),
+        image_shape=recipe.image_shape,
+        scheduler=start.scheduler,
+        model=start.model,
+        num_clients=case.num_clients,
+    )
+    dictated = (noise, timesteps) if case.threat is ThreatModel.KNOWN else ()
+    observation = Observation(circumstances, start.weights, update, *dictated)
+    return Victim(observation, (images + 1) / 2, timesteps, tuple(held.photographs[i] for i in chosen.tolist()))
+
+
+def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
+    config = NETWORKS[case.network]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights", case.network, index))
+        weights = build_model(config).state_dict()
+    return Checkpoint(weights, config, scheduler_config(), {})
+
+
+def _sent(
+    case: Case, recipe: Recipe, weights: Update, draw: tuple[Tensor, Tensor, Tensor], seed: int
+) -> tuple[Update, Defence | None]:
+    """What the server receives: every client's update after its defence, summed over the clients."""
+    sent: list[Update] = []
+    defence, source = None, generator(seed)
+    per_client = (values.split(case.samples_per_client) for values in draw)
+    for images, noise, timesteps in zip(*per_client, strict=True):
+        update, _ = local_training(recipe, weights, images, noise, timesteps, "cpu")
+        if case.optimizer:
+            update = {name: update[name] - weights[name] for name in trainable_names(recipe.model)}
+        if case.defence != "none":
+            update, defence = _DEFENCES[case.defence](update, case.strength, source)
+        sent.append(update)
+    return {name: sum((update[name] for update in sent[1:]), sent[0][name]) for name in sent[0]}, defence
+
+
+def _noise(update: Update, strength: float, source: torch.Generator) -> tuple[Update, Defence]:
+    """Gaussian noise whose norm is expected to be ``strength`` times the update's."""
+    std = strength * _norm(update) / math.sqrt(sum(value.numel() for value in update.values()))
+    noised = {name: value + std * torch.randn(value.shape, generator=source) for name, value in update.items()}
+    return noised, Defence(noise_std=std)
+
+
+def _clip(update: Update, strength: float, _: torch.Generator) -> tuple[Update, Defence]:
+    """Scaled down to ``strength`` times its norm."""
+    return {name: value * strength for name, value in update.items()}, Defence(clip_norm=strength * _norm(update))
+
+
+def _top_k(update: Update, strength: float, _: torch.Generator) -> tuple[Update, Defence]:
+    """The largest entries, a share ``strength`` of all, the others zero."""
+    sizes = torch.cat([value.abs().flatten() for value in update.values()])
+    threshold = sizes.topk(math.ceil(strength * len(sizes))).values[-1]
+    kept = {name: torch.where(value.abs() >= threshold, value, 0.0) for name, value in update.items()}
+    return kept, Defence(sparsified=True)
+
+
+def _signs(update: Update, _: float, __: torch.Generator) -> tuple[Update, Defence]:
+    return {name: value.sign() for name, value in update.items()}, Defence(signs=True)
+
+
+_DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, Defence]]] = {
+    "noise": _noise,
+    "clip": _clip,
+    "top-k": _top_k,
+    "signs": _signs,
+}
+
+
+def _norm(update: Update) -> float:
+    return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))

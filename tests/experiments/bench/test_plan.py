@@ -1,0 +1,114 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE, SUITES
+from experiments.bench.plan import Options, make_plan
+from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
+from fl_sim.config import SettingsError
+from fl_sim.diffusion import build_model, count_parameters, scheduler_config, unet_config
+
+
+def test_quick_takes_the_small_network_and_no_published_recipe() -> None:
+    plan = make_plan(Options(quick=True))
+    assert {job.case.network for job in plan.jobs} == {"16"}
+    assert not any("published" in job.contender.name for job in plan.jobs)
+    assert 20 <= len(plan.jobs) <= 30
+    assert Counter(job.index for job in plan.jobs if job.case.suite == "batch") == {0: 1}
+    private = [job.index for job in plan.jobs if job.case.suite == "strata" and job.case.threat is PRIVATE]
+    assert Counter(private) == {0: 6, 1: 6}
+    assert {job.index for job in make_plan(Options(quick=True, victims=3)).jobs} == {0, 1, 2}
+    assert plan.left_out == []
+
+
+def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> None:
+    plan = make_plan(Options(only=["strata"]))
+    cells = Counter((job.case, job.contender.name) for job in plan.jobs)
+    assert set(cells.values()) == {10}
+    strata = {(case.network, case.model, case.timesteps, case.threat, attack) for case, attack in cells}
+    for model, network in (("trained", "16"), ("untrained", "16"), ("untrained", "32"), ("untrained", "32-narrow")):
+        for timesteps in ((0, 20), (21, 200), (201, 500), (501, 800), (801, 950), (951, 999)):
+            assert (network, model, timesteps, PRIVATE, "residual") in strata
+            assert (network, model, timesteps, KNOWN, "dlg") in strata
+    assert plan.left_out == [
+        "network 32-narrow, trained: there is no checkpoint (--checkpoint FILE)",
+        "network 32, trained: there is no checkpoint (--checkpoint FILE)",
+        "network 64: it takes a GPU",
+        "network 128: it takes a GPU",
+    ]
+
+
+def test_a_gpu_has_all_networks() -> None:
+    networks = {job.case.network for job in make_plan(Options(only=["strata"], device="cuda")).jobs}
+    assert networks == set(NETWORKS)
+
+
+def test_a_checkpoint_brings_in_the_network_of_its_size(tmp_path: Path) -> None:
+    config = unet_config(32, block_out_channels=(8, 8))
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(path, Checkpoint(dict(build_model(config).state_dict()), config, scheduler_config(), {}))
+    jobs = make_plan(Options(only=["strata"], checkpoints=[path])).jobs
+    trained = {(job.case.network, job.checkpoint) for job in jobs if job.case.model == "trained"}
+    assert trained == {("16", BUNDLED), ("32", path)}
+
+
+def test_attacks_contend_only_where_they_know_enough() -> None:
+    jobs = make_plan(Options()).jobs
+    assert all(job.case.threat is KNOWN for job in jobs if job.contender.attack in ("dlg", "gidm"))
+    assert any(job.case.threat is PRIVATE for job in jobs if job.contender.attack == "gidm-plus")
+
+
+def test_the_cheap_ones_come_first() -> None:
+    costs = [job.contender.cost for job in make_plan(Options()).jobs]
+    assert costs == sorted(costs)
+
+
+def test_named_attacks_replace_the_suites_own() -> None:
+    plan = make_plan(Options(only=["batch"], attacks=["gidm-plus", "tests.attacks.toy_attacks:Guess", "dlg"]))
+    assert {job.contender.name for job in plan.jobs} == {"gidm-plus", "guess"}
+
+
+@pytest.mark.parametrize(("published", "present"), [(None, True), (True, True), (False, False)])
+def test_published_recipes_are_a_matter_of_choice(published: bool | None, present: bool) -> None:
+    names = {job.contender.name for job in make_plan(Options(only=["speed"], published=published)).jobs}
+    assert ("gidm-published" in names) is present
+    assert "residual" in names
+
+
+def test_quick_and_published_together_race_the_published_recipe() -> None:
+    names = {job.contender.name for job in make_plan(Options(only=["speed"], quick=True, published=True)).jobs}
+    assert {"residual", "gidm-published"} <= names
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (Options(only=["stratta"]), "--only stratta: unknown.*did you mean 'strata'"),
+        (Options(networks=["17"]), "--networks 17: unknown; allowed: 16"),
+        (Options(networks=["128"]), "nothing to measure.*takes a GPU"),
+        (Options(checkpoints=[Path("gone.safetensors")]), r"'gone\.safetensors'"),
+    ],
+)
+def test_what_is_not_there_is_refused(options: Options, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        make_plan(options)
+
+
+def test_the_networks_are_as_large_as_they_say() -> None:
+    with torch.device("meta"):
+        sizes = {name: count_parameters(build_model(config).parameters()) for name, config in NETWORKS.items()}
+    assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
+        "16": 0.6,
+        "32-narrow": 0.6,
+        "32": 3.6,
+        "64": 38.0,
+        "128": 38.0,
+    }
+
+
+def test_every_contender_and_suite_is_one() -> None:
+    for entries in SUITES.values():
+        assert {name for entry in entries for name in (*entry.contenders, *entry.quick)} <= set(CONTENDERS)
+    assert all(entry.case.suite == suite for suite, entries in SUITES.items() for entry in entries)

@@ -1,0 +1,123 @@
+import math
+
+import pytest
+import torch
+
+from attacks.observation import Defence, ThreatModel
+from experiments.bench.cases import SUITES, Case
+from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
+from experiments.checkpoint import BUNDLED
+from fl_sim import diffusion
+from fl_sim.diffusion import LocalOptimizer
+from fl_sim.images import TRAINING_PHOTOGRAPHS
+
+SEED = 5
+
+
+def victim(index: int = 0, **case: object) -> Victim:
+    return make_victim(Case(suite="test", **case), BUNDLED, SEED, index)
+
+
+def flat(update: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in update.values()])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Victim:
+    return victim()
+
+
+def gradient(of: Victim, first: int = 0, last: int = 1) -> torch.Tensor:
+    """The gradient of the samples first..last-1 of a known victim, from the truth."""
+    seen = of.observation
+    assert seen.noise is not None
+    model = diffusion.build_model(seen.circumstances.model)
+    model.load_state_dict(seen.weights)
+    scheduler = diffusion.build_scheduler(seen.circumstances.scheduler)
+    truth = (of.images * 2 - 1, seen.noise, of.timesteps)
+    return flat(diffusion.gradient(model, scheduler, *(values[first:last] for values in truth)))
+
+
+def test_a_victim_is_a_function_of_its_seed_case_and_number(plain: Victim) -> None:
+    again = victim()
+    assert torch.equal(flat(again.observation.update), flat(plain.observation.update))
+    for other in (victim(1), make_victim(Case(suite="test"), BUNDLED, SEED + 1, 0)):
+        assert not torch.equal(other.images, plain.images)
+        assert not torch.equal(flat(other.observation.update), flat(plain.observation.update))
+
+
+def test_victims_hold_photographs_that_nothing_was_made_on() -> None:
+    assert PHOTOGRAPHS == ("ihc", "hubble")
+    assert not set(PHOTOGRAPHS) & {*TRAINING_PHOTOGRAPHS, "astronaut", "chelsea", "coffee", "rocket"}
+    victims = [victim(index, batch_size=16) for index in range(2)]
+    assert {name for one in victims for name in one.photographs} == set(PHOTOGRAPHS)
+    images = torch.cat([one.images for one in victims]).flatten(1)
+    assert len(images.unique(dim=0)) == 32
+    assert 0 <= images.min() < images.max() <= 1
+
+
+def test_both_threats_and_both_models_see_the_same_draw(plain: Victim) -> None:
+    known = victim(threat=ThreatModel.KNOWN)
+    assert torch.equal(flat(known.observation.update), flat(plain.observation.update))
+    assert plain.observation.noise is None
+    assert known.observation.timesteps is not None
+    assert torch.equal(known.observation.timesteps, known.timesteps)
+    untrained = make_victim(Case(suite="test", model="untrained"), None, SEED, 0)
+    assert torch.equal(untrained.images, plain.images)
+    assert torch.equal(untrained.timesteps, plain.timesteps)
+
+
+def test_timesteps_are_drawn_from_the_stratum() -> None:
+    drawn = {int(step) for index in range(2) for step in victim(index, batch_size=16, timesteps=(3, 5)).timesteps}
+    assert drawn == {3, 4, 5}
+
+
+def test_a_gradient_is_the_clients(plain: Victim) -> None:
+    assert torch.allclose(gradient(victim(threat=ThreatModel.KNOWN)), flat(plain.observation.update), atol=1e-7)
+
+
+def test_a_sum_is_over_clients() -> None:
+    both = victim(threat=ThreatModel.KNOWN, num_clients=2)
+    assert (both.observation.circumstances.client, both.observation.circumstances.num_samples) == (-1, 2)
+    expected = gradient(both, 0, 1) + gradient(both, 1, 2)
+    assert torch.allclose(flat(both.observation.update), expected, atol=1e-6)
+
+
+def test_a_delta_is_what_the_local_steps_changed() -> None:
+    one = victim(threat=ThreatModel.KNOWN, optimizer=LocalOptimizer(lr=0.5))
+    assert one.observation.circumstances.update == "delta"
+    assert torch.allclose(flat(one.observation.update), -0.5 * gradient(one), atol=1e-6)
+    assert victim(local_steps=2, optimizer=LocalOptimizer(lr=0.5)).observation.circumstances.num_samples == 2
+
+
+def test_noise_has_the_norm_that_was_asked_for(plain: Victim) -> None:
+    clean = flat(plain.observation.update)
+    noised = victim(defence="noise", strength=0.5)
+    added = flat(noised.observation.update) - clean
+    assert added.norm() / clean.norm() == pytest.approx(0.5, rel=0.01)
+    known = noised.observation.circumstances.defence
+    assert known is not None
+    assert known.noise_std == pytest.approx(float(added.std()), rel=0.01)
+    assert victim(defence="noise", strength=0.5, told=False).observation.circumstances.defence is None
+
+
+def test_the_other_defences_leave_what_they_say(plain: Victim) -> None:
+    clean = flat(plain.observation.update)
+    clipped = victim(defence="clip", strength=0.5).observation
+    assert torch.allclose(flat(clipped.update), clean / 2)
+    assert clipped.circumstances.defence is not None
+    assert clipped.circumstances.defence.clip_norm == pytest.approx(float(clean.double().norm()) / 2)
+    kept = victim(defence="top-k", strength=0.1).observation
+    mask = flat(kept.update) != 0
+    assert int(mask.sum()) == math.ceil(0.1 * len(clean))
+    assert clean[mask].abs().min() >= clean[~mask].abs().max()
+    assert kept.circumstances.defence == Defence(sparsified=True)
+    signs = victim(defence="signs").observation
+    assert torch.equal(flat(signs.update), clean.sign())
+    assert signs.circumstances.defence == Defence(signs=True)
+
+
+def test_every_kind_of_case_makes_an_observation() -> None:
+    for suite, entries in SUITES.items():
+        if suite not in ("strata", "batch"):
+            make_victim(entries[-1].case, BUNDLED, SEED, 0)
