@@ -1,69 +1,95 @@
-"""The timesteps behind an update, read off the gradient in closed form.
+"""The timesteps behind an update, read off the gradients of the layers that see nothing but the timestep.
 
-The first layer of the time MLP is linear in an embedding e(t) that has no trainable parameters. For N samples its
-weight gradient is a sum of N rank-one terms, dW = sum_i delta_i e(t_i)^T, so its row space is spanned by the embeddings
-of the timesteps that were used: a candidate t is a member exactly if e(t) has no component outside that space. Several
-local SGD steps only add terms. The mechanism is that of inputs to a biased linear layer (Geiping et al. 2020, arXiv
-2003.14053, proposition 3.1) and of span checks on language-model gradients (DAGER, arXiv 2405.15586).
+For N samples the weight gradient of such a layer is a sum of N rank-one terms, dW = sum_i s_i x(t_i)^T, with inputs
+x(t) that the server knows (attacks/timestep_layers.py): its row space is spanned by the inputs at the timesteps that
+were used. The mechanism is that of inputs to a biased linear layer (Geiping et al. 2020, arXiv 2003.14053, proposition
+3.1), of span checks on language-model gradients (DAGER, arXiv 2405.15586) and of low-rank gradients (SPEAR, arXiv
+2403.03945). Here all layers are judged together, by likelihood (attacks/timestep_evidence.py).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attacks.attack import AttackError
 from attacks.problem import InversionProblem
+from attacks.timestep_layers import TimeLayer, candidate_timesteps, time_layers
+from attacks.timestep_multiplicity import plausible_timesteps
+from attacks.timestep_search import Verdict, search
+from attacks.timestep_signs import judge_signs
 
-MINIMAL_MARGIN = 10.0
-"""First rejected residual over last accepted one, below which the recovery says "unknown"."""
+MINIMAL_MARGIN = 5.0
+"""Standard deviations by which a set has to be better than any other; below it the recovery says "unknown"."""
 
 
 @dataclass(frozen=True)
 class RecoveredTimesteps:
-    """Timesteps int64 [N], ascending (all -1 when ``margin`` is too small to tell), and how clear the verdict was.
+    """What an update tells of its timesteps.
 
-    ``margin`` is the projection residual of the first rejected candidate over that of the last accepted one.
+    Where two samples share a timestep the update tells which timesteps there are, but not which of them is there twice:
+    their vectors only show in their sum (attacks/timestep_multiplicity.py ranks the possibilities).
+
+    Attributes:
+        timesteps: int64 [N], ascending; all -1 where they are not known, multiplicities included.
+        distinct: int64 [M], ascending, M <= N: every timestep once; empty where not even that is known.
+        margin: how clear the verdict is, in standard deviations: how unlikely so large a lead over the best set with
+            one member exchanged or left out were if that set were right. Below MINIMAL_MARGIN nothing is known. Noise
+            counts where there is noise; for an exact gradient it is rounding, and the margin a ratio: distance of the
+            best rival from the gradient over that of the verdict.
     """
 
     timesteps: Tensor
+    distinct: Tensor
     margin: float
 
     @property
     def known(self) -> bool:
-        """Whether the timesteps could be told."""
+        """Whether all N timesteps were told, multiplicities included."""
         return bool((self.timesteps >= 0).all())
 
 
-def embeddings(model: Any, num_train_timesteps: int) -> Tensor:
-    """The model's own time embedding of every candidate, unit rows in float64 [T, D], on the CPU."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        table = model.time_proj(torch.arange(num_train_timesteps, device=device))
-    return nn.functional.normalize(table.double().cpu(), dim=1)
-
-
 def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
-    """Read the timesteps off the problem's gradient; unknown where the time MLP's gradient was not observed."""
+    """Read the timesteps off the problem's gradient.
+
+    Fewer than N distinct ones are only reported where noise cannot hide a further sample.
+    """
     samples = problem.samples
-    weight_gradient = problem.gradient.get("time_embedding.linear_1.weight")
-    unknown = RecoveredTimesteps(torch.full((samples,), -1), 0.0)
-    if weight_gradient is None:
-        return unknown
-    table = embeddings(problem.model, problem.scheduler.config.num_train_timesteps)
-    if samples >= min(table.shape[1], weight_gradient.shape[0]):
-        return unknown
-    residuals = projection_residuals(weight_gradient, table, samples)
-    order = residuals.argsort(stable=True)
-    last_accepted, first_rejected = residuals[order[samples - 1]], residuals[order[samples]]
-    margin = float(first_rejected / last_accepted.clamp_min(torch.finfo(torch.float64).tiny))
-    if margin < MINIMAL_MARGIN:
-        return RecoveredTimesteps(unknown.timesteps, margin)
-    return RecoveredTimesteps(order[:samples].sort().values, margin)
+    candidates = candidate_timesteps(problem)
+    verdict = _verdict(problem, time_layers(problem, candidates))
+    unknown = torch.full((samples,), -1)
+    if verdict.margin < MINIMAL_MARGIN:
+        return RecoveredTimesteps(unknown, unknown[:0], verdict.margin)
+    distinct = candidates[verdict.members]
+    timesteps = {samples: distinct, 1: distinct.repeat(samples)}.get(len(distinct), unknown)
+    return RecoveredTimesteps(timesteps, distinct, verdict.margin)
 
 
-def projection_residuals(weight_gradient: Tensor, table: Tensor, rank: int) -> Tensor:
-    """Length of each unit embedding's part outside the leading ``rank`` right singular vectors of dW, in 0..1, [T]."""
-    _, _, right = torch.linalg.svd(weight_gradient.double().cpu(), full_matrices=False)
-    space = right[:rank]
-    return (table - (table @ space.T) @ space).norm(dim=1)
+def possible_timesteps(problem: InversionProblem) -> list[Tensor]:
+    """What the problem's timesteps can be, each int64 [N] on its device; the likeliest first.
+
+    There is one answer, but where some timesteps were drawn more than once and the update does not tell which.
+
+    Raises:
+        AttackError: if the timesteps cannot be told.
+    """
+    recovered = recover_timesteps(problem)
+    if not len(recovered.distinct):
+        raise AttackError(f"timesteps cannot be read off this update (margin {recovered.margin:.1f})")
+    if recovered.known:
+        return [recovered.timesteps.to(problem.device)]
+    return [answer.to(problem.device) for answer in plausible_timesteps(problem, recovered.distinct)]
+
+
+def _verdict(problem: InversionProblem, layers: list[TimeLayer]) -> Verdict:
+    unknown = Verdict([], 0.0)
+    samples, optimizer = problem.samples, problem.circumstances.local_optimizer
+    adam = optimizer is not None and optimizer.name == "adam"
+    if not layers or (adam and samples > problem.circumstances.batch_size):
+        return unknown  # a sum of several of Adam's steps is not linear in gradients
+    if problem.signs_only:
+        return judge_signs(layers) if samples == 1 else unknown
+    verdict = search(layers, samples, MINIMAL_MARGIN)
+    if adam and samples == 1 and verdict.margin < MINIMAL_MARGIN:
+        return judge_signs(layers)  # all that is left of entries far above Adam's eps
+    return verdict
