@@ -17,7 +17,7 @@ from attacks.attack import AttackError, Needs, Outcome
 from attacks.gidm import GIDM
 from attacks.matching import Derivative, GradientMatching
 from attacks.problem import InversionProblem
-from attacks.timesteps import recover_timesteps
+from attacks.timesteps import possible_timesteps
 from fl_sim import diffusion
 
 
@@ -31,7 +31,8 @@ class GIDMPlus(GIDM):
     needs: ClassVar[Needs] = Needs.GRADIENT
 
     timestep: Literal["search", "recovered"] = Field(
-        "search", description="relaxed and searched for, or read off the gradient (attacks/timesteps.py), for ablation"
+        "search",
+        description="relaxed and searched for, or read off the gradient (attacks/timesteps.py) for ablation",
     )
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
@@ -43,7 +44,7 @@ class GIDMPlus(GIDM):
         start = [problem.randn(generator), problem.randn(generator)]
         recovered = None
         if self.timestep == "recovered":
-            recovered = _recovered(problem)
+            recovered = possible_timesteps(problem)[0]
         else:
             if problem.circumstances.model.get("time_embedding_type") == "learned":
                 raise AttackError("timestep = 'search' needs a time embedding of real numbers, the model's is learned")
@@ -70,10 +71,3 @@ def match_everything(
 def real_timesteps(problem: InversionProblem, relaxed: Tensor) -> Tensor:
     """The timesteps t = (T - 1) sigmoid(s) of relaxed ones s, real numbers within the schedule."""
     return (problem.scheduler.config.num_train_timesteps - 1) * relaxed.sigmoid()
-
-
-def _recovered(problem: InversionProblem) -> Tensor:
-    recovered = recover_timesteps(problem)
-    if not recovered.known:
-        raise AttackError(f"timesteps cannot be read off this update (margin {recovered.margin:.1f})")
-    return recovered.timesteps.to(problem.device)

@@ -10,7 +10,7 @@ So a finite difference over eta needs first-order gradients alone: no graph of a
 double backward stands beside it as reference.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Literal
 
@@ -31,39 +31,40 @@ rounding."""
 
 def squared_error(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
     """D = |g - g*|^2 / |g*|^2 (DLG, arXiv 1906.08935, eq. 3, made scale-free) and dD/dg."""
-    return _weighted_squared_error(gradient, observed, None, observed.square().sum())
+    difference, scale = gradient - observed, observed.square().sum()
+    return difference.square().sum() / scale, difference * (2 / scale)
 
 
-def balanced_squared_error(observed: Mapping[str, Tensor], power: float = 1.5) -> Distance:
-    """D = sum_l w_l |g_l - g*_l|^2 / sum_l w_l |g*_l|^2 over the parameter tensors l, with w_l = rms(g*_l)^-power.
+def weighted_squared_error(weights: Tensor) -> Distance:
+    """D = sum_j w_j (g_j - g*_j)^2 with weights [P]."""
 
-    Power 0 is ``squared_error``, 2 makes every scalar count the same relative to its tensor. In a trained model a few
-    tensors hold most of the gradient's energy (the output convolution up to 70 %), and a plain squared error leaves the
-    rest, where most of the information is, to the very end of the search. Tensors whose gradient is zero weigh nothing.
-    """
-    pieces = []
-    for value in observed.values():
-        rms = value.square().mean().sqrt()
-        pieces.append((rms**-power if rms > 0 else rms).expand(value.numel()))
-    weights = torch.cat(pieces)
-    flat = flatten(list(observed.values()))
-    scale = (weights * flat.square()).sum()
-    return lambda gradient, observed: _weighted_squared_error(gradient, observed, weights, scale)
+    def distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        difference = gradient - observed
+        weighted = weights * difference
+        return weighted @ difference, 2 * weighted
 
-
-def _weighted_squared_error(
-    gradient: Tensor, observed: Tensor, weights: Tensor | None, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    difference = gradient - observed
-    weighted = difference if weights is None else weights * difference
-    return (weighted @ difference) / scale, weighted * (2 / scale)
+    return distance
 
 
 def cosine_distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
     """D = 1 - <g, g*> / (|g| |g*|) (Inverting Gradients, arXiv 2003.14053, eq. 4) and dD/dg."""
-    norm, observed_norm = gradient.norm(), observed.norm()
-    similarity = (gradient @ observed) / (norm * observed_norm)
-    return 1 - similarity, similarity * gradient / norm.square() - observed / (norm * observed_norm)
+    norm = gradient.norm()
+    direction = gradient / norm
+    # As half the squared distance of unit vectors; 1 minus a cosine would lose half of the digits.
+    difference = direction - observed / observed.norm()
+    value = difference.square().sum() / 2
+    return value, (difference - value * direction) / norm
+
+
+def weighted_cosine_distance(weights: Tensor) -> Distance:
+    """``cosine_distance`` of sqrt(w) g and sqrt(w) g*, for a gradient that is known but for a positive factor."""
+    roots = weights.sqrt()
+
+    def distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        value, derivative = cosine_distance(roots * gradient, roots * observed)
+        return value, roots * derivative
+
+    return distance
 
 
 class GradientMatching:

@@ -210,6 +210,20 @@ def x0_from_residual(
     return signal_scale * x_t - noise_scale * known_target
 
 
+def noise_from_target(scheduler: DDPMScheduler, x_t: Tensor, known_target: Tensor, timesteps: Tensor) -> Tensor:
+    """The noise in ``x_t`` [B,C,H,W] if the network should have predicted ``known_target``; affine in the latter.
+
+    Of sample prediction it takes noise to be there: it divides by sqrt(1 - alphas_cumprod).
+    """
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return known_target
+    signal_scale, noise_scale = signal_and_noise_scale(scheduler, timesteps, x_t)
+    if prediction_type == "sample":
+        return (x_t - signal_scale * known_target) / noise_scale
+    return noise_scale * x_t + signal_scale * known_target
+
+
 def predict(model: nn.Module, x_t: Tensor, timesteps: Tensor) -> Tensor:
     """The network's output for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B]."""
     return model(x_t, timesteps, return_dict=False)[0]

@@ -1,5 +1,6 @@
 """A tiny client: its image, noise and timesteps are known to the test, and its update to the attack."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.gidm import RECIPES, Recipe
-from attacks.observation import Circumstances, Observation
+from attacks.observation import Circumstances, Defence, Observation
 from attacks.prior import load_prior
 from attacks.problem import InversionProblem
 from fl_sim import diffusion
@@ -53,8 +54,13 @@ def make_victim(
     seed: int = 0,
     images: Tensor | None = None,
     noise: Tensor | None = None,
+    defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    defence: Defence | None = None,
 ) -> Victim:
-    """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient."""
+    """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
+
+    ``defend`` changes the update before it is sent, ``defence`` is what the server knows of that.
+    """
     torch.manual_seed(seed)
     model = diffusion.build_model(model_config)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -83,13 +89,14 @@ def make_victim(
         batch_size=len(timesteps) // local_steps,
         local_steps=local_steps,
         local_optimizer=optimizer,
+        defence=defence,
         prediction_type=prediction_type,
         image_shape=SHAPE,
         scheduler=scheduler_config,
         model=model_config,
     )
     dictated = {"noise": noise, "timesteps": steps} if known else {}
-    return Victim(Observation(circumstances, weights, update, **dictated), images, noise, steps)
+    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)
 
 
 @pytest.fixture(scope="session")

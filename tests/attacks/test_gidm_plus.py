@@ -10,6 +10,7 @@ from attacks.gidm_plus import GIDMPlus, match_everything, real_timesteps
 from attacks.problem import InversionProblem
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, SHAPE, make_victim
+from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
 def relax(timesteps: torch.Tensor) -> torch.Tensor:
@@ -38,20 +39,22 @@ def test_started_at_the_truth_the_latent_phase_stays_there(imagined, short_recip
 
 
 def test_image_noise_and_timestep_have_the_derivative_of_the_loss(victim):
-    problem = InversionProblem(victim.observation, "cpu")
-    problem.model.double()
-    problem.gradient = {name: value.double() for name, value in problem.gradient.items()}
-    matching = match_everything(problem, "double-backward")
-    source = torch.Generator().manual_seed(4)
-    shapes = ((1, *SHAPE), (1, *SHAPE), (1,))
-    unknowns = [torch.randn(shape, generator=source).double().requires_grad_() for shape in shapes]
-    _, derivatives = matching(unknowns)
-    for unknown, derivative in zip(unknowns, derivatives, strict=True):
-        direction = derivative / derivative.norm()
-        moved = [
-            matching.value([u + step * direction if u is unknown else u for u in unknowns]) for step in (1e-4, -1e-4)
-        ]
-        assert (moved[0] - moved[1]) / 2e-4 == pytest.approx(float(derivative.norm()), rel=1e-2)
+    matching = match_everything(double_problem(victim.observation), "double-backward")
+    # diffusers embeds a timestep in float32, which a shorter step would drown in.
+    assert_derivative(matching, [(1, *SHAPE), (1, *SHAPE), (1,)], relative=1e-2, step=1e-4)
+
+
+def test_from_nearby_it_comes_close_to_the_image(monkeypatch):
+    recipe = Recipe(sampler_steps=2, latent_iterations=1, pixel_iterations=150, lr=0.01, solved_below=None)
+    monkeypatch.setitem(RECIPES, "short", recipe)
+    victim = make_victim(prediction_type="sample")
+    source = torch.Generator().manual_seed(3)
+    near = [truth + 0.3 * torch.randn(truth.shape, generator=source) for truth in (victim.images, victim.noise)]
+    matching = match_everything(InversionProblem(victim.observation, "cpu"), "one-sided")
+    images, *_ = GIDMPlus(phases="pixels").two_phases(matching, [*near, relax(victim.timesteps + 20)])
+    before, after = (victim.psnr((found + 1) / 2) for found in (near[0], images))
+    assert before < 17
+    assert after > 27
 
 
 def test_every_unknown_is_moved(monkeypatch, victim):
@@ -66,7 +69,7 @@ def test_every_unknown_is_moved(monkeypatch, victim):
 
 
 def test_it_makes_no_use_of_what_the_server_dictated_or_can_read_off(monkeypatch, short_recipe, known_victim):
-    monkeypatch.setattr(gidm_plus, "recover_timesteps", lambda _: pytest.fail("timesteps were read off"))
+    monkeypatch.setattr(gidm_plus, "possible_timesteps", lambda _: pytest.fail("timesteps were read off"))
     private = replace(known_victim.observation, noise=None, timesteps=None)
     results = [create("gidm-plus").reconstruct(seen, seed=1) for seen in (known_victim.observation, private)]
     assert torch.equal(results[0].images, results[1].images)
@@ -85,8 +88,6 @@ def test_it_lowers_the_matching_loss_and_reports_a_whole_timestep(short_recipe, 
 def test_recovered_timesteps_are_for_ablation(short_recipe, victim):
     result = create("gidm-plus", {"timestep": "recovered"}).reconstruct(victim.observation, seed=1)
     assert result.timesteps.tolist() == [400]
-    with pytest.raises(AttackError, match="timesteps cannot be read off"):
-        create("gidm-plus", {"timestep": "recovered"}).reconstruct(make_victim((3, 3)).observation, seed=1)
 
 
 def test_a_learned_embedding_cannot_be_relaxed():

@@ -1,13 +1,15 @@
-import math
-
 import pytest
 import torch
 
 from attacks.attack import AttackError, create
 from attacks.lbfgs import LBFGSRun
-from attacks.matching import GradientMatching, balanced_squared_error
+from attacks.local_steps import SimulatedTraining
+from attacks.matching import GradientMatching
+from attacks.observation import Defence
 from attacks.problem import InversionProblem
-from attacks.residual import KnownSpace, PrivateSpace, Residual, expected_residual, search_starts
+from attacks.residual import Residual
+from attacks.residual_spaces import KnownSpace, PrivateSpace, expected_residual, spaces
+from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim
@@ -16,7 +18,7 @@ WIDE = MODEL | {"block_out_channels": [32, 32]}
 
 
 def matching_of(problem: InversionProblem, space: PrivateSpace | KnownSpace) -> GradientMatching:
-    return GradientMatching(problem, space.training_loss, balanced_squared_error(problem.gradient))
+    return GradientMatching(problem, space.training_loss, distance_for(problem, balance=1.5))
 
 
 def true_unknowns(space: PrivateSpace, victim: Victim) -> list[torch.Tensor]:
@@ -25,14 +27,14 @@ def true_unknowns(space: PrivateSpace, victim: Victim) -> list[torch.Tensor]:
     with torch.no_grad():
         prediction = diffusion.predict(problem.model, x_t, victim.timesteps)
     residual = prediction - diffusion.target(problem.scheduler, victim.images, victim.noise, victim.timesteps)
-    return [x_t, residual / space.expected_residual]
+    return [x_t / space.image_scale, residual / space.residual_scale]
 
 
 @pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
 def test_started_at_the_truth_it_stays_there(prediction_type):
     victim = make_victim((80, 600), prediction_type=prediction_type, model_config=WIDE)
     problem = InversionProblem(victim.observation, "cpu")
-    space = PrivateSpace(problem)
+    [space] = spaces(problem)
     assert torch.equal(space.timesteps, victim.timesteps)
     run = LBFGSRun(matching_of(problem, space), true_unknowns(space, victim))
     assert run.advance(10) < 1e-9
@@ -41,8 +43,8 @@ def test_started_at_the_truth_it_stays_there(prediction_type):
 
 def test_started_at_the_known_truth_it_stays_there(known_victim):
     problem = InversionProblem(known_victim.observation, "cpu")
-    space = KnownSpace(problem)
-    run = LBFGSRun(matching_of(problem, space), [known_victim.images * space.signal_scale])
+    [space] = spaces(problem)
+    run = LBFGSRun(matching_of(problem, space), [known_victim.images / space.image_scale])
     assert run.advance(10) < 1e-9
     torch.testing.assert_close(space.images(run.unknowns), known_victim.images, rtol=0, atol=1e-3)
 
@@ -70,58 +72,109 @@ def test_a_single_sgd_step_is_inverted_like_a_gradient():
     assert victim.psnr(result.images) > 40
 
 
+def root_mean_square(update: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([value.flatten() for value in update.values()]).square().mean().sqrt())
+
+
+def noisy(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    source, size = torch.Generator().manual_seed(7), 0.1 * root_mean_square(update)
+    return {name: value + size * torch.randn(value.shape, generator=source) for name, value in update.items()}
+
+
+def signs_of(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.sign() for name, value in update.items()}
+
+
+def clipped(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    norm = torch.cat([value.flatten() for value in update.values()]).norm()
+    return {name: value / norm for name, value in update.items()}
+
+
+def largest(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    threshold = torch.cat([value.flatten() for value in update.values()]).abs().quantile(0.8)
+    return {name: value * (value.abs() >= threshold) for name, value in update.items()}
+
+
+DEFENDED = {
+    "noise": (noisy, Defence(noise_std=0.1 * root_mean_square(make_victim((200,)).observation.update)), 25),
+    "signs": (signs_of, Defence(signs=True), 25),
+    "clip": (clipped, Defence(clip_norm=1.0), 25),
+    "top-k": (largest, Defence(sparsified=True), 45),
+}
+
+
+@pytest.mark.parametrize(("defend", "defence", "threshold"), DEFENDED.values(), ids=DEFENDED)
+def test_it_matches_through_a_defence_that_the_server_knows(defend, defence, threshold):
+    victim = make_victim((200,), defend=defend, defence=defence)
+    result = create("residual", {"max_evaluations": 900}).reconstruct(victim.observation, seed=1)
+    assert result.timesteps.tolist() == [200]
+    assert victim.psnr(result.images) > threshold
+
+
+def test_adams_first_step_gives_the_image_away():
+    victim = make_victim((350,), optimizer=LocalOptimizer(name="adam", lr=1e-2))
+    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=1)
+    assert result.timesteps.tolist() == [350]
+    assert victim.psnr(result.images) > 24
+
+
+def matched_psnr(victim: Victim, images: torch.Tensor) -> float:
+    """Of the right one of both orders that two images may come in."""
+    return max(victim.psnr(images), victim.psnr(images.flip(0)))
+
+
+def test_two_local_steps_are_told_apart_and_simulated():
+    optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
+    victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE)
+    result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=1)
+    assert result.timesteps.tolist() == [150, 400]
+    assert matched_psnr(victim, result.images) > 35
+
+
+def test_simulated_from_the_truth_it_stays_there():
+    """Momentum's weights, which a batch has in its residuals, are taken out for the steps."""
+    optimizer = LocalOptimizer(lr=1e-6, momentum=0.9)  # so small that the weights stay where they are
+    victim = make_victim((150, 400), local_steps=2, optimizer=optimizer, model_config=WIDE)
+    problem = InversionProblem(victim.observation, "cpu")
+    problem.gradient = steps_mean_gradient(victim, weights=(1.9, 1.0))
+    [space] = spaces(problem)
+    x_t, residual = true_unknowns(space, victim)
+    as_batch = residual * (2 * torch.tensor([1.9, 1.0]) / 2.9).reshape(-1, 1, 1, 1)
+    distance = distance_for(problem, balance=1.5)
+    assert matching_of(problem, space).value([x_t.requires_grad_(), as_batch.requires_grad_()]) < 1e-8
+    steps = [torch.tensor([0]), torch.tensor([1])]
+    simulated = SimulatedTraining(problem, space.step_loss, steps, distance, space.images)
+    unknowns = [value.requires_grad_() for value in space.of_steps([x_t, as_batch], steps)]
+    torch.testing.assert_close(unknowns[1], residual)
+    assert simulated.value(unknowns) < 1e-6
+
+
+def steps_mean_gradient(victim: Victim, weights: tuple[float, float]) -> dict[str, torch.Tensor]:
+    problem = InversionProblem(victim.observation, "cpu")
+    batches = zip(victim.images.split(1), victim.noise.split(1), victim.timesteps.split(1), strict=True)
+    gradients = [diffusion.gradient(problem.model, problem.scheduler, *batch) for batch in batches]
+    first, second = (weight / sum(weights) for weight in weights)
+    return {name: first * gradients[0][name] + second * gradients[1][name] for name in gradients[0]}
+
+
+def test_of_timesteps_drawn_twice_the_matching_loss_chooses():
+    victim = make_victim((300, 300, 700), model_config=WIDE)
+    result = Residual(max_evaluations=600).reconstruct(victim.observation, seed=0)
+    assert result.timesteps.tolist() == [300, 300, 700]
+
+
 def test_timesteps_that_cannot_be_told_are_one_line():
-    with pytest.raises(AttackError, match=r"timesteps cannot be read off this update \(margin"):
-        Residual().reconstruct(make_victim((300, 300)).observation, seed=0)
+    def unshared(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in update.items() if "time_" not in name}
+
+    with pytest.raises(AttackError, match=r"^timesteps cannot be read off this update \(margin 0.0\)$"):
+        Residual().reconstruct(make_victim((300,), defend=unshared, model_config=WIDE).observation, seed=0)
 
 
 def test_the_expected_residual_is_of_the_size_of_the_true_one():
     victim = make_victim((50, 900), prediction_type="sample", model_config=WIDE)
-    space = PrivateSpace(InversionProblem(victim.observation, "cpu"))
-    rms = true_unknowns(space, victim)[1].square().mean(dim=(1, 2, 3)).sqrt()
+    [space] = spaces(InversionProblem(victim.observation, "cpu"))
+    residual = true_unknowns(space, victim)[1] * space.residual_scale / space.expected_residual
+    rms = residual.square().mean(dim=(1, 2, 3)).sqrt()
     assert ((rms > 0.5) & (rms < 2)).all()
     assert expected_residual(space.problem, space.timesteps).shape == (2, 1, 1, 1)
-
-
-class ScriptedRun:
-    """Its loss falls by ``factor`` in every slice."""
-
-    def __init__(self, problem: InversionProblem, factor: float) -> None:
-        self.problem, self.factor, self.losses = problem, factor, []
-
-    @property
-    def loss(self) -> float:
-        return self.losses[-1] if self.losses else math.inf
-
-    def advance(self, evaluations: int) -> float:
-        self.problem.evaluations += evaluations
-        self.losses.append(self.factor ** (len(self.losses) + 1))
-        return self.loss
-
-
-def search(problem: InversionProblem, factors: list[float], budget: int) -> tuple[int, list[int]]:
-    """Index of the run that was returned, and the number of slices every run got."""
-    runs = [ScriptedRun(problem, factor) for factor in factors]
-    best = search_starts(runs, problem, budget, solved_below=2e-6)
-    return runs.index(best), [len(run.losses) for run in runs]
-
-
-def test_a_start_without_progress_is_left_for_the_next(victim):
-    problem = InversionProblem(victim.observation, "cpu")
-    index, slices = search(problem, [0.95, 0.1, 0.1], 2000)
-    assert index == 1
-    assert slices == [4, 6, 0]
-
-
-def test_the_best_start_gets_what_is_left_of_the_budget(victim):
-    problem = InversionProblem(victim.observation, "cpu")
-    index, slices = search(problem, [0.95, 0.8, 0.9], 1000)
-    assert index == 1
-    assert slices[0] == slices[2] == 4
-    assert problem.evaluations == 1000
-
-
-def test_the_search_ends_when_every_start_broke_down(victim):
-    problem = InversionProblem(victim.observation, "cpu")
-    _, slices = search(problem, [math.inf, math.inf], 1000)
-    assert slices == [1, 1]

@@ -1,0 +1,177 @@
+"""What the residual attack searches over: (x_t, r) in units that make all of them count alike, or x0 alone."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attacks.problem import InversionProblem
+from attacks.revealed import momentum_weights
+from attacks.timesteps import possible_timesteps
+from fl_sim import diffusion
+
+_PUBLIC_IMAGES = 8
+
+
+class Space(Protocol):
+    """What is searched over: unknowns, the training loss they stand for, and the images they lead to.
+
+    Attributes:
+        timesteps: int64 [N].
+        amplification: how much larger the image's error is than the search's, from dividing by sqrt(alphas_cumprod).
+    """
+
+    problem: InversionProblem
+    timesteps: Tensor
+    amplification: float
+
+    def start(self, generator: torch.Generator, image_scale: float, residual_scale: float) -> list[Tensor]:
+        """Normal random unknowns."""
+
+    def training_loss(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """A scalar whose weight gradient is that of the mean squared error."""
+
+    def step_loss(self, samples: Tensor, unknowns: Sequence[Tensor]) -> Tensor:
+        """The same over the chosen samples only, int64 [B]."""
+
+    def of_steps(self, unknowns: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
+        """Unknowns that were found as one batch, as those of the steps that the samples are dealt to."""
+
+    def images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """x0 [N,C,H,W]."""
+
+
+def spaces(problem: InversionProblem) -> list[Space]:
+    """Where to search: in one space, but for private timesteps of which some were drawn twice; the likeliest first.
+
+    Raises:
+        AttackError: if the timesteps cannot be read off the gradient.
+    """
+    if problem.noise is not None:
+        return [KnownSpace(problem)]
+    return [PrivateSpace(problem, timesteps) for timesteps in possible_timesteps(problem)]
+
+
+class PrivateSpace:
+    """Unknowns (rho x_t / max rho, r / max rho) at ``timesteps`` int64 [N] that were read off the gradient."""
+
+    def __init__(self, problem: InversionProblem, timesteps: Tensor) -> None:
+        self.problem, self.timesteps = problem, timesteps
+        self.amplification = _amplification(problem, timesteps)
+        self.expected_residual = expected_residual(problem, self.timesteps)
+        self.residual_scale = self.expected_residual.max()
+        self.image_scale = self.residual_scale / self.expected_residual
+
+    def start(self, generator: torch.Generator, image_scale: float, residual_scale: float) -> list[Tensor]:
+        """Normal random unknowns."""
+        return [self.problem.randn(generator) * image_scale, self.problem.randn(generator) * residual_scale]
+
+    def training_loss(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """(2/n) <f_theta(x_t, t), r>, whose weight gradient is that of the mean squared error."""
+        return self.step_loss(torch.arange(self.problem.samples, device=self.problem.device), unknowns)
+
+    def step_loss(self, samples: Tensor, unknowns: Sequence[Tensor]) -> Tensor:
+        """The same over the chosen samples only, int64 [B]."""
+        x_t, residual = (values[samples] for values in self.noisy_images_and_residuals(unknowns))
+        prediction = diffusion.predict(self.problem.model, x_t, self.timesteps[samples])
+        return (prediction * residual).sum() * (2 / x_t.numel())
+
+    def of_steps(self, unknowns: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
+        """With momentum earlier steps weigh more, which r, being a factor, had taken up."""
+        optimizer = self.problem.circumstances.local_optimizer
+        assert optimizer is not None  # where there are several steps there is one
+        weights = momentum_weights(len(steps), optimizer.momentum)
+        scaled = unknowns[1].detach().clone()
+        for samples, weight in zip(steps, weights, strict=True):
+            scaled[samples] *= sum(weights) / (len(steps) * weight)
+        return [unknowns[0].detach().clone(), scaled]
+
+    def images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """x0 [N,C,H,W] in closed form."""
+        x_t, residual = self.noisy_images_and_residuals(unknowns)
+        with torch.no_grad():
+            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
+            return self.images_from(x_t, prediction, residual)
+
+    def noisy_images_and_residuals(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """x_t and r, each [N,C,H,W]."""
+        return unknowns[0] * self.image_scale, unknowns[1] * self.residual_scale
+
+    def images_from(self, x_t: Tensor, prediction: Tensor, residual: Tensor) -> Tensor:
+        """x0 [N,C,H,W]; an unknown scale of r is told from the noise, whose variance is 1."""
+        if not self.problem.scale_known:
+            residual = residual * self._scale(x_t, prediction, residual)
+        return diffusion.x0_from_residual(self.problem.scheduler, x_t, prediction, residual, self.timesteps)
+
+    def _scale(self, x_t: Tensor, prediction: Tensor, residual: Tensor) -> Tensor:
+        """The c for which the noise that belongs to c r has mean square 1; of two, the one nearer to what r should be.
+
+        That noise is affine in c, n_0 + c (n_1 - n_0).
+        """
+        expected = (self.expected_residual.square().mean() / residual.square().mean()).sqrt()
+        residual = residual * expected
+        offset = diffusion.noise_from_target(self.problem.scheduler, x_t, prediction, self.timesteps)
+        slope = diffusion.noise_from_target(self.problem.scheduler, x_t, prediction - residual, self.timesteps) - offset
+        a, b, c = slope.square().mean(), (slope * offset).mean(), offset.square().mean() - 1
+        root = (b.square() - a * c).clamp_min(0).sqrt()
+        roots = torch.stack([-b - root, -b + root]) / a
+        return expected * roots[(roots - 1).abs().argmin()]
+
+
+class KnownSpace:
+    """Unknown sqrt(alphas_cumprod) x0 in units of 1 / rho, noise and timesteps dictated by the server."""
+
+    def __init__(self, problem: InversionProblem) -> None:
+        assert problem.noise is not None
+        assert problem.timesteps is not None
+        self.problem = problem
+        self.noise, self.timesteps = problem.noise, problem.timesteps
+        signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, self.timesteps, self.noise)
+        self.amplification = float(1 / signal_scale.min())
+        residual = expected_residual(problem, self.timesteps)
+        self.image_scale = residual.max() / residual / signal_scale
+
+    def start(self, generator: torch.Generator, image_scale: float, _: float) -> list[Tensor]:
+        """Normal random unknown; there is no residual to start."""
+        return [self.problem.randn(generator) * image_scale]
+
+    def training_loss(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """The client's own loss (arXiv 2006.11239, eq. 14)."""
+        return self.step_loss(torch.arange(self.problem.samples, device=self.problem.device), unknowns)
+
+    def step_loss(self, samples: Tensor, unknowns: Sequence[Tensor]) -> Tensor:
+        """The same over the chosen samples only, int64 [B]."""
+        batch = self.images(unknowns)[samples], self.noise[samples], self.timesteps[samples]
+        return diffusion.loss(self.problem.model, self.problem.scheduler, *batch)
+
+    def of_steps(self, unknowns: Sequence[Tensor], _: Sequence[Tensor]) -> list[Tensor]:
+        """An image is the same in every step."""
+        return list(unknowns)
+
+    def images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """x0 [N,C,H,W]."""
+        return unknowns[0] * self.image_scale
+
+
+def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:
+    """rho(t) [N,1,1,1]: root mean square of f_theta(x_t, t) - target on random smooth images."""
+    source = torch.Generator().manual_seed(0)
+    channels, height, width = problem.image_shape
+    coarse = torch.randn(_PUBLIC_IMAGES, channels, 4, 4, generator=source) * 0.5
+    images = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").clamp(-1, 1)
+    images, noise = images.to(problem.device), problem.randn(source, _PUBLIC_IMAGES)
+    sizes = []
+    with torch.no_grad():
+        for timestep in timesteps:
+            t = timestep.expand(_PUBLIC_IMAGES)
+            prediction = diffusion.predict(problem.model, diffusion.add_noise(problem.scheduler, images, noise, t), t)
+            residual = prediction - diffusion.target(problem.scheduler, images, noise, t)
+            sizes.append(residual.square().mean().sqrt())
+    return torch.stack(sizes).reshape(-1, 1, 1, 1)
+
+
+def _amplification(problem: InversionProblem, timesteps: Tensor) -> float:
+    if problem.scheduler.config.prediction_type != "epsilon":
+        return 1.0
+    return float(problem.scheduler.alphas_cumprod[timesteps.cpu()].min() ** -0.5)

@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+
+from attacks.observation import Defence
+from attacks.revealed import invert_adam_step, momentum_weights, revealed_gradient
+from fl_sim.diffusion import LocalOptimizer
+from tests.attacks.conftest import make_victim
+
+NAME = "mid_block.resnets.0.conv1.weight"
+
+
+def test_a_gradient_is_exact():
+    observation = make_victim().observation
+    gradient, uncertainty = revealed_gradient(observation, NAME)
+    assert torch.equal(gradient, observation.update[NAME])
+    assert not uncertainty.any()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        LocalOptimizer(lr=1e-3, momentum=0.9),
+        LocalOptimizer(lr=1e-3, weight_decay=0.1),
+        LocalOptimizer(name="adam", lr=1e-3),
+        LocalOptimizer(name="adam", lr=1e-3, weight_decay=1e-4),
+    ],
+    ids=lambda optimizer: f"{optimizer.name}-{optimizer.momentum}-{optimizer.weight_decay}",
+)
+def test_one_step_gives_the_gradient_back_with_errors_of_the_size_it_says(optimizer):
+    truth = make_victim().observation.update
+    observation = make_victim(optimizer=optimizer).observation
+    for name in (NAME, "time_embedding.linear_1.weight"):
+        gradient, uncertainty = revealed_gradient(observation, name)
+        seen = uncertainty.isfinite() & (uncertainty < 0.1 * gradient.abs())
+        errors = ((gradient - truth[name]) / uncertainty)[seen]
+        assert seen.float().mean() > 0.05
+        assert 0.5 < float(errors.square().mean().sqrt()) < 2
+
+
+def test_adam_reveals_nothing_where_its_step_is_a_whole_one():
+    gradient, uncertainty = invert_adam_step(torch.tensor([1.0, -1.0, 0.5]).double(), torch.zeros(3).double(), 1e-8)
+    assert uncertainty.isinf().tolist() == [True, True, False]
+    assert float(gradient[2]) == pytest.approx(1e-8)
+
+
+def test_momentum_weighs_early_steps_more():
+    assert momentum_weights(3, 0.0) == [1, 1, 1]
+    assert momentum_weights(3, 0.5) == [1.75, 1.5, 1]
+
+
+def test_noise_and_missing_entries_show_as_uncertainty():
+    def largest(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value * (value.abs() > value.abs().median()) for name, value in update.items()}
+
+    observation = make_victim(defend=largest, defence=Defence(noise_std=0.25, sparsified=True)).observation
+    gradient, uncertainty = revealed_gradient(observation, NAME)
+    assert ((uncertainty == math.inf) == (gradient == 0)).all()
+    assert (uncertainty[gradient != 0] == 0.25).all()
+
+
+def test_signs_of_a_delta_are_turned_round():
+    def signs_of(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value.sign() for name, value in update.items()}
+
+    defence = Defence(signs=True)
+    of_gradient = make_victim(defend=signs_of, defence=defence).observation
+    of_delta = make_victim(defend=signs_of, defence=defence, optimizer=LocalOptimizer(lr=0.5)).observation
+    gradient, _ = revealed_gradient(of_gradient, NAME)
+    from_delta, uncertainty = revealed_gradient(of_delta, NAME)
+    assert (gradient == from_delta).float().mean() > 0.99
+    assert not uncertainty.any()
