@@ -6,7 +6,8 @@ from attacks.dlg import match_pixels
 from attacks.lbfgs import LBFGSRun
 from attacks.problem import InversionProblem
 from fl_sim.diffusion import PREDICTION_TYPES
-from tests.attacks.conftest import make_victim
+from tests.attacks.conftest import SHAPE, make_victim
+from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -16,6 +17,13 @@ def test_started_at_the_truth_it_stays_there(prediction_type):
     run = LBFGSRun(matching, [victim.images])
     assert run.advance(10) < 1e-9
     torch.testing.assert_close(run.unknowns[0].detach(), victim.images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_pixels_have_the_derivative_of_the_loss(prediction_type):
+    victim = make_victim((80, 600), prediction_type=prediction_type, known=True)
+    matching = match_pixels(double_problem(victim.observation), "double-backward")
+    assert_derivative(matching, [(2, *SHAPE)], relative=1e-4, step=1e-5)
 
 
 def test_it_finds_a_batch():

@@ -14,6 +14,7 @@ from attacks.prior import Prior, load_prior
 from attacks.problem import InversionProblem
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
+from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
 def test_started_at_the_truth_both_phases_stay_there(imagined, short_recipe):
@@ -34,18 +35,9 @@ def test_the_second_phase_starts_where_the_first_one_ended(imagined, short_recip
 
 def test_the_derivative_goes_through_the_sampler():
     victim = make_victim(known=True)
-    problem = InversionProblem(victim.observation, "cpu")
-    problem.model.double()
-    problem.gradient = {name: value.double() for name, value in problem.gradient.items()}
+    problem = double_problem(victim.observation)
     objective = through_prior(match_pixels(problem, "double-backward"), load_prior(problem, "global", steps=3))
-    source = torch.Generator().manual_seed(8)
-    latent = (0.01 * torch.randn(1, *SHAPE, generator=source)).double().requires_grad_()
-    _, (found,) = objective([latent])
-    direction = found / found.norm()
-    with torch.no_grad():
-        moved = [(latent + sign * 1e-6 * direction) for sign in (1, -1)]
-    values = [objective([value.requires_grad_()])[0] for value in moved]
-    assert float((values[0] - values[1]) / 2e-6) == pytest.approx(float(found.norm()), rel=1e-3)
+    assert_derivative(objective, [(1, *SHAPE)], relative=1e-3, step=1e-6)
 
 
 class NoNoise(nn.Module):
@@ -70,6 +62,17 @@ def test_it_finds_the_image(monkeypatch, known_victim):
     result = create("gidm").reconstruct(known_victim.observation, seed=1)
     assert known_victim.psnr(result.images) > 40
     assert result.timesteps.tolist() == [400]
+
+
+def test_the_first_phase_alone_finds_an_image_that_the_prior_makes(monkeypatch, imagined):
+    victim, _ = imagined
+    recipe = Recipe(sampler_steps=2, latent_iterations=80, pixel_iterations=1, lr=0.1, solved_below=None)
+    monkeypatch.setitem(RECIPES, "short", recipe)
+    start, result = (
+        create("gidm", {"phases": phases}).reconstruct(victim.observation, seed=1) for phases in ("pixels", "latent")
+    )
+    assert victim.psnr(start.images) < 15
+    assert victim.psnr(result.images) > 24
 
 
 def test_the_published_recipe_is_the_papers():

@@ -7,7 +7,8 @@ from attacks.inverting_gradients import InvertingGradients, total_variation
 from attacks.matching import cosine_distance
 from attacks.problem import InversionProblem
 from fl_sim.diffusion import PREDICTION_TYPES
-from tests.attacks.conftest import make_victim
+from tests.attacks.conftest import SHAPE, make_victim
+from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -18,6 +19,13 @@ def test_started_at_the_truth_it_stays_there(prediction_type):
     found = InvertingGradients(iterations=8, total_variation=0).descend(matching, victim.images)
     assert matching.value([found]) < 1e-5
     torch.testing.assert_close(found, victim.images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_pixels_have_the_derivative_of_the_cosine_distance(prediction_type):
+    victim = make_victim((80, 600), prediction_type=prediction_type, known=True)
+    matching = match_pixels(double_problem(victim.observation), "double-backward", cosine_distance)
+    assert_derivative(matching, [(2, *SHAPE)], relative=1e-4, step=1e-5)
 
 
 def test_it_finds_the_image(known_victim):
