@@ -183,6 +183,22 @@ def bench_attacks(
         console.print(f"tables: [bold]{directory / 'attacks.md'}[/bold]", soft_wrap=True)
 
 
+@bench.command()
+def timesteps(
+    victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 40961,
+    jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
+) -> None:
+    """Read the timesteps off many updates and count the exact, the unknown and the wrong."""
+    directory = out or Path("runs") / f"bench-{_now()}"
+    with _one_line_errors("stopped"):
+        from experiments.bench.timesteps import bench_timesteps
+
+        bench_timesteps(victims, seed, jobs, directory, console)
+        console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
+
+
 def main() -> None:
     """Entry point of the ``fl-sim`` command."""
     app()
