@@ -99,7 +99,8 @@ def bench_timesteps(victims: int, seed: int, jobs: int, out: Path, console: Cons
 def _measure(job: _Job) -> Verdicts:
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
-    told, unknown = [], []
+    told: list[float] = []
+    unknown: list[float] = []
     for index in range(job.victims):
         victim = make_victim(job.case, BUNDLED if job.case.model == "trained" else None, job.seed, index)
         recovered = recover_timesteps(InversionProblem(victim.observation, "cpu"))
