@@ -2,10 +2,12 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+from diffusers import DDPMScheduler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
@@ -18,6 +20,10 @@ from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, dictat
 
 CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
+
+
+BatchGradient = Callable[[nn.Module, DDPMScheduler, Tensor, Tensor, Tensor], tuple[dict[str, Tensor], float]]
+"""From model, noise schedule, images, noise and timesteps of a batch to its gradient by parameter, and its loss."""
 
 
 def build_client_app(settings: Settings | None = None) -> ClientApp:
@@ -64,45 +70,45 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
 
 
 def local_training(
-    recipe: Recipe, weights: dict[str, Tensor], images: Tensor, noise: Tensor, timesteps: Tensor, device: str
+    recipe: Recipe,
+    weights: dict[str, Tensor],
+    images: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    device: str,
+    batch_gradient: BatchGradient = diffusion.gradient_and_loss,
 ) -> tuple[dict[str, Tensor], float]:
     """One client's update and its mean training loss, from a draw as ``private_draw`` makes it.
 
     The update is the gradient of all N samples by trainable parameter, or the whole state after ``recipe.local_steps``
-    steps of the recipe's optimiser, one batch each.
+    steps of the recipe's optimiser, one batch each. Parameters that ``batch_gradient`` leaves out are not trained.
     """
     model = diffusion.build_model(recipe.model)
     model.load_state_dict(weights)
     model.to(device)
     images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
     if recipe.update == "gradient":
-        return _gradient(model, recipe, images, noise, timesteps)
-    return _local_steps(model, recipe, images, noise, timesteps)
-
-
-def _gradient(
-    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor
-) -> tuple[dict[str, Tensor], float]:
-    parameters = diffusion.trainable_parameters(model)
-    loss = diffusion.loss(model, diffusion.build_scheduler(recipe.scheduler), images, noise, timesteps)
-    gradients = torch.autograd.grad(loss, list(parameters.values()))
-    return {name: value.cpu() for name, value in zip(parameters, gradients, strict=True)}, loss.item()
+        scheduler = diffusion.build_scheduler(recipe.scheduler)
+        gradient, loss = batch_gradient(model, scheduler, images, noise, timesteps)
+        return {name: value.cpu() for name, value in gradient.items()}, loss
+    return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
 
 
 def _local_steps(
-    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor
+    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor, batch_gradient: BatchGradient
 ) -> tuple[dict[str, Tensor], float]:
     if recipe.optimizer is None:
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
     scheduler = diffusion.build_scheduler(recipe.scheduler)
-    optimizer = recipe.optimizer.build(diffusion.trainable_parameters(model).values())
+    parameters = diffusion.trainable_parameters(model)
+    optimizer = recipe.optimizer.build(parameters.values())
     losses = []
     for batch in zip(*(draw.split(recipe.batch_size) for draw in (images, noise, timesteps)), strict=True):
-        optimizer.zero_grad()
-        loss = diffusion.loss(model, scheduler, *batch)
-        loss.backward()
+        gradient, loss = batch_gradient(model, scheduler, *batch)
+        for name, parameter in parameters.items():
+            parameter.grad = gradient.get(name)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss)
     return {name: value.detach().cpu() for name, value in model.state_dict().items()}, sum(losses) / len(losses)
 
 

@@ -239,9 +239,17 @@ def gradient(
     model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
 ) -> dict[str, Tensor]:
     """The gradient of ``loss`` by trainable parameter's name; the model's ``.grad`` is untouched."""
+    return gradient_and_loss(model, scheduler, x0, noise, timesteps)[0]
+
+
+def gradient_and_loss(
+    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
+) -> tuple[dict[str, Tensor], float]:
+    """``gradient``, and the loss itself."""
     parameters = trainable_parameters(model)
-    gradients = torch.autograd.grad(loss(model, scheduler, x0, noise, timesteps), list(parameters.values()))
-    return dict(zip(parameters, gradients, strict=True))
+    value = loss(model, scheduler, x0, noise, timesteps)
+    gradients = torch.autograd.grad(value, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True)), value.item()
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:
