@@ -77,6 +77,7 @@ class FederationSettings(Section):
     client_cpus: Positive = 1.0
     client_gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
     timeout: Positive = 600.0
+    client_timeout: Positive | None = None
 
     @model_validator(mode="after")
     def _sample_fits(self) -> Self:

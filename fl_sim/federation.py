@@ -4,6 +4,7 @@ Flower starts as many client actors as fit the cluster, so the attack workers' s
 the custom resource ``attack`` and no CPU, and the GPUs are split between both.
 """
 
+import faulthandler
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ CONNECT_SECONDS = 10.0
 
 
 class FederationError(RuntimeError):
-    """The federation cannot go on: a client process died, no client answered, or the backend failed."""
+    """The federation cannot go on: no client answered, or the backend failed."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,8 @@ class RepeatableGrid(GridProxy):
                 if not reply.has_error()
             }
             if len(answers) < self.clients:
-                reason = next((reply.error.reason for reply in replies if reply.has_error()), "no answer")
-                raise FederationError(
-                    f"{len(answers)} of {self.clients} clients gave a partition index: {_line(reason)}"
-                )
+                reason = next((_reason(reply) for reply in replies if reply.has_error()), "no answer")
+                raise FederationError(f"{len(answers)} of {self.clients} clients gave a partition index: {reason}")
             if sorted(answers.values()) != list(range(self.clients)):
                 raise FederationError(
                     f"clients gave the partition indices {sorted(answers.values())}: federation.clients = "
@@ -154,7 +153,7 @@ class RepeatableGrid(GridProxy):
         """Send, and return the replies in partition order; training rounds are written down in ``rounds``.
 
         Raises:
-            FederationError: if a client's process died, or nobody trained.
+            FederationError: if nobody trained, or a client's process died that the backend does not start again.
         """
         messages = list(messages)
         if not messages:
@@ -185,6 +184,8 @@ class RepeatableGrid(GridProxy):
     def _exchange(self, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Push and poll; Flower's own Grids do the same at twice the interval or more."""
         end = time.monotonic() + timeout
+        for message in messages:
+            message.metadata.ttl = timeout
         waiting = set(self.grid.push_messages(messages))
         replies: list[Message] = []
         while waiting and time.monotonic() < end:
@@ -252,9 +253,9 @@ def run_federation(
         client_resources = _start_ray(settings, attack, verbose)
         run_simulation(
             guard.server_app(),
-            client_app,
+            _Supervised(client_app, settings.federation.client_timeout or settings.federation.timeout),
             num_supernodes=settings.federation.clients,
-            backend_config={"client_resources": dict(client_resources)},
+            backend_config={"client_resources": {**client_resources, **_RESTARTS}},
             verbose_logging=verbose,
         )
     except SettingsError:
@@ -304,6 +305,43 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
+# Flower hands these on to Ray as options of its client actors. A dead process is started again, and what waits for it
+# waits on: without the retry it would fail at once. _Supervised turns the retry of the work that died into an error.
+_RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
+
+
+class _Supervised(ClientApp):
+    """A ClientApp in whose process a client may die, or never end, without taking the other clients along.
+
+    What it was at then is given up, not begun again: the round goes on without that client. A process that is at work
+    on one message for ``limit`` seconds ends itself, and messages that nobody waits for any more are refused.
+    """
+
+    def __init__(self, client_app: ClientApp, limit: float) -> None:
+        super().__init__()
+        self.client_app, self.limit = client_app, limit
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer the message, unless it has cost a process before."""
+        if _attempts_before():
+            raise FederationError(f"the client's process died, or was ended after {self.limit:g} s")
+        if time.time() > message.metadata.created_at + message.metadata.ttl:
+            raise FederationError("asked in an earlier round, which did not wait")
+        # From C, and so even where Python itself hangs.
+        faulthandler.dump_traceback_later(self.limit, exit=True)
+        try:
+            return self.client_app(message, context)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _attempts_before() -> int:
+    """How often Ray began the task that this process works on before, in processes that have died."""
+    from ray._private.worker import global_worker
+
+    return global_worker.core_worker.get_current_task_attempt_number()  # type: ignore[attr-defined]  # set once connected
+
+
 @dataclass
 class _Guard:
     """Keeps what a ServerApp raised in Flower's thread, and ends that thread when the backend is gone."""
@@ -348,7 +386,7 @@ class _StoppableGrid(GridProxy):
 def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], partitions: dict[int, int]) -> RoundLog:
     trained = [reply for reply in replies if not reply.has_error()]
     failed = {partitions[node]: "no reply in time" for node in asked}
-    failed |= {partitions[r.metadata.src_node_id]: _line(r.error.reason) for r in replies if r.has_error()}
+    failed |= {partitions[reply.metadata.src_node_id]: _reason(reply) for reply in replies if reply.has_error()}
     for reply in trained:
         del failed[partitions[reply.metadata.src_node_id]]
     return RoundLog(
@@ -362,11 +400,18 @@ def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], pa
 
 
 def _stop_if_a_process_died(replies: Sequence[Message]) -> None:
-    """Flower's actor pool hands a dead actor out again and again, so every later round would fail quietly."""
+    """A process that died for good, as under ``flwr run``, where nothing can tell Ray to start it again.
+
+    Flower's actor pool hands its actor out again and again, so every later round would fail quietly.
+    """
     for reply in replies:
-        reason = str(reply.error.reason) if reply.has_error() else ""
-        if any(name in reason for name in ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError")):
-            raise FederationError(f"a client process died: {_line(reason)}")
+        if reply.has_error() and "ActorDiedError" in str(reply.error.reason):
+            raise FederationError(f"a client process died: {_reason(reply)}")
+
+
+def _reason(reply: Message) -> str:
+    """Why a client did not answer, in one line, without the traceback in which Flower and Ray hand on an exception."""
+    return _line(str(reply.error.reason).rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>"))
 
 
 def _root(error: BaseException) -> BaseException:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Error, Message
 from typer.testing import CliRunner
 
 from attacks.observation import Observation
@@ -15,6 +15,8 @@ from experiments.checkpoint import load_checkpoint
 from experiments.cli import app
 from experiments.leakage import COLUMNS, TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
+from fl_sim.client_app import build_client_app
+from fl_sim.wire import CONFIG, ROUND
 from tests.experiments.in_process import PoolInThisProcess, run_in_process
 from tests.experiments.made_up_run import tiny_settings
 from tests.fl_sim.federations import LocalGrid
@@ -136,6 +138,25 @@ def test_a_federation_that_fails_keeps_what_it_had(run: Run, monkeypatch: pytest
     assert pd.read_parquet(directory.rounds)["round"].tolist() == [1]
     assert len(read_leakage(directory.leakage_csv)) == 2
     assert CliRunner().invoke(app, ["report", str(directory.path)]).exit_code == 0
+
+
+def test_a_client_that_fails_in_one_round_is_named_in_table_and_report(tmp_path: Path) -> None:
+    settings = tiny_settings(GUESSING)
+    honest = build_client_app(settings)
+
+    def client(message: Message, context: Context) -> Message:
+        config = message.content.config_records.get(CONFIG, {})
+        if config.get(ROUND) == 1 and context.node_config["partition-id"] == 1:
+            return Message(Error(code=0, reason="its process died"), reply_to=message)
+        return honest(message, context)
+
+    directory = run_in_process(tmp_path / "run", settings, client)
+    rounds = pd.read_parquet(directory.rounds)
+    assert [list(clients) for clients in rounds["clients_seen"]] == [[0], [0, 1]]
+    assert [list(clients) for clients in rounds["clients_missing"]] == [[1], []]
+    assert [list(reasons) for reasons in rounds["missing_because"]] == [["its process died"], []]
+    assert len(read_leakage(directory.leakage_csv)) == 3
+    assert "Round 1, client 1" in directory.report.read_text()
 
 
 @pytest.mark.ray

@@ -1,12 +1,13 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -18,10 +19,12 @@ from fl_sim.federation import (
     FederationError,
     RepeatableGrid,
     _StoppableGrid,
+    _Supervised,
     run_federation,
     split_resources,
 )
-from tests.fl_sim.federations import LocalGrid, initial_arrays, tiny_settings, weights_recipe
+from fl_sim.wire import ARRAYS, CONFIG, ROUND, pack_reply
+from tests.fl_sim.federations import LocalGrid, initial_arrays, node_context, tiny_settings, weights_recipe
 
 RECIPE = weights_recipe()
 
@@ -75,11 +78,13 @@ def test_a_round_log_says_who_trained_and_who_did_not() -> None:
 @pytest.mark.parametrize(
     ("errors", "message"),
     [
-        ({1: "<class 'ray.exceptions.ActorDiedError'>: worker gone"}, "a client process died.*worker gone"),
+        ({1: "<class 'ray.exceptions.ActorDiedError'>:<'worker gone'>"}, "a client process died.*worker gone"),
         ({0: "no", 1: "no", 2: "no"}, "round 1: no client trained; client 0: no"),
     ],
 )
-def test_a_dead_process_or_a_round_without_training_stops_the_run(errors: dict[int, str], message: str) -> None:
+def test_a_process_dead_for_good_or_a_round_without_training_stops_the_run(
+    errors: dict[int, str], message: str
+) -> None:
     grid = local_grid()
     grid.grid.errors = errors
     with pytest.raises(FederationError, match=message):
@@ -164,22 +169,50 @@ def test_on_ray_the_weights_are_those_of_this_process() -> None:
     assert equal(results[0], fed_avg(local_grid()))
 
 
+def answers_with_what_it_got(message: Message, client: int) -> Message:
+    sent = message.content.array_records[ARRAYS].to_torch_state_dict()
+    return Message(pack_reply(sent, 1, 0.5, client, "cpu"), reply_to=message)
+
+
 @pytest.mark.ray
-def test_on_ray_a_client_process_that_dies_ends_the_run_loudly() -> None:
-    honest = build_client_app(tiny_settings())
+def test_on_ray_a_client_that_dies_raises_or_hangs_is_missing_from_that_round_alone() -> None:
     mortal = ClientApp()
 
     @mortal.query()
     def query(message: Message, context: Context) -> Message:
-        return honest(message, context)
+        return build_client_app(tiny_settings())(message, context)
 
     @mortal.train()
     def train(message: Message, context: Context) -> Message:
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
+        client = context.node_config["partition-id"]
+        match message.content.config_records[CONFIG][ROUND], client:
+            case 2, 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case 3, 0:
+                raise MemoryError("too little for this client")
+            case 4, 2:
+                time.sleep(600)
+        return answers_with_what_it_got(message, client)
 
-    with pytest.raises(FederationError, match="a client process died"):
-        run_federation(server_app(fed_avg), mortal, tiny_settings("federation.client_cpus=2"))
+    grids: list[RepeatableGrid] = []
+
+    def five_rounds(grid: RepeatableGrid) -> None:
+        grids.append(grid)
+        fed_avg(grid, rounds=5, clients=3)
+
+    settings = tiny_settings("federation.client_cpus=2", "federation.client_timeout=3")
+    run_federation(server_app(five_rounds), mortal, settings)
+    assert [log.replied for log in grids[0].rounds] == [(0, 1, 2), (0, 2), (1, 2), (0, 1), (0, 1, 2)]
+    died = "the client's process died, or was ended after 3 s"
+    assert [log.failed for log in grids[0].rounds] == [{}, {1: died}, {0: "too little for this client"}, {2: died}, {}]
+
+
+def test_a_client_that_is_asked_for_too_long_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_sim.federation._attempts_before", lambda: 0)
+    asked = Message(RecordDict(), dst_node_id=1, message_type="train", ttl=60.0)
+    asked.metadata.__dict__["_created_at"] = time.time() - 61
+    with pytest.raises(FederationError, match="asked in an earlier round"):
+        _Supervised(ClientApp(), 1.0)(asked, node_context(0))
 
 
 @pytest.mark.ray
