@@ -21,6 +21,7 @@ from experiments.pictures import data_uri, image_uri
 from experiments.run_directory import RunDirectory, write_atomically
 from experiments.settings import ExperimentSettings
 from experiments.summary import RECOGNISABLE_DB, Summary, summarise
+from experiments.utility import DEFINITIONS
 from fl_sim.config import SettingsError
 from fl_sim.wire import Recipe
 
@@ -53,6 +54,7 @@ class Run:
     settings: ExperimentSettings
     leakage: pd.DataFrame
     rounds: pd.DataFrame
+    utility: dict[str, Any]
     environment: dict[str, Any]
 
     @classmethod
@@ -66,7 +68,8 @@ class Run:
             directory.settings(),
             read_leakage(directory.leakage_csv),
             pd.read_parquet(directory.rounds) if directory.rounds.is_file() else pd.DataFrame(),
-            json.loads(directory.environment.read_text(encoding="utf-8")) if directory.environment.is_file() else {},
+            _read_json(directory.utility),
+            _read_json(directory.environment),
         )
 
     @property
@@ -89,6 +92,15 @@ class Run:
         return {str(attack): rows for attack, rows in self.leakage.groupby("attack", sort=True)}
 
 
+@dataclass(frozen=True)
+class UtilityRow:
+    """One figure of the model before the first round and after the last that measured it."""
+
+    name: str
+    before: float | None
+    after: float
+
+
 def build_report(path: Path) -> Path:
     """Write ``report.html`` into the run directory ``path``, complete or not; returns the file's path.
 
@@ -105,6 +117,9 @@ def build_report(path: Path) -> Path:
         problems=_problems(run) + absent,
         by_round=_figure(figures.psnr_by_round, run.by_attack()),
         by_timestep=_figure(figures.psnr_by_timestep, run.by_attack()),
+        utility=_utility(run),
+        definitions=DEFINITIONS,
+        samples=data_uri(run.directory.samples.read_bytes()) if run.directory.samples.is_file() else None,
         config=run.directory.config.read_text(encoding="utf-8"),
     )
     write_atomically(run.directory.report, lambda file: file.write_text(html, encoding="utf-8"))
@@ -128,6 +143,16 @@ def build_comparison(paths: Sequence[Path], out: Path) -> Path:
     )
     write_atomically(out, lambda file: file.write_text(html, encoding="utf-8"))
     return out
+
+
+def _utility(run: Run) -> list[UtilityRow]:
+    """How good the model was before and after, figure by figure; empty where that was not measured."""
+    rows = []
+    for column in run.rounds.columns:
+        if column.startswith(tuple(DEFINITIONS)):
+            before, measured = run.utility.get("before", {}).get(column), run.rounds[column].dropna()
+            rows.append(UtilityRow(column, before, measured.iloc[-1] if len(measured) else float("nan")))
+    return rows
 
 
 def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
@@ -168,6 +193,11 @@ def _load_images(run: Run, round_number: int, client: int, attack: str, truth: T
     except AttackError:
         return [None] * samples
     return [image_uri(image) for image in (match(truth.images, images) if truth else images)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What the file holds, nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _problems(run: Run) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The rounds table: what the server can say of every round."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +10,10 @@ from experiments.run_directory import write_atomically
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the clients' mean training loss, who answered and who did not, and the weights that came of it."""
+    """One round: the clients' mean training loss, who answered and who did not, and the weights that came of it.
+
+    ``utility`` has what experiments/utility.py measured of those weights, by column; not every round is measured.
+    """
 
     round: int
     train_loss: float
@@ -19,11 +22,13 @@ class Round:
     missing_because: list[str]
     client_device: str
     weights_sha256: str
+    utility: dict[str, float] = field(default_factory=dict)
 
 
 def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
     """Replace the table by ``rounds``, with a column ``median_psnr_<attack>`` for every attack in ``leakage``."""
-    frame = pd.DataFrame([asdict(entry) for entry in rounds])
+    entries = [asdict(entry) for entry in rounds]
+    frame = pd.DataFrame([entry | entry.pop("utility") for entry in entries])
     for attack, rows in leakage.groupby("attack", sort=True):
         frame[f"median_psnr_{attack}"] = frame["round"].map(rows.groupby("round")["psnr"].median())
     write_atomically(path, frame.to_parquet)

@@ -85,6 +85,16 @@ class RunDirectory:
         return self.path / "model.safetensors"
 
     @property
+    def utility(self) -> Path:
+        """How good the model was before the first round, and on which photographs that was measured."""
+        return self.path / "utility.json"
+
+    @property
+    def samples(self) -> Path:
+        """A picture of images sampled from the final model."""
+        return self.path / "samples.png"
+
+    @property
     def report(self) -> Path:
         """The report to open in a browser."""
         return self.path / "report.html"

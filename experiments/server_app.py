@@ -1,12 +1,15 @@
 """The composition root: the ServerApp in which a curious server wraps the strategy and an evaluator keeps score."""
 
+import json
 import shlex
 from hashlib import sha256
 from statistics import fmean
 
+import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
+from torch import Tensor
 
 from attacks.attack import Reconstruction
 from attacks.workers import AttackPool
@@ -14,11 +17,13 @@ from experiments import metrics
 from experiments.checkpoint import Checkpoint, save_checkpoint
 from experiments.experiment import Experiment, prepare
 from experiments.leakage import Evaluator, LeakageTable
+from experiments.pictures import save_grid
 from experiments.progress import Progress
 from experiments.report import build_report
 from experiments.rounds import Round, save_rounds
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, write_atomically
 from experiments.settings import load_run
+from experiments.utility import Utility
 from fl_sim.config import flower_run_directory
 from fl_sim.federation import RepeatableGrid, RoundLog
 from strategies.honest_but_curious import HonestButCurious
@@ -46,9 +51,12 @@ class _Run:
         self._rounds: list[Round] = []
         self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
         self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
+        self._utility = Utility(settings, experiment.recipe)
 
     def go(self) -> None:
-        self._directory.write_environment(metrics.unavailable(), metrics.DEFINITIONS)
+        torch.set_num_threads(1)  # held-out losses repeat to the bit, and the clients keep their cores
+        not_computed = metrics.unavailable() | self._utility.not_computed()
+        self._directory.write_environment(not_computed, metrics.DEFINITIONS)
         strategy = self._experiment.strategy
         if self._experiment.settings.attack.names:
             strategy = self._curious()
@@ -94,22 +102,40 @@ class _Run:
 
     def _after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower calls this with the new global weights, and once before the first round."""
+        weights = arrays.to_torch_state_dict()
+        utility = self._utility.loss(weights) if self._utility.due(server_round) else {}
         if server_round == 0:
+            self._keep_initial(weights, utility)
             self._display.step("training round 1")
             return
-        finished = _round(self._grid.rounds[-1], arrays)
+        if server_round == self._experiment.settings.federation.rounds:
+            utility |= self._keep_final(server_round, weights)
+        finished = _round(self._grid.rounds[-1], arrays, utility)
         self._rounds.append(finished)
         self._leakage.save()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
         self._display.round_done(finished)
-        if server_round == self._experiment.settings.federation.rounds:
-            recipe = self._experiment.recipe
-            notes = {"rounds": server_round, "run": self._evaluator.run}
-            weights = arrays.to_torch_state_dict()
-            save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.scheduler, notes))
+
+    def _keep_initial(self, weights: dict[str, Tensor], utility: dict[str, float]) -> None:
+        """Write how good the model is that the run starts from."""
+        if self._utility.samples_wanted:
+            utility = utility | self._utility.sample(weights)[1]
+        content = json.dumps({"photographs": self._utility.photographs, "before": utility}, indent=2)
+        write_atomically(self._directory.utility, lambda file: file.write_text(content + "\n", encoding="utf-8"))
+
+    def _keep_final(self, server_round: int, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Write the final model and a picture of its samples; returns how far they are from the clients' images."""
+        recipe = self._experiment.recipe
+        notes = {"rounds": server_round, "run": self._evaluator.run}
+        save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.scheduler, notes))
+        if not self._utility.samples_wanted:
+            return {}
+        samples, distance = self._utility.sample(weights)
+        write_atomically(self._directory.samples, lambda file: save_grid(file, samples))
+        return distance
 
 
-def _round(log: RoundLog, arrays: ArrayRecord) -> Round:
+def _round(log: RoundLog, arrays: ArrayRecord, utility: dict[str, float]) -> Round:
     return Round(
         round=log.round,
         train_loss=fmean(log.losses),
@@ -118,6 +144,7 @@ def _round(log: RoundLog, arrays: ArrayRecord) -> Round:
         missing_because=list(log.failed.values()),
         client_device=", ".join(sorted(set(log.devices))),
         weights_sha256=weights_sha256(arrays),
+        utility=utility,
     )
 
 

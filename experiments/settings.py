@@ -37,10 +37,18 @@ class AttackSettings(Section):
         return {name: self.args.get(name, {}) for name in self.names}
 
 
+class UtilitySettings(Section):
+    """How often the evaluator looks at how good the model is."""
+
+    every: int = Field(1, ge=0)
+    samples: int = Field(16, ge=0)
+
+
 class ExperimentSettings(Settings):
-    """Everything that defines a run: the federation and the attack."""
+    """Everything that defines a run: the federation, the attack, and what is measured beside it."""
 
     attack: AttackSettings = AttackSettings()
+    utility: UtilitySettings = UtilitySettings()
 
 
 def preset_names() -> list[str]:

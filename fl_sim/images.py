@@ -29,11 +29,15 @@ PHOTOGRAPHS = {
     "hubble": ("skimage", "data/hubble_deep_field.jpg"),
     "china": ("sklearn", "datasets/images/china.jpg"),
     "flower": ("sklearn", "datasets/images/flower.jpg"),
+    "hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
 }
 """Photographs that installed packages ship: name -> (package, file in it)."""
 
 TRAINING_PHOTOGRAPHS = ("china", "flower", "motorcycle")
 """What the bundled checkpoint is trained on; the default clients hold none of them."""
+
+HELD_OUT_PHOTOGRAPHS = ("hopper", "retina", "ihc", "hubble")
+"""Neither in the bundled checkpoint nor held by the default clients."""
 
 TILES_PER_SIDE = 4
 """A bundled photograph's shorter side holds this many crops: few enough to recognise what they show."""

@@ -1,0 +1,190 @@
+"""How good the model is that a federation trains: what a defence costs, beside what it protects.
+
+Both figures are computed offline, on small images, from fixed draws: equal weights give equal figures on every run.
+
+- The held-out loss is the training loss on photographs that neither a client nor the bundled checkpoint has seen, in
+  strata of the timestep: a model may be spoilt at one end of the noise schedule and look sound on average.
+- The patch distance compares the model's samples with the clients' images: the Fréchet distance between Gaussians
+  fitted to their small patches. It sees colours, contrast and texture, not whether a picture shows anything.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from experiments.settings import ExperimentSettings
+from fl_sim import diffusion
+from fl_sim.config import DataSettings
+from fl_sim.draws import derive_seed, generator
+from fl_sim.images import HELD_OUT_PHOTOGRAPHS, load_images
+from fl_sim.wire import Recipe
+
+LOSS = "heldout_loss"
+DISTANCE = "patch_distance"
+
+STRATA = (0, 21, 201, 501, 801, 951)
+"""First timesteps of the strata where T = 1000; they scale with T."""
+
+HELD_OUT_IMAGES = 16
+REFERENCE_IMAGES = 256
+"""At most so many of the clients' images are compared with the samples."""
+
+PATCH = 4
+SAMPLER_STEPS = 10
+
+DEFINITIONS = {
+    LOSS: f"mean DDPM loss of {HELD_OUT_IMAGES} crops of photographs that no client holds, at one timestep per crop "
+    "and stratum; the strata weighted by their width",
+    DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} RGB patches, in [0, 1], of "
+    f"samples ({SAMPLER_STEPS} DDIM steps) and of the clients' images",
+}
+
+
+def strata(num_train_timesteps: int) -> list[range]:
+    """The timesteps 0..T-1 in strata, from almost clean to almost pure noise; a short schedule has fewer."""
+    firsts = sorted({first * num_train_timesteps // 1000 for first in STRATA})
+    return [range(*bounds) for bounds in zip(firsts, [*firsts[1:], num_train_timesteps], strict=True)]
+
+
+def column(stratum: range) -> str:
+    """What the rounds table calls the held-out loss of a stratum."""
+    return f"{LOSS}_{stratum.start}_{stratum.stop - 1}"
+
+
+def heldout_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> dict[str, float]:
+    """The loss on ``images`` [N,3,S,S] in [-1, 1], by column: each stratum's, and the mean over all timesteps.
+
+    Every image meets one timestep of each stratum, evenly spread over it, and noise of its own, always the same.
+    """
+    steps = int(scheduler.config.num_train_timesteps)
+    found: dict[str, float] = {}
+    mean = 0.0
+    for index, stratum in enumerate(strata(steps)):
+        noise = torch.randn(images.shape, generator=generator(derive_seed(0, LOSS, index))).to(images.device)
+        spread = torch.linspace(stratum.start, stratum.stop - 1, len(images)).round().long().to(images.device)
+        with torch.no_grad():
+            found[column(stratum)] = diffusion.loss(model, scheduler, images, noise, spread).item()
+        mean += found[column(stratum)] * len(stratum) / steps
+    return {LOSS: mean} | found
+
+
+def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, ...], count: int) -> Tensor:
+    """Images [count, *image_shape] in [0, 1] by DDIM (Song et al. 2020, arXiv 2010.02502, sigma = 0) from fixed noise.
+
+    Predicted images are clipped to their range on the way, as in DDPM's own sampler.
+    """
+    sampler = DDIMScheduler(
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        trained_betas=scheduler.betas.tolist(),
+        prediction_type=scheduler.config.prediction_type,
+        timestep_spacing="trailing",
+    )
+    sampler.set_timesteps(min(SAMPLER_STEPS, scheduler.config.num_train_timesteps))
+    device = next(model.parameters()).device
+    images = torch.randn(count, *image_shape, generator=generator(derive_seed(0, "samples"))).to(device)
+    with torch.no_grad():
+        for timestep in sampler.timesteps:
+            prediction = diffusion.predict(model, images, timestep.to(device))
+            images = sampler.step(prediction, timestep, images, return_dict=False)[0]
+    return ((images + 1) / 2).clamp(0, 1).cpu()
+
+
+def patch_distance(first: Tensor, second: Tensor) -> float:
+    """Squared Fréchet distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) between patches of images in [0, 1].
+
+    Each side is [N,3,H,W]; m and C are mean and covariance of all its overlapping PATCH x PATCH patches (Dowson and
+    Landau 1982). 0 for the same images, about 5 between photographs and uniform noise, NaN where a model broke.
+    """
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return math.nan
+    (mean1, covariance1), (mean2, covariance2) = _moments(first), _moments(second)
+    root = _root(covariance1)
+    cross = torch.linalg.eigvalsh(root @ covariance2 @ root).clamp(min=0).sqrt().sum()
+    distance = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * cross
+    return max(0.0, distance.item())
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    patches = nn.functional.unfold(images.double(), PATCH).transpose(1, 2).flatten(0, 1)
+    return patches.mean(0), patches.T.cov(correction=0)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Utility:
+    """Measures the models of one run; an evaluator's tool, like the leakage table: it may look at private images."""
+
+    settings: ExperimentSettings
+    recipe: Recipe
+
+    @cached_property
+    def photographs(self) -> tuple[str, ...]:
+        """The bundled photographs that no client of this run holds."""
+        data = self.settings.data
+        held = data.photographs if data.name == "bundled" else ()
+        return tuple(name for name in HELD_OUT_PHOTOGRAPHS if name not in held)
+
+    def not_computed(self) -> dict[str, str]:
+        """Why a figure is missing, by its name."""
+        if self.settings.utility.every == 0:
+            return {}
+        return {} if self.photographs else {LOSS: f"the clients hold all of {', '.join(HELD_OUT_PHOTOGRAPHS)}"}
+
+    def due(self, server_round: int) -> bool:
+        """Whether to measure the model after this round; before the first and after the last it always is."""
+        every = self.settings.utility.every
+        return every > 0 and (server_round % every == 0 or server_round == self.settings.federation.rounds)
+
+    @property
+    def samples_wanted(self) -> bool:
+        """Whether to sample from the final model."""
+        return self.settings.utility.every > 0 and self.settings.utility.samples > 0
+
+    def loss(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """The held-out loss of a model by column; empty where no photograph is held out."""
+        if not self.photographs:
+            return {}
+        return heldout_loss(self._model(weights), self._scheduler, self._held_out.to(self._device))
+
+    def sample(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Images sampled from a model, [N,3,S,S] in [0, 1], and their patch distance by column."""
+        images = sample(self._model(weights), self._scheduler, self.recipe.image_shape, self.settings.utility.samples)
+        return images, {DISTANCE: patch_distance(images, self._reference)}
+
+    def _model(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and the federation's draws must not move
+            model = diffusion.build_model(self.recipe.model)
+        model.load_state_dict(dict(weights))
+        return model.to(self._device)
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def _scheduler(self) -> DDPMScheduler:
+        return diffusion.build_scheduler(self.recipe.scheduler)
+
+    @cached_property
+    def _held_out(self) -> Tensor:
+        data = DataSettings(photographs=self.photographs, image_size=self.settings.data.image_size)
+        return _evenly(load_images(data).images, HELD_OUT_IMAGES)
+
+    @cached_property
+    def _reference(self) -> Tensor:
+        return (_evenly(load_images(self.settings.data).images, REFERENCE_IMAGES) + 1) / 2
+
+
+def _evenly(images: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the images, evenly spread over all of them."""
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()]
