@@ -13,6 +13,8 @@ from attacks.attack import available, create
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
+from fl_sim.defences import registry
+from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import LocalOptimizer, build_model, scheduler_config, unet_config
 from fl_sim.draws import derive_seed
 from fl_sim.images import load_images, partition
@@ -22,11 +24,12 @@ from strategies.registry import build_strategy, strategy_class
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run that can start: its settings, the initial weights, how clients train, and how the server aggregates."""
+    """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates."""
 
     settings: ExperimentSettings
     weights: dict[str, Tensor]
     recipe: Recipe
+    defence: Defence
     strategy: Strategy
 
 
@@ -41,7 +44,10 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     checkpoint = _starting_checkpoint(settings)
     load_images(settings.data)
     partition(settings.data, settings.federation.clients, settings.client.seed or 0)
-    return Experiment(settings, checkpoint.weights, _recipe(settings, checkpoint), strategy)
+    recipe = _recipe(settings, checkpoint)
+    defence = registry.create(settings.defence.name, settings.defence.args)
+    defence.check(recipe)
+    return Experiment(settings, checkpoint.weights, recipe, defence, strategy)
 
 
 def build_recipe(settings: ExperimentSettings) -> Recipe:
@@ -102,8 +108,6 @@ def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
 
 def _strategy(settings: ExperimentSettings) -> Strategy:
     """The aggregation that the settings name, in FedSGD where clients send gradients."""
-    if settings.defence.name != "none":
-        raise SettingsError(f"defence.name = {settings.defence.name!r}: unknown defence; allowed: none")
     name, args = settings.strategy.name, settings.strategy.args
     if settings.client.update == "gradient" and name != "FedSGD":
         name, args = "FedSGD", {**args, "inner": name}

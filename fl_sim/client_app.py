@@ -3,17 +3,20 @@
 import os
 import tomllib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 
 from fl_sim import diffusion
 from fl_sim.config import Settings, SettingsError, flower_run_directory, load_settings
+from fl_sim.defences import registry
+from fl_sim.defences.defence import Defence, private_source
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.images import load_images, partition
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, dictated_draw, pack_reply
@@ -34,13 +37,20 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     """
     app = ClientApp()
 
+    def settings_of(context: Context) -> Settings:
+        return settings or _read_settings(_config_path(context))
+
+    def protect(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        chosen = settings_of(context)
+        return _defence(chosen).mod(_private_seed(chosen))(message, context, call_next)
+
     @app.query()
     def query(message: Message, context: Context) -> Message:
         return Message(RecordDict({CLIENT: ConfigRecord({PARTITION: _partition_index(context)})}), reply_to=message)
 
-    @app.train()
+    @app.train(mods=[protect])
     def train(message: Message, context: Context) -> Message:
-        return _train(message, _partition_index(context), settings or _read_settings(_config_path(context)))
+        return _train(message, _partition_index(context), settings_of(context))
 
     return app
 
@@ -55,9 +65,7 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     Raises:
         SettingsError: if ``client.seed`` is not resolved, or the images cannot be had.
     """
-    seed = settings.client.seed
-    if seed is None:
-        raise SettingsError("client.seed is not set; a client draws only from resolved settings")
+    seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.batch_size * recipe.local_steps
     indices = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
@@ -115,12 +123,24 @@ def _local_steps(
 def _train(message: Message, client: int, settings: Settings) -> Message:
     _compute_repeatably()
     config = message.content.config_records[CONFIG]
-    recipe = Recipe.from_config(config)
-    images, noise, timesteps = private_draw(settings, recipe, client, int(str(config[ROUND])))
+    recipe, server_round = Recipe.from_config(config), int(str(config[ROUND]))
+    images, noise, timesteps = private_draw(settings, recipe, client, server_round)
     weights = message.content.array_records[ARRAYS].to_torch_state_dict()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    update, loss = local_training(recipe, weights, images, noise, timesteps, device)
+    source = private_source(_private_seed(settings), client, server_round, "training")
+    batch_gradient = partial(_defence(settings).batch_gradient, source=source)
+    update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient)
     return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)
+
+
+def _defence(settings: Settings) -> Defence:
+    return registry.create(settings.defence.name, settings.defence.args)
+
+
+def _private_seed(settings: Settings) -> int:
+    if settings.client.seed is None:
+        raise SettingsError("client.seed is not set; a client draws only from resolved settings")
+    return settings.client.seed
 
 
 def _compute_repeatably() -> None:

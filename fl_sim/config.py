@@ -119,7 +119,7 @@ class StrategySettings(Section):
 class DefenceSettings(Section):
     """What clients do to their update before it leaves them."""
 
-    name: Literal["none"] = "none"
+    name: str = "none"
     args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -219,12 +219,13 @@ def _explain(cls: type[Settings], error: ErrorDetails) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
         siblings = ", ".join(_model_at(cls, error["loc"][:-1]).model_fields)
-        return f"{key} = {value!r}: unknown setting; allowed here: {siblings}{_nearest(key, _keys(cls))}"
+        return f"{key} = {value!r}: unknown setting; allowed here: {siblings}{nearest(key, _keys(cls))}"
     choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
-    return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}{_nearest(str(value), choices)}"
+    return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}{nearest(str(value), choices)}"
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the one of ``names`` that was probably meant, to end an error message with; empty if none is close."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

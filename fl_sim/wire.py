@@ -8,7 +8,7 @@ Neither images, noise, timesteps nor the private seed have a name here.
 
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -74,6 +74,13 @@ def read_update(sent: dict[str, Tensor], reply: Message, recipe: Recipe) -> dict
     if recipe.update == "gradient":
         return {name: value.float() for name, value in arrays.items()}
     return {name: arrays[name].float() - sent[name].float() for name in trainable_names(recipe.model)}
+
+
+def replace_update(sent: dict[str, Tensor], reply: Message, update: dict[str, Tensor], recipe: Recipe) -> None:
+    """Put another update into a reply, in place: ``read_update`` then gives it back, up to rounding in weights."""
+    arrays = next(iter(reply.content.array_records.values()))
+    for name, value in update.items():
+        arrays[name] = Array(value if recipe.update == "gradient" else sent[name] + value)
 
 
 def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:

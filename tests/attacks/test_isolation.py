@@ -74,9 +74,9 @@ def test_strategies_see_neither_clients_nor_images_nor_settings():
 
 
 def test_no_module_imports_what_attacks_do_not_name():
-    """``importlib`` goes around the walk: it finds attacks and strategies by name, and nothing else."""
+    """``importlib`` goes around the walk: it finds attacks, strategies and defences by name, and nothing else."""
     users = {module for module, file in modules().items() if "import_module(" in file.read_text(encoding="utf-8")}
-    assert users <= {"attacks.attack", "strategies.registry"}
+    assert users <= {"attacks.attack", "strategies.registry", "fl_sim.defences.registry"}
 
 
 def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):

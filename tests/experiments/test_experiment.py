@@ -4,6 +4,8 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 
 from experiments.checkpoint import Checkpoint, save_checkpoint
 from experiments.experiment import Experiment, build_recipe, prepare
+from fl_sim.config import SettingsError
+from fl_sim.defences.registry import create
 from fl_sim.diffusion import build_model, scheduler_config, unet_config
 from strategies.fed_sgd import FedSGD
 from tests.experiments.made_up_run import tiny_settings
@@ -50,6 +52,17 @@ def test_as_many_clients_train_as_the_settings_say() -> None:
     assert isinstance(inner, FedAvg)
     assert (inner.min_train_nodes, inner.min_available_nodes, inner.fraction_evaluate) == (2, 7, 0.0)
     assert max(int(7 * inner.fraction_train), inner.min_train_nodes) == 2
+
+
+def test_a_defence_that_cannot_be_is_refused_before_anything_is_written() -> None:
+    assert prepared().defence.name == "none"
+    assert prepared("defence.name=top-k", "defence.args.fraction=0.5").defence == create("top-k", {"fraction": 0.5})
+    with pytest.raises(SettingsError, match="defence.name = 'noise': unknown; available: .*none"):
+        prepared("defence.name=noise")
+    with pytest.raises(SettingsError, match="defence.args.fraction = 2: "):
+        prepared("defence.name=top-k", "defence.args.fraction=2")
+    with pytest.raises(SettingsError, match="defence.args.keep = 'own'"):
+        prepared("defence.name=unshared-time-mlp", "defence.args.keep=own")
 
 
 def test_the_recipe_carries_a_noise_seed_in_the_known_threat_model_only() -> None:

@@ -45,7 +45,6 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
         ("client.local_steps=3", ["client.local_steps = 3", "client.update = 'gradient'"]),
         ("federation.clients_per_round=9", ["federation.clients_per_round = 9", "federation.clients = 4"]),
         ("data.name=folder", ["data.path", "data.name = 'folder'"]),
-        ("defence.name=noise", ["defence.name = 'noise'", "'none'"]),
         ("seed", ["'seed'", "key=value"]),
         (".x=1", ["'.x=1'", "key=value"]),
     ],

@@ -1,0 +1,46 @@
+"""Clipping and Gaussian noise on the update (Geyer et al. 2017, arXiv 1712.07557, with the noise added by clients)."""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from typing_extensions import override
+
+from fl_sim.defences.defence import Update, UpdateDefence
+from fl_sim.defences.privacy import Privacy, gaussian_privacy
+from fl_sim.wire import Recipe
+
+
+class ClipNoise(UpdateDefence):
+    """The update, scaled down to a largest L2 norm, with Gaussian noise on every entry.
+
+    The privacy spent is towards the server, which gets each update by itself: whatever a client's images are, its
+    clipped updates differ by 2 ``clip_norm`` at most. That the server samples clients hides nothing from the server.
+    """
+
+    name: ClassVar[str] = "clip-noise"
+
+    clip_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="largest L2 norm of the update, over all of it"
+    )
+    noise_multiplier: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="standard deviation of the noise over clip_norm; 0 clips only"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
+
+    @override
+    def protect(self, update: Update, source: torch.Generator) -> Update:
+        norm = float(torch.stack([value.double().square().sum() for value in update.values()]).sum().sqrt())
+        factor = min(1.0, self.clip_norm / norm) if norm else 1.0
+        std = self.noise_multiplier * self.clip_norm
+        return {
+            name: value * factor + std * torch.randn(value.shape, generator=source) for name, value in update.items()
+        }
+
+    @override
+    def disclosure(self, recipe: Recipe) -> dict[str, Any]:
+        return {"clip_norm": self.clip_norm, "noise_std": self.noise_multiplier * self.clip_norm}
+
+    @override
+    def privacy(self, recipe: Recipe, images: int, rounds: int) -> Privacy:
+        return gaussian_privacy(self.noise_multiplier / 2, rounds, self.delta)

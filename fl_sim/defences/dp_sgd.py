@@ -1,0 +1,84 @@
+"""DP-SGD (Abadi et al. 2016, arXiv 1607.00133, algorithm 1) through Opacus, inside the local training."""
+
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DDPMScheduler
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fl_sim import diffusion
+from fl_sim.defences.defence import Defence, Update
+from fl_sim.defences.privacy import Privacy, gaussian_privacy
+from fl_sim.wire import Recipe
+
+
+class DPSGD(Defence):
+    """The gradient of every image clipped, and Gaussian noise on each batch's sum, before a client trains with it.
+
+    The privacy spent is that of one image, which a client has or has not, if every batch takes each of its images with
+    the same probability, independently, and nobody sees which.
+    """
+
+    name: ClassVar[str] = "dp-sgd"
+
+    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="largest L2 norm of an image's gradient")
+    noise_multiplier: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="standard deviation of the noise on a batch's sum, over clip_norm"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
+
+    @override
+    def batch_gradient(
+        self,
+        model: nn.Module,
+        scheduler: DDPMScheduler,
+        images: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        source: torch.Generator,
+    ) -> tuple[Update, float]:
+        parameters = diffusion.trainable_parameters(model)
+        # Opacus' own rule for convolutions is wrong, without a word, on the channels-last tensors behind an attention
+        # layer; functorch is right everywhere.
+        per_image = GradSampleModule(model, force_functorch=True)
+        optimizer = DPOptimizer(
+            torch.optim.SGD(parameters.values()),
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.clip_norm,
+            expected_batch_size=len(images),
+            generator=_on(images.device, source),
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                loss = diffusion.loss(per_image, scheduler, images, noise, timesteps)
+                loss.backward()
+            optimizer.pre_step()
+            gradient = {name: parameter.grad.clone() for name, parameter in parameters.items()}  # type: ignore[union-attr]
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            per_image.to_standard_module()
+        return gradient, loss.item()
+
+    @override
+    def disclosure(self, recipe: Recipe) -> dict[str, Any]:
+        noise = self.noise_multiplier * self.clip_norm / recipe.batch_size
+        return {"sample_clip_norm": self.clip_norm, "gradient_noise_std": noise}
+
+    @override
+    def privacy(self, recipe: Recipe, images: int, rounds: int) -> Privacy:
+        # With fewer images than a batch takes, a batch takes some of them several times.
+        repetitions = -(-recipe.batch_size // images)
+        rate = min(1.0, recipe.batch_size / images)
+        return gaussian_privacy(self.noise_multiplier / repetitions, rounds * recipe.local_steps, self.delta, rate)
+
+
+def _on(device: torch.device, source: torch.Generator) -> torch.Generator:
+    """A generator on ``device``, as Opacus needs it, seeded from ``source``."""
+    seed = int(torch.randint(2**63 - 1, (), generator=source))
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,76 @@
+"""Without the layers that see nothing but the timestep, whose gradients give it away (docs/attacks.md)."""
+
+from typing import ClassVar, Literal
+
+import torch
+from diffusers import DDPMScheduler
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fl_sim.config import SettingsError
+from fl_sim.defences.defence import Defence, Update
+from fl_sim.wire import ARRAYS, Recipe
+
+_STATE = "own-time-mlp"
+
+
+class UnsharedTimeMLP(Defence):
+    """The time embedding's MLP and the residual blocks' time projections stay as they are, or with their client."""
+
+    name: ClassVar[str] = "unshared-time-mlp"
+
+    parts: Literal["all", "mlp", "projections"] = Field(
+        "all", description="which: the MLP (and a learned embedding table), the projections of the blocks, or both"
+    )
+    keep: Literal["frozen", "own"] = Field(
+        "frozen", description='"frozen": nobody trains them; "own": each client trains its own and sends them to nobody'
+    )
+
+    def withholds(self, parameter: str) -> bool:
+        """Whether the parameter of this name is kept out of the update."""
+        mlp = parameter.startswith(("time_embedding.", "time_proj."))
+        projection = ".time_emb_proj." in parameter
+        return (mlp and self.parts != "projections") or (projection and self.parts != "mlp")
+
+    @override
+    def check(self, recipe: Recipe) -> None:
+        if self.keep == "own" and recipe.update == "gradient":
+            raise SettingsError(
+                "defence.args.keep = 'own': a client that sends its gradient trains nothing of its own; "
+                "allowed: 'frozen', or client.update=weights"
+            )
+
+    @override
+    def batch_gradient(
+        self,
+        model: nn.Module,
+        scheduler: DDPMScheduler,
+        images: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        source: torch.Generator,
+    ) -> tuple[Update, float]:
+        gradient, loss = super().batch_gradient(model, scheduler, images, noise, timesteps, source)
+        if self.keep == "own":
+            return gradient, loss
+        return {name: value for name, value in gradient.items() if not self.withholds(name)}, loss
+
+    @override
+    def mod(self, private_seed: int) -> Mod:
+        return self._with_own_layers if self.keep == "own" else super().mod(private_seed)
+
+    def _with_own_layers(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Train with the client's own layers, keep what became of them, and return those that were sent."""
+        sent = message.content.array_records[ARRAYS]
+        own = context.state.array_records.get(_STATE, ArrayRecord())
+        message.content = RecordDict({**message.content, ARRAYS: ArrayRecord({**sent, **own})})
+        reply = call_next(message, context)
+        trained = reply.content.array_records[ARRAYS]
+        withheld = [name for name in trained if self.withholds(name)]
+        context.state[_STATE] = ArrayRecord({name: trained[name] for name in withheld})
+        for name in withheld:
+            trained[name] = sent[name]
+        return reply

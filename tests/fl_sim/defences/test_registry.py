@@ -1,0 +1,68 @@
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+from fl_sim.config import SettingsError
+from fl_sim.defences import registry
+from fl_sim.defences.defence import Update, UpdateDefence
+from fl_sim.defences.registry import available, create, defence_class
+from tests.fl_sim.defences.stub import RECIPES, flat, own_update, sent_update
+
+
+class Halved(UpdateDefence):
+    name = "halved"
+
+    def protect(self, update: Update, source: torch.Generator) -> Update:
+        return {name: value / 2 for name, value in update.items()}
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    entry = EntryPoint("halved", f"{__name__}:Halved", "fl_sim.defences")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    registry._plugins.cache_clear()
+    yield
+    registry._plugins.cache_clear()
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_defence_goes_by_its_own_name_and_needs_no_argument(name: str) -> None:
+    assert create(name).name == name
+    assert defence_class(name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("topk", {}, r"defence\.name = 'topk': unknown; available: clip-noise, .*; did you mean 'top-k'\?"),
+        ("nonsense:Class", {}, r"defence\.name = 'nonsense:Class': cannot be imported: No module named 'nonsense'"),
+        ("pathlib:Path", {}, r"defence\.name = 'pathlib:Path': no subclass of fl_sim\.defences\.defence\.Defence"),
+        ("top-k", {"fraction": 0}, r"defence\.args\.fraction = 0: input should be greater than 0"),
+        ("top-k", {"fractoin": 0.1}, r"defence\.args\.fractoin = 0\.1: .*top-k takes: fraction; did you mean 'fract"),
+        ("secure-aggregation", {"k": 1}, r"defence\.args\.k = 1: unknown argument; secure-aggregation takes: none"),
+    ],
+)
+def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(name: str, arguments: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        create(name, arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_third_partys_defence_is_found_by_its_entry_point(plugin: None) -> None:
+    assert "halved" in available()
+    assert create("halved") == Halved()
+    own = own_update(RECIPES["gradient"])
+    torch.testing.assert_close(flat(sent_update("halved", RECIPES["gradient"], own)), flat(own) / 2)
+
+
+def test_a_dotted_path_will_do() -> None:
+    assert defence_class(f"{__name__}:Halved") is Halved
+
+
+def test_without_a_defence_the_reply_is_not_touched() -> None:
+    for recipe in RECIPES.values():
+        own = own_update(recipe)
+        torch.testing.assert_close(sent_update("none", recipe, own), own, rtol=1e-4, atol=1e-6)
+    assert create("none").disclosure(RECIPES["gradient"]) == {}
