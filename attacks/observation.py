@@ -30,6 +30,25 @@ class CaptureError(ValueError):
     """A capture that cannot be read, or an update that does not fit its model; the message is one line."""
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """Whose update was seen, and by whom: a curious peer, or the server where ``observer`` is None."""
+
+    round: int
+    client: int
+    observer: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """What file names begin with: ``round-0001-client-0003``, followed by ``-peer-0005`` if that peer saw it."""
+        by = "" if self.observer is None else f"-peer-{self.observer:04d}"
+        return f"round-{self.round:04d}-client-{self.client:04d}{by}"
+
+    def __str__(self) -> str:
+        by = "" if self.observer is None else f" seen by peer {self.observer}"
+        return f"round {self.round} client {self.client}{by}"
+
+
 class Defence(BaseModel):
     """What happened to an update before it left the client, as far as the server knows; in this order.
 
@@ -51,7 +70,7 @@ class Circumstances(BaseModel):
     ``update`` is the mean gradient, or ``delta``: weights after local training minus weights before. With
     ``num_clients`` above 1 the update is the unweighted sum over that many clients and ``client`` is -1.
     ``local_optimizer`` is None where clients send gradients, ``defence`` where nothing was done to the update or the
-    server does not know of it.
+    server does not know of it. ``observer`` is the curious peer that saw the update, None for the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +91,7 @@ class Circumstances(BaseModel):
     scheduler: dict[str, Any]
     model: dict[str, Any]
     num_clients: int = Field(1, ge=1)
+    observer: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Circumstances":

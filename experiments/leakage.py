@@ -46,13 +46,19 @@ COLUMNS = {
     "batch_size": "int64",
     "local_steps": "int64",
     "defence": "str",
+    "observer": "str",
 }
 """The table's columns in order, with pandas' types."""
 
 TIME_COLUMNS = ("seconds",)
 """The columns that differ between two runs of the same settings."""
 
-SORTED_BY = ["run", "round", "client", "image", "attack"]
+SORTED_BY = ["run", "round", "client", "image", "attack", "observer"]
+
+SERVER = "server"
+"""The observer in a federation that has a server; a curious peer is called ``peer 3``."""
+
+_PEER = "peer "
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ def client_truth(settings: ExperimentSettings, recipe: Recipe, client: int, roun
     return Truth((images + 1) / 2, timesteps)
 
 
+def observing_peer(observer: str) -> int | None:
+    """The number of the curious peer that the table calls ``observer``, None for the server."""
+    return None if observer == SERVER else int(observer.removeprefix(_PEER))
+
+
 def match(truth: Tensor, reconstructed: Tensor) -> Tensor:
     """The reconstructed images [N,C,H,W] in the order of the true ones that they stand for."""
     return reconstructed[metrics.assign(truth, reconstructed)]
@@ -82,8 +93,18 @@ class Evaluator:
     settings: ExperimentSettings
     recipe: Recipe
 
-    def rows(self, round_number: int, client: int, attack: str, result: Reconstruction | str) -> list[dict[str, Any]]:
-        """One row per image of the client in that round; ``result`` is the reason where the attack failed."""
+    def rows(
+        self,
+        round_number: int,
+        client: int,
+        attack: str,
+        result: Reconstruction | str,
+        observer: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """One row per image of the client in that round; ``result`` is the reason where the attack failed.
+
+        ``observer`` is the curious peer that attacked, None for the server.
+        """
         truth = client_truth(self.settings, self.recipe, client, round_number)
         common = {
             "run": self.run,
@@ -95,6 +116,7 @@ class Evaluator:
             "batch_size": self.recipe.batch_size,
             "local_steps": self.recipe.local_steps,
             "defence": self.settings.defence.name,
+            "observer": SERVER if observer is None else f"{_PEER}{observer}",
         }
         if isinstance(result, str):
             findings: list[dict[str, Any]] = [{"status": result}] * len(truth.timesteps)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attacks.workers import Counts
-from experiments.leakage import OK
+from experiments.leakage import OK, SERVER
 from experiments.rounds import Round
 
 SHOWN_ROUNDS = 12
@@ -85,7 +85,8 @@ class Progress:
             self._note(row)
 
     def _note(self, row: dict[str, Any]) -> None:
-        where = f"round {row['round']} client {row['client']} image {row['image']} {row['attack']}"
+        by = "" if row["observer"] == SERVER else f" seen by {row['observer']}"
+        where = f"round {row['round']} client {row['client']}{by} image {row['image']} {row['attack']}"
         with self._lock:
             if row["status"] == OK:
                 self._psnr.setdefault(row["round"], []).append(row["psnr"])

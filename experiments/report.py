@@ -12,10 +12,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from attacks.attack import AttackError
+from attacks.observation import Sighting
 from attacks.reconstruction_file import load_reconstruction
 from experiments import figures
 from experiments.experiment import build_recipe
-from experiments.leakage import OK, Truth, client_truth, match, read_leakage
+from experiments.leakage import OK, SERVER, Truth, client_truth, match, observing_peer, read_leakage
 from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
 from experiments.run_directory import RunDirectory, write_atomically
@@ -40,6 +41,7 @@ class Victim:
     """One attacked image: the original as a URI (None if it cannot be loaded) and its reconstructions."""
 
     client: int
+    observer: str
     image: int
     timestep: int | None
     original: str | None
@@ -117,6 +119,7 @@ def build_report(path: Path) -> Path:
         problems=_problems(run) + absent,
         by_round=_figure(figures.psnr_by_round, run.by_attack()),
         by_timestep=_figure(figures.psnr_by_timestep, run.by_attack()),
+        server=SERVER,
         utility=_utility(run),
         definitions=DEFINITIONS,
         samples=data_uri(run.directory.samples.read_bytes()) if run.directory.samples.is_file() else None,
@@ -159,21 +162,21 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
     """Every attacked image by round, and what could not be shown with the reason."""
     rounds: dict[int, list[Victim]] = {}
     absent: dict[str, str] = {}
-    for key, rows in run.leakage.groupby(["round", "client"], sort=True):
+    for (*key, observer), rows in run.leakage.groupby(["round", "client", "observer"], sort=True):
         round_number, client = (int(str(part)) for part in key)
         truth = None
         try:
             truth = client_truth(run.settings, run.recipe, client, round_number)
         except SettingsError as error:
             absent["Originals in this report"] = str(error)
-        rounds.setdefault(round_number, []).extend(_victims(run, round_number, client, rows, truth))
+        rounds.setdefault(round_number, []).extend(
+            _victims(run, Sighting(round_number, client, observing_peer(str(observer))), rows, truth)
+        )
     return rounds, list(absent.items())
 
 
-def _victims(run: Run, round_number: int, client: int, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
-    reconstructed = {
-        attack: _load_images(run, round_number, client, attack, truth) for attack in rows["attack"].unique()
-    }
+def _victims(run: Run, sighting: Sighting, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
+    reconstructed = {attack: _load_images(run, sighting, attack, truth) for attack in rows["attack"].unique()}
     victims = []
     for image, of_image in rows.groupby("image", sort=True):
         index = int(str(image))
@@ -181,15 +184,17 @@ def _victims(run: Run, round_number: int, client: int, rows: pd.DataFrame, truth
             Picture(row["attack"], reconstructed[row["attack"]][index], row) for row in of_image.to_dict("records")
         ]
         original = image_uri(truth.images[index]) if truth else None
-        victims.append(Victim(client, index, pictures[0].row["timestep"], original, pictures))
+        row = pictures[0].row
+        victims.append(Victim(sighting.client, row["observer"], index, row["timestep"], original, pictures))
     return victims
 
 
-def _load_images(run: Run, round_number: int, client: int, attack: str, truth: Truth | None) -> Any:
+def _load_images(run: Run, sighting: Sighting, attack: str, truth: Truth | None) -> Any:
     """A reconstruction's images as URIs in the order of the truth, None for each where there is none."""
     samples = run.settings.client.batch_size * run.settings.client.local_steps
     try:
-        images = load_reconstruction(run.directory.reconstruction(round_number, client, attack)).images
+        file = run.directory.reconstruction(sighting.round, sighting.client, attack, sighting.observer)
+        images = load_reconstruction(file).images
     except AttackError:
         return [None] * samples
     return [image_uri(image) for image in (match(truth.images, images) if truth else images)]
@@ -211,7 +216,7 @@ def _problems(run: Run) -> list[tuple[str, str]]:
     planned, seen = run.settings.federation.rounds, len(run.rounds)
     if seen < planned:
         problems.append((f"{planned - seen} of {planned} rounds", "the run was stopped, or is still going on"))
-    attacked = run.leakage.groupby(["round", "client", "attack"]).ngroups
+    attacked = run.leakage.groupby(["round", "client", "attack", "observer"]).ngroups
     waiting = len(list(run.directory.captures.glob("*.safetensors"))) * len(run.settings.attack.names) - attacked
     if waiting > 0:
         problems.append(

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from attacks.observation import Sighting
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError, dump_toml, load_settings
 
@@ -99,9 +100,9 @@ class RunDirectory:
         """The report to open in a browser."""
         return self.path / "report.html"
 
-    def reconstruction(self, round_number: int, client: int, attack: str) -> Path:
-        """The file of one reconstruction."""
-        return self.reconstructions / f"round-{round_number:04d}-client-{client:04d}-{attack}.safetensors"
+    def reconstruction(self, round_number: int, client: int, attack: str, observer: int | None = None) -> Path:
+        """The file of one reconstruction, by the server or by the curious peer ``observer``."""
+        return self.reconstructions / f"{Sighting(round_number, client, observer).stem}-{attack}.safetensors"
 
     def settings(self) -> ExperimentSettings:
         """The settings that the run was started with."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from attacks.attack import Reconstruction
+from attacks.observation import Sighting
 from attacks.workers import AttackPool
 from experiments import metrics
 from experiments.checkpoint import Checkpoint, save_checkpoint
@@ -95,8 +96,8 @@ class _Run:
         pool.warm_up()
         return HonestButCurious(self._experiment.strategy, recipe=self._experiment.recipe, sink=sink)
 
-    def _after_attack(self, server_round: int, client: int, attack: str, result: Reconstruction | str) -> None:
-        rows = self._evaluator.rows(server_round, client, attack, result)
+    def _after_attack(self, sighting: Sighting, attack: str, result: Reconstruction | str) -> None:
+        rows = self._evaluator.rows(sighting.round, sighting.client, attack, result, sighting.observer)
         self._leakage.append(rows)
         self._display.attacked(rows)
 

@@ -1,6 +1,7 @@
 """The honest-but-curious server: it aggregates exactly as told, and keeps what every client sent."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,20 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from attacks.observation import Circumstances, Observation
+from attacks.observation import Circumstances, Observation, Sighting
 from attacks.workers import AttackPool, failure_reason
 from fl_sim.wire import CLIENT, NUM_EXAMPLES, PARTITION, RECIPE, Recipe, dictated_draw, read_update
 from strategies.errors import StrategyError
 from strategies.sink import DirectorySink, Sink
+
+
+@dataclass(frozen=True)
+class View:
+    """A reply as the curious see it: whose it is, who sees it, and the weights that they take it to belong to."""
+
+    sighting: Sighting
+    weights: ArrayRecord
+    reply: Message
 
 
 class HonestButCurious(Strategy):
@@ -83,9 +93,8 @@ class HonestButCurious(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Observe every reply, then delegate: some strategies empty the replies while they aggregate."""
         replies = list(replies)
-        for reply in replies:
-            if not reply.has_error():
-                self._observe(server_round, reply)
+        for view in self._views(server_round, [reply for reply in replies if not reply.has_error()]):
+            self._observe(view)
         return self.strategy.aggregate_train(server_round, replies)
 
     def configure_evaluate(
@@ -102,20 +111,26 @@ class HonestButCurious(Strategy):
         """Delegate."""
         self.strategy.summary()
 
-    def _observe(self, server_round: int, reply: Message) -> None:
-        node = reply.metadata.src_node_id
-        client = _partition_of(reply.content, default=self._numbers[node])
+    def _views(self, server_round: int, replies: Sequence[Message]) -> Iterable[View]:
+        """A round's replies as the server sees them: all of them, each at the weights that it sent."""
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            client = _partition_of(reply.content, default=self._numbers[node])
+            yield View(Sighting(server_round, client), self._sent[node], reply)
+
+    def _observe(self, view: View) -> None:
         try:
-            self._sink.observe(self._observation(server_round, client, reply, self._sent[node]))
+            self._sink.observe(self._observation(view))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
             reason = failure_reason(error)
-            log(WARNING, "round %s: client %s not observed: %s", server_round, client, reason)
-            self._sink.failed(server_round, client, reason)
+            log(WARNING, "%s not observed: %s", view.sighting, reason)
+            self._sink.failed(view.sighting, reason)
 
-    def _observation(self, server_round: int, client: int, reply: Message, sent: ArrayRecord) -> Observation:
+    def _observation(self, view: View) -> Observation:
         recipe = self._recipe
         assert recipe is not None  # configure_train saw to it
-        weights = {name: value.float() for name, value in sent.to_torch_state_dict().items()}
+        server_round, client, reply = view.sighting.round, view.sighting.client, view.reply
+        weights = {name: value.float() for name, value in view.weights.to_torch_state_dict().items()}
         known = recipe.noise_seed is not None
         noise, timesteps = dictated_draw(recipe, client, server_round) if known else (None, None)
         return Observation(
@@ -131,6 +146,7 @@ class HonestButCurious(Strategy):
                 image_shape=recipe.image_shape,
                 scheduler=recipe.scheduler,
                 model=recipe.model,
+                observer=view.sighting.observer,
             ),
             weights,
             read_update(weights, reply, recipe),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from attacks.attack import Reconstruction, create
-from attacks.observation import Observation
+from attacks.observation import Observation, Sighting
 from attacks.reconstruction_file import save_reconstruction
 from attacks.workers import AttackPool, Job, Result
 from fl_sim.draws import derive_seed
@@ -16,8 +16,8 @@ from strategies.errors import StrategyError
 
 logger = logging.getLogger(__name__)
 
-OnReconstruction = Callable[[int, int, str, Result], None]
-"""Called with round, client, attack, and the reconstruction or the reason why there is none."""
+OnReconstruction = Callable[[Sighting, str, Result], None]
+"""Called with who was seen, the attack, and the reconstruction or the reason why there is none."""
 
 
 class Sink(Protocol):
@@ -26,8 +26,8 @@ class Sink(Protocol):
     def observe(self, observation: Observation) -> None:
         """Take one observation, without waiting for any attack."""
 
-    def failed(self, server_round: int, client: int, reason: str) -> None:
-        """Take note that the reply of ``client`` could not be observed."""
+    def failed(self, sighting: Sighting, reason: str) -> None:
+        """Take note that a reply could not be observed."""
 
     def drain(self) -> None:
         """Wait until everything that was observed has been dealt with."""
@@ -36,13 +36,13 @@ class Sink(Protocol):
         """Release what the sink holds, abandoning what is not done."""
 
 
-def log_result(server_round: int, client: int, attack: str, result: Result) -> None:
+def log_result(sighting: Sighting, attack: str, result: Result) -> None:
     """Say in one line how an attack ended."""
     if isinstance(result, Reconstruction):
         outcome = f"matching loss {result.matching_loss:.3g} in {result.seconds:.1f} s"
-        logger.info("round %d client %d %s: %s", server_round, client, attack, outcome)
+        logger.info("%s %s: %s", sighting, attack, outcome)
     else:
-        logger.warning("round %d client %d %s: no reconstruction: %s", server_round, client, attack, result)
+        logger.warning("%s %s: no reconstruction: %s", sighting, attack, result)
 
 
 class DirectorySink:
@@ -83,25 +83,25 @@ class DirectorySink:
         self._pool = pool
         self._seed = seed
         self._postpones = when == "after"
-        self._postponed: list[Observed] = []
+        self._postponed: list[tuple[Sighting, Path]] = []
         self._on_reconstruction = on_reconstruction
         self._telling = threading.Lock()
 
     def observe(self, observation: Observation) -> None:
         """Write the capture and queue its attacks."""
         circumstances = observation.circumstances
-        capture = self._captures / f"round-{circumstances.round:04d}-client-{circumstances.client:04d}.safetensors"
+        sighting = Sighting(circumstances.round, circumstances.client, circumstances.observer)
+        capture = self._captures / f"{sighting.stem}.safetensors"
         _write_whole(capture, observation.save)
-        seen = (circumstances.round, circumstances.client, capture)
         if self._postpones:
-            self._postponed.append(seen)
+            self._postponed.append((sighting, capture))
         else:
-            self._attack(*seen)
+            self._attack(sighting, capture)
 
-    def failed(self, server_round: int, client: int, reason: str) -> None:
+    def failed(self, sighting: Sighting, reason: str) -> None:
         """Pass the reason on as the result of every attack."""
         for attack in self._attacks:
-            self._tell(server_round, client, attack, reason)
+            self._tell(sighting, attack, reason)
 
     def drain(self) -> None:
         """Wait until every attack has ended; raises what ``on_reconstruction`` raised, if it did."""
@@ -113,24 +113,20 @@ class DirectorySink:
         """Release the workers; attacks that have not ended get their reason."""
         self._pool.close()
 
-    def _attack(self, server_round: int, client: int, capture: Path) -> None:
+    def _attack(self, sighting: Sighting, capture: Path) -> None:
         for attack, (name, arguments) in self._attacks.items():
-            job = Job(capture, name, arguments, derive_seed(self._seed, "attack", attack, server_round, client))
-            self._pool.submit(job, partial(self._keep, server_round, client, attack))
+            seed = derive_seed(self._seed, "attack", attack, sighting.round, sighting.client)
+            self._pool.submit(Job(capture, name, arguments, seed), partial(self._keep, sighting, attack))
 
-    def _keep(self, server_round: int, client: int, attack: str, result: Result) -> None:
+    def _keep(self, sighting: Sighting, attack: str, result: Result) -> None:
         if isinstance(result, Reconstruction):
-            path = self._reconstructions / f"round-{server_round:04d}-client-{client:04d}-{attack}.safetensors"
+            path = self._reconstructions / f"{sighting.stem}-{attack}.safetensors"
             _write_whole(path, partial(save_reconstruction, reconstruction=result))
-        self._tell(server_round, client, attack, result)
+        self._tell(sighting, attack, result)
 
-    def _tell(self, server_round: int, client: int, attack: str, result: Result) -> None:
+    def _tell(self, sighting: Sighting, attack: str, result: Result) -> None:
         with self._telling:
-            self._on_reconstruction(server_round, client, attack, result)
-
-
-Observed = tuple[int, int, Path]
-"""Round, client, capture file."""
+            self._on_reconstruction(sighting, attack, result)
 
 
 def _write_whole(path: Path, save: Callable[[Path], None]) -> None:

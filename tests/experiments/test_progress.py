@@ -7,7 +7,8 @@ from experiments.progress import Progress
 from experiments.rounds import Round
 
 FIRST = Round(1, 0.75, [0, 1], [2], ["no reply in time"], "cpu", "ab")
-SOLVED = {"round": 1, "client": 0, "image": 0, "attack": "dlg", "status": "ok", "psnr": 41.5, "seconds": 3.0}
+ROW = {"round": 1, "client": 0, "image": 0, "attack": "dlg", "observer": "server"}
+SOLVED = ROW | {"status": "ok", "psnr": 41.5, "seconds": 3.0}
 FAILED = SOLVED | {"client": 1, "status": "timeout after 9 s", "psnr": None, "seconds": None}
 
 

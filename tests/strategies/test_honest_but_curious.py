@@ -9,7 +9,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 
 from attacks.attack import AttackError
-from attacks.observation import Observation, ThreatModel
+from attacks.observation import Observation, Sighting, ThreatModel
 from attacks.reconstruction_file import load_reconstruction
 from fl_sim.draws import derive_seed
 from fl_sim.wire import Recipe, dictated_draw
@@ -52,8 +52,8 @@ class Notes:
             raise OSError("disk full")
         self.seen[observation.circumstances.round, observation.circumstances.client] = observation
 
-    def failed(self, server_round: int, client: int, reason: str) -> None:
-        self.reasons[server_round, client] = reason
+    def failed(self, sighting: Sighting, reason: str) -> None:
+        self.reasons[sighting.round, sighting.client] = reason
 
     def drain(self) -> None:
         self.calls.append("drain")

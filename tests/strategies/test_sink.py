@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attacks.attack import AttackError, Reconstruction, create
-from attacks.observation import Observation
+from attacks.observation import Observation, Sighting
 from attacks.reconstruction_file import load_reconstruction
 from attacks.workers import Job, Result
 from fl_sim.draws import derive_seed
@@ -60,15 +60,15 @@ def test_an_observation_becomes_a_capture_and_a_reconstruction(tmp_path, told):
     kept = load_reconstruction(tmp_path / "reconstructions" / "round-0012-client-0003-guess.safetensors")
     expected = create(GUESS).reconstruct(observation, derive_seed(4, "attack", "guess", 12, 3))
     assert torch.equal(kept.images, expected.images)
-    [(server_round, client, attack, result)] = told
-    assert (server_round, client, attack) == (12, 3, "guess")
+    [(sighting, attack, result)] = told
+    assert (sighting, attack) == (Sighting(12, 3), "guess")
     assert torch.equal(result.images, kept.images)
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def test_every_attack_has_a_job_and_failures_have_no_file(tmp_path, told):
     make(tmp_path, told, GUESS, FAIL)[0].observe(tiny_observation())
-    assert [(attack, type(result)) for _, _, attack, result in told] == [("guess", Reconstruction), ("fail", str)]
+    assert [(attack, type(result)) for _, attack, result in told] == [("guess", Reconstruction), ("fail", str)]
     assert len(list((tmp_path / "reconstructions").iterdir())) == 1
 
 
@@ -85,14 +85,15 @@ def test_attacks_may_wait_for_the_end(tmp_path, told):
         directory_sink.observe(tiny_observation(client=client))
     assert pool.jobs == []
     directory_sink.drain()
-    assert [client for _, client, _, _ in told] == [1, 0]
+    assert [sighting.client for sighting, _, _ in told] == [1, 0]
     directory_sink.drain()
     assert len(told) == 2, "once each"
 
 
 def test_a_reply_that_could_not_be_observed_is_a_result_of_every_attack(tmp_path, told):
-    make(tmp_path, told, GUESS, FAIL)[0].failed(2, 1, "update holds NaN")
-    assert told == [(2, 1, "guess", "update holds NaN"), (2, 1, "fail", "update holds NaN")]
+    unseen = Sighting(2, 1)
+    make(tmp_path, told, GUESS, FAIL)[0].failed(unseen, "update holds NaN")
+    assert told == [(unseen, "guess", "update holds NaN"), (unseen, "fail", "update holds NaN")]
 
 
 def test_a_directory_with_captures_is_refused(tmp_path, told):
@@ -124,7 +125,7 @@ def test_closing_releases_the_workers(tmp_path, told):
 
 def test_results_are_logged_unless_taken(caplog):
     caplog.set_level("INFO")
-    log_result(1, 2, "guess", "timeout after 3 s")
-    log_result(1, 2, "guess", create(GUESS).reconstruct(tiny_observation(), 0))
+    log_result(Sighting(1, 2), "guess", "timeout after 3 s")
+    log_result(Sighting(1, 2), "guess", create(GUESS).reconstruct(tiny_observation(), 0))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "round 1 client 2 guess: no reconstruction: timeout after 3 s" in caplog.text
