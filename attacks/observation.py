@@ -52,15 +52,21 @@ class Sighting:
 class Defence(BaseModel):
     """What happened to an update before it left the client, as far as the server knows; in this order.
 
-    Clipped to the norm ``clip_norm``; Gaussian noise of standard deviation ``noise_std`` added to every entry;
-    ``sparsified``: entries not sent, which are zero; reduced to ``signs`` -1, 0 and 1.
+    In local training every sample's gradient clipped to the norm ``sample_clip_norm``, and Gaussian noise of standard
+    deviation ``gradient_noise_std`` added to every entry of each batch's mean gradient. Then the update: clipped to the
+    norm ``clip_norm``; Gaussian noise of standard deviation ``noise_std`` added to every entry; ``sparsified``: entries
+    not sent, which are zero; rounded at random, tensor by tensor, to multiples of the largest magnitude over
+    ``quantisation_levels``; reduced to ``signs``, times any magnitude for each tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    sample_clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    gradient_noise_std: float = Field(0.0, ge=0, allow_inf_nan=False)
     clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     noise_std: float = Field(0.0, ge=0, allow_inf_nan=False)
     sparsified: bool = False
+    quantisation_levels: int | None = Field(None, ge=1)
     signs: bool = False
 
 

@@ -1,6 +1,7 @@
 """The inverse problem that an Observation poses: the model at the observed weights and the gradient to be matched."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class InversionProblem:
             gradient, uncertainty = revealed_gradient(observation, name)
             self.gradient[name] = gradient.to(self.device)
             self.uncertainty[name] = uncertainty.to(self.device)
+        self._update = observation.update
         self.samples = circumstances.num_samples
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
@@ -61,12 +63,20 @@ class InversionProblem:
 
     @property
     def scale_known(self) -> bool:
-        """Whether ``gradient`` is the gradient itself rather than an unknown multiple of it."""
+        """Whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of such ones."""
         defence = self.circumstances.defence
-        if defence is None or defence.clip_norm is None:
-            return not self.signs_only
-        norm = math.sqrt(sum(float(value.square().sum()) for value in self.gradient.values()))
-        return not self.signs_only and norm < (1 - _CLIPPED) * defence.clip_norm
+        if defence is None:
+            return True
+        if defence.clip_norm is not None:
+            # Of several clients each may have been clipped by a factor of its own.
+            several = self.circumstances.num_clients > 1
+            if several or _may_be_clipped(self._update, defence.clip_norm, defence.noise_std):
+                return False
+        if defence.sample_clip_norm is not None:
+            several = self.samples > 1
+            if several or _may_be_clipped(self.gradient, defence.sample_clip_norm, defence.gradient_noise_std):
+                return False
+        return not self.signs_only
 
     def randn(self, generator: torch.Generator, samples: int | None = None) -> Tensor:
         """Standard normal images [samples or N,C,H,W] on the device, drawn on the CPU so that devices agree."""
@@ -76,3 +86,13 @@ class InversionProblem:
 
 _CLIPPED = 1e-3
 """An update whose norm comes this close to the clipping norm is taken to have been clipped."""
+_DEVIATIONS = 3
+"""By how many standard deviations the noise in a norm is allowed for."""
+
+
+def _may_be_clipped(values: Mapping[str, Tensor], clip_norm: float, noise_std: float) -> bool:
+    """Whether the norm comes near ``clip_norm``, less what Gaussian noise of that deviation adds to its square."""
+    entries = sum(value.numel() for value in values.values())
+    squared = sum(float(value.double().square().sum()) for value in values.values())
+    added = noise_std**2 * (entries - _DEVIATIONS * math.sqrt(2 * entries))
+    return squared - added >= ((1 - _CLIPPED) * clip_norm) ** 2

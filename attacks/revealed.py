@@ -20,24 +20,48 @@ def revealed_gradient(observation: Observation, name: str) -> tuple[Tensor, Tens
     """Mean gradient of one parameter and its uncertainty (standard deviation), both float32 in the parameter's shape.
 
     A sum over clients is divided by their number. Entries about which nothing is revealed are infinitely uncertain.
-    Of a defence that leaves signs, those are returned, without uncertainty: they are no estimate.
+    Of a defence that leaves signs, those are returned (-1, 0, 1), without uncertainty: they are no estimate.
     """
     circumstances = observation.circumstances
     clients, defence = circumstances.num_clients, circumstances.defence
     update = observation.update[name].double() / clients
     before = observation.weights[name].double()
     if defence is not None and defence.signs:
-        signs = update if circumstances.update == "gradient" else -update
+        signs = update.sign() if circumstances.update == "gradient" else -update.sign()
         return signs.float(), torch.zeros_like(observation.update[name])
     uncertainty = torch.zeros_like(update)
     if defence is not None:
         uncertainty += defence.noise_std / math.sqrt(clients)
+        if defence.quantisation_levels is not None:
+            uncertainty = torch.hypot(uncertainty, _random_rounding(update, defence.quantisation_levels))
         if defence.sparsified:
             uncertainty[update == 0] = math.inf
     if circumstances.update == "delta":
         uncertainty = (uncertainty.square() + _rounding(observation, name).square()).sqrt()
         update, uncertainty = _before_optimizer(circumstances, update, uncertainty, before)
+    if defence is not None and defence.gradient_noise_std:
+        uncertainty = torch.hypot(uncertainty, _training_noise(circumstances, defence.gradient_noise_std))
     return update.float(), uncertainty.float()
+
+
+def _random_rounding(update: Tensor, levels: int) -> Tensor:
+    """Standard deviation of rounding at random to multiples of s = max|u| / levels, a scalar.
+
+    Between two multiples, at a share p, it is s sqrt(p (1 - p)): s / sqrt(6) for p anywhere. Where most entries lie far
+    below s, p (1 - p) is less than p on average, and that is the mean magnitude seen over s.
+    """
+    step = update.abs().max() / levels
+    mean_share = update.abs().mean() / step.clamp_min(torch.finfo(update.dtype).tiny)
+    return step * mean_share.clamp(max=1 / 6).sqrt()
+
+
+def _training_noise(circumstances: Circumstances, std: float) -> Tensor:
+    """Standard deviation of the mean gradient from noise on the gradient of every step and client, a scalar."""
+    weights = [1.0]
+    if circumstances.local_optimizer is not None:
+        weights = momentum_weights(circumstances.local_steps, circumstances.local_optimizer.momentum)
+    squares = sum(weight**2 for weight in weights) * circumstances.num_clients
+    return torch.tensor(std * math.sqrt(squares) / (sum(weights) * circumstances.num_clients), dtype=torch.float64)
 
 
 def _rounding(observation: Observation, name: str) -> Tensor:

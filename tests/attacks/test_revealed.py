@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -71,3 +72,46 @@ def test_signs_of_a_delta_are_turned_round():
     from_delta, uncertainty = revealed_gradient(of_delta, NAME)
     assert (gradient == from_delta).float().mean() > 0.99
     assert not uncertainty.any()
+
+
+def test_signs_come_without_the_magnitude_that_was_sent_with_them():
+    observation = make_victim(
+        defend=lambda update: {name: 0.03 * value.sign() for name, value in update.items()}, defence=Defence(signs=True)
+    ).observation
+    gradient, _ = revealed_gradient(observation, NAME)
+    assert torch.equal(gradient, observation.update[NAME].sign())
+
+
+@pytest.mark.parametrize("levels", [1, 7, 127])
+@pytest.mark.parametrize("optimizer", [None, LocalOptimizer(lr=0.5)], ids=["gradient", "delta"])
+def test_random_rounding_shows_as_uncertainty_of_its_size(levels, optimizer):
+    source = torch.Generator().manual_seed(0)
+
+    def rounded(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        steps = {name: value.abs().max() / levels for name, value in update.items()}
+        return {
+            name: (value / steps[name] + torch.rand(value.shape, generator=source)).floor() * steps[name]
+            for name, value in update.items()
+        }
+
+    truth = make_victim().observation.update[NAME]
+    defence = Defence(quantisation_levels=levels)
+    observation = make_victim(defend=rounded, defence=defence, optimizer=optimizer).observation
+    gradient, uncertainty = revealed_gradient(observation, NAME)
+    assert 0.6 < float(((gradient - truth) / uncertainty).square().mean().sqrt()) < 1.1
+
+
+def test_noise_in_training_shows_as_uncertainty_of_the_mean_gradient():
+    def uncertainty(clients: int = 1, **optimizer: float) -> torch.Tensor:
+        local = LocalOptimizer(lr=1.0, **optimizer) if optimizer else None
+        steps = 3 if optimizer else 1
+        defence = Defence(gradient_noise_std=0.25)
+        observation = make_victim((400,) * steps, local_steps=steps, optimizer=local, defence=defence).observation
+        changes = {"num_clients": clients, "client": -1 if clients > 1 else 0}
+        circumstances = observation.circumstances.model_copy(update=changes)
+        return revealed_gradient(dataclasses.replace(observation, circumstances=circumstances), NAME)[1]
+
+    assert (uncertainty() == 0.25).all()
+    torch.testing.assert_close(uncertainty(4), torch.full_like(uncertainty(), 0.125))
+    expected = 0.25 * math.sqrt(1.75**2 + 1.5**2 + 1) / (1.75 + 1.5 + 1)
+    torch.testing.assert_close(uncertainty(momentum=0.5), torch.full_like(uncertainty(), expected))
