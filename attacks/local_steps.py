@@ -3,9 +3,9 @@
 From the second step on the client's weights are no longer the ones it was sent, so that the mean gradient at those is
 only the first approximation. With unknowns u_k = (x_t, r)_k of step k, theta_0 as sent and an empty momentum buffer,
 
-    m_{k+1} = mu m_k + g(theta_k, u_k) + wd theta_k,      theta_{k+1} = theta_k - lr m_{k+1},
+    m_{k+1} = mu m_k + g(theta_k, u_k) + p (theta_k - theta_0) + wd theta_k,      theta_{k+1} = theta_k - lr m_{k+1},
 
-the simulated delta follows, and its derivative by going back through the steps. What that needs, the product of a
+(p: FedProx's proximal_mu, wd: weight decay) the simulated delta follows, and its derivative by going back through the steps. What that needs, the product of a
 Hessian with a vector and the mixed derivative along it, is the same finite difference over shifted weights as in
 attacks/matching.py, so that one simulation and its derivative cost two gradients a step.
 """
@@ -50,6 +50,7 @@ class SimulatedTraining:
         self.problem, self.step_loss, self.steps, self.distance = problem, step_loss, steps, distance
         self._images_at = images
         self.lr, self.momentum, self.weight_decay = optimizer.lr, optimizer.momentum, optimizer.weight_decay
+        self.proximal = optimizer.proximal_mu
         self.scale = self.lr * sum(momentum_weights(len(steps), self.momentum))
         self.parameters: list[Tensor] = list(problem.parameters.values())
         self.observed = flatten(list(problem.gradient.values()))
@@ -88,7 +89,8 @@ class SimulatedTraining:
         for samples in self.steps:
             visited.append(weights)
             gradients.append(self._gradients(weights, samples, unknowns))
-            buffer = self.momentum * buffer + gradients[-1][0] + self.weight_decay * weights
+            pull = self.weight_decay * weights + self.proximal * (weights - self.sent)
+            buffer = self.momentum * buffer + gradients[-1][0] + pull
             moved = moved + buffer
             weights = self.sent - self.lr * moved
         return visited, gradients, moved * (self.lr / self.scale) - self.weight_decay * self.sent
@@ -108,7 +110,7 @@ class SimulatedTraining:
             ahead = self._gradients(weights + step * to_buffer, samples, unknowns)
             along = [(a - b) / step for a, b in zip(ahead, here, strict=True)]
             total = [sum_ + term for sum_, term in zip(total, along[1:], strict=True)]
-            to_weights = to_weights + along[0] + self.weight_decay * to_buffer
+            to_weights = to_weights + along[0] + (self.weight_decay + self.proximal) * to_buffer
             to_buffer = self.momentum * to_buffer
         return total
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Bulyan, Strategy
 from torch import Tensor
 
 from attacks.attack import available, create
@@ -107,34 +107,59 @@ def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
 
 
 def _strategy(settings: ExperimentSettings) -> Strategy:
-    """The aggregation that the settings name, in FedSGD where clients send gradients."""
+    """The aggregation that the settings name, in FedSGD where clients send gradients.
+
+    What does not fit together is refused here, before the run: on the way it would end the run, or train nothing.
+    """
     name, args = settings.strategy.name, settings.strategy.args
     if settings.client.update == "gradient" and name != "FedSGD":
         name, args = "FedSGD", {**args, "inner": name}
-    elif settings.client.update == "weights" and name == "FedSGD":
-        raise SettingsError("strategy.name = 'FedSGD': needs client.update = 'gradient', which is 'weights'")
-    return build_strategy(name, _sampling(settings, name, args) | args)
+    elif settings.client.update == "weights":
+        for key, value in (("strategy.name", name), ("strategy.args.inner", args.get("inner"))):
+            if value == "FedSGD":
+                raise SettingsError(f"{key} = 'FedSGD': takes gradients, but client.update = 'weights'")
+    strategy = build_strategy(name, _known_arguments(settings, name, args) | args)
+    _check_enough_clients(settings, strategy)
+    return strategy
 
 
-def _sampling(settings: ExperimentSettings, name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Flower's arguments for how many clients train, as far as the strategy or the one inside takes them.
+def _check_enough_clients(settings: ExperimentSettings, strategy: Strategy) -> None:
+    """Bulyan (arXiv 1802.07927) combines nothing below 4 f + 3 replies, f of them malicious."""
+    while not isinstance(strategy, Bulyan):
+        inner = getattr(strategy, "strategy", None)
+        if inner is None:
+            return
+        strategy = inner
+    malicious = strategy.num_malicious_nodes
+    per_round = settings.federation.clients_per_round or settings.federation.clients
+    if per_round < 4 * malicious + 3:
+        raise SettingsError(
+            f"federation.clients_per_round = {per_round}: Bulyan with strategy.args.num_malicious_nodes = {malicious} "
+            f"needs at least {4 * malicious + 3}"
+        )
+
+
+def _known_arguments(settings: ExperimentSettings, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Flower's arguments that follow from other settings, as far as the strategy or the one inside takes them.
 
     Clients do not evaluate: what they would report tells nothing about leakage.
     """
     clients = settings.federation.clients
     per_round = settings.federation.clients_per_round or clients
-    sampling = {
+    known = {
         "fraction_train": per_round / clients,
         "fraction_evaluate": 0.0,
         "min_train_nodes": per_round,
         "min_evaluate_nodes": 0,
         "min_available_nodes": clients,
+        "num_sampled_clients": per_round,
+        "client_learning_rate": settings.client.lr,
     }
     classes = [strategy_class(name)]
     if "strategy" in inspect.signature(classes[0]).parameters:
         classes.append(strategy_class(args.get("inner", "FedAvg")))
     taken = {parameter for cls in classes for parameter in inspect.signature(cls).parameters}
-    return {key: value for key, value in sampling.items() if key in taken}
+    return {key: value for key, value in known.items() if key in taken}
 
 
 def _check_attacks(settings: ExperimentSettings) -> None:

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import adaptiveclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_source
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.images import load_images, partition
-from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, dictated_draw, pack_reply
+from fl_sim.wire import ARRAYS, CLIENT, CLIPPING_NORM, CONFIG, PARTITION, ROUND, Recipe, dictated_draw, pack_reply
 
 CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
@@ -35,7 +36,7 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     Without settings, as under ``flwr run``, each client reads the config.toml that its node config names, or else the
     one that the server wrote into the run directory.
     """
-    app = ClientApp()
+    app = ClientApp(mods=[_clip_as_dictated])
 
     def settings_of(context: Context) -> Settings:
         return settings or _read_settings(_config_path(context))
@@ -109,15 +110,26 @@ def _local_steps(
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
     scheduler = diffusion.build_scheduler(recipe.scheduler)
     parameters = diffusion.trainable_parameters(model)
+    sent = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = recipe.optimizer.build(parameters.values())
     losses = []
     for batch in zip(*(draw.split(recipe.batch_size) for draw in (images, noise, timesteps)), strict=True):
         gradient, loss = batch_gradient(model, scheduler, *batch)
         for name, parameter in parameters.items():
             parameter.grad = gradient.get(name)
+            if parameter.grad is not None and recipe.optimizer.proximal_mu:
+                parameter.grad += recipe.optimizer.proximal_mu * (parameter.detach() - sent[name])
+        if recipe.optimizer.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters.values(), recipe.optimizer.max_grad_norm)
         optimizer.step()
         losses.append(loss)
     return {name: value.detach().cpu() for name, value in model.state_dict().items()}, sum(losses) / len(losses)
+
+
+def _clip_as_dictated(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Clip the update where the server sends a norm for it: the clients' part in Flower's differential privacy."""
+    dictated = any(CLIPPING_NORM in config for config in message.content.config_records.values())
+    return adaptiveclipping_mod(message, context, call_next) if dictated else call_next(message, context)
 
 
 def _train(message: Message, client: int, settings: Settings) -> Message:

@@ -25,7 +25,11 @@ class ConfigError(ValueError):
 
 
 class LocalOptimizer(BaseModel):
-    """The optimiser of a client's local steps; torch's meaning of every field."""
+    """The optimiser of a client's local steps; torch's meaning of every field but two.
+
+    ``proximal_mu`` is the weight mu of FedProx's term mu/2 ||w - w_sent||^2 in the local loss (arXiv 1812.06127, eq. 2).
+    A step's gradient, that term included, is then scaled down to the norm ``max_grad_norm`` if it exceeds it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +39,8 @@ class LocalOptimizer(BaseModel):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    proximal_mu: float = Field(0.0, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over ``parameters``."""

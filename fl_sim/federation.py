@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -101,7 +102,8 @@ class RepeatableGrid(GridProxy):
 
     Flower's node ids are random and replies come as they please. This Grid waits for all ``clients``, asks each once
     for its partition index, and returns node ids and replies in that order. Flower's strategies sample with Python's
-    global ``random``: it is reseeded from (``seed``, "sampling", round) whenever a strategy asks for the nodes.
+    global ``random`` and draw their noise from numpy's: both are reseeded from (``seed``, "sampling", round) whenever a
+    strategy asks for the nodes.
 
     Attributes:
         rounds: one RoundLog per training round so far.
@@ -119,7 +121,9 @@ class RepeatableGrid(GridProxy):
     def get_node_ids(self) -> list[int]:
         """Node ids in partition order; reseeds the sampler for the coming round."""
         partitions = self.partitions()
-        random.seed(derive_seed(self.seed, "sampling", len(self.rounds) + 1))
+        seed = derive_seed(self.seed, "sampling", len(self.rounds) + 1)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         return list(partitions)
 
     def partitions(self) -> dict[int, int]:

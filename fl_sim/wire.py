@@ -9,6 +9,7 @@ Neither images, noise, timesteps nor the private seed have a name here.
 from typing import Any, Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -25,6 +26,10 @@ TRAIN_LOSS = "train_loss"
 RECIPE = "recipe"
 PARTITION = "partition"
 DEVICE = "device"
+PROXIMAL_MU = "proximal-mu"
+"""Flower's key for the weight of FedProx's proximal term."""
+CLIPPING_NORM = KEY_CLIPPING_NORM
+"""Flower's key for the norm to which its differential privacy asks clients to clip their updates."""
 
 
 class Recipe(BaseModel):
@@ -51,8 +56,12 @@ class Recipe(BaseModel):
 
     @classmethod
     def from_config(cls, config: ConfigRecord) -> "Recipe":
-        """Read back what ``to_config`` wrote; KeyError where there is no recipe."""
-        return cls.model_validate_json(str(config[RECIPE]))
+        """Read back what ``to_config`` wrote, and what FedProx added; KeyError where there is no recipe."""
+        recipe = cls.model_validate_json(str(config[RECIPE]))
+        if PROXIMAL_MU not in config or recipe.optimizer is None:
+            return recipe
+        optimizer = recipe.optimizer.model_copy(update={"proximal_mu": float(str(config[PROXIMAL_MU]))})
+        return recipe.model_copy(update={"optimizer": optimizer})
 
 
 def pack_reply(

@@ -17,8 +17,7 @@ from flwr.serverapp.strategy import (
     FedAdagrad,
     FedAdam,
     FedAvgM,
-    FedXgbBagging,
-    FedXgbCyclic,
+    FedProx,
     FedYogi,
     QFedAvg,
     Strategy,
@@ -43,7 +42,8 @@ class FedSGD(Strategy):
         optimizer_args: its other arguments, such as ``{"momentum": 0.9}``.
 
     Raises:
-        StrategyError: if ``strategy`` subtracts what was sent, or torch refuses the optimiser or its arguments.
+        StrategyError: if ``strategy`` does more than combine what clients send, or torch refuses the optimiser or its
+            arguments.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class FedSGD(Strategy):
     ) -> None:
         if isinstance(strategy, _NOT_A_COMBINATION):
             raise StrategyError(
-                f"FedSGD's inner strategy {type(strategy).__name__} does not combine replies as they are (it expects "
-                "weights, or trees); use FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan or one like them"
+                f"FedSGD's inner strategy {type(strategy).__name__} does not combine gradients as they are: set "
+                "client.update = 'weights', or use FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan or one like them"
             )
         self.strategy = strategy
         self._optimizer_class = _optimizer_class(optimizer)
@@ -130,9 +130,8 @@ _NOT_A_COMBINATION = (
     FedAdam,
     FedYogi,
     FedAvgM,
+    FedProx,
     QFedAvg,
-    FedXgbBagging,
-    FedXgbCyclic,
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
     DifferentialPrivacyServerSideAdaptiveClipping,

@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from attacks.observation import Circumstances, Observation, Sighting
+from attacks.observation import Circumstances, Defence, Observation, Sighting
 from attacks.workers import AttackPool, failure_reason
-from fl_sim.wire import CLIENT, NUM_EXAMPLES, PARTITION, RECIPE, Recipe, dictated_draw, read_update
+from fl_sim.wire import CLIENT, CLIPPING_NORM, NUM_EXAMPLES, PARTITION, RECIPE, Recipe, dictated_draw, read_update
 from strategies.errors import StrategyError
 from strategies.sink import DirectorySink, Sink
 
@@ -62,6 +62,7 @@ class HonestButCurious(Strategy):
         self._recipe = recipe
         self._sent: dict[int, ArrayRecord] = {}
         self._numbers: dict[int, int] = {}
+        self._dictated: Defence | None = None
         if sink is None:
             arguments = attacks if isinstance(attacks, Mapping) else {name: {} for name in attacks}
             sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
@@ -86,6 +87,7 @@ class HonestButCurious(Strategy):
             self._numbers.setdefault(node, len(self._numbers))
         if messages and self._recipe is None:
             self._recipe = _recipe_in(messages[0].content)
+        self._dictated = _dictated_clipping(messages)
         return messages
 
     def aggregate_train(
@@ -142,6 +144,7 @@ class HonestButCurious(Strategy):
                 batch_size=recipe.batch_size,
                 local_steps=recipe.local_steps,
                 local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
+                defence=self._dictated,
                 prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
                 image_shape=recipe.image_shape,
                 scheduler=recipe.scheduler,
@@ -168,6 +171,15 @@ def _recipe_in(content: RecordDict) -> Recipe:
         "HonestButCurious does not know how clients train: pass recipe=Recipe(…), "
         "or start with train_config=Recipe(…).to_config()"
     )
+
+
+def _dictated_clipping(messages: Sequence[Message]) -> Defence | None:
+    """What a server is sure of that tells its clients to which norm they are to clip, as Flower's strategies do."""
+    for message in messages:
+        for config in message.content.config_records.values():
+            if CLIPPING_NORM in config:
+                return Defence(clip_norm=float(str(config[CLIPPING_NORM])))
+    return None
 
 
 def _partition_of(content: RecordDict, default: int) -> int:

@@ -13,6 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from strategies.errors import StrategyError
 from strategies.fed_sgd import FedSGD
 
+_OF_TREES = ("FedXgbBagging", "FedXgbCyclic")
+"""Flower's strategies for gradient boosted trees, which no diffusion model is made of."""
+
 
 def available() -> list[str]:
     """Names of the strategies that need no dotted path, sorted."""
@@ -57,7 +60,7 @@ def strategy_class(name: str) -> type[Strategy]:
 
 
 def _named() -> dict[str, type[Strategy]]:
-    exported = {name: getattr(flower, name) for name in flower.__all__}
+    exported = {name: getattr(flower, name) for name in flower.__all__ if name not in _OF_TREES}
     return {"FedSGD": FedSGD} | {name: cls for name, cls in exported.items() if _is_strategy(cls)}
 
 

@@ -80,6 +80,10 @@ def make_victim(
         for batch in zip(*(values.split(batch_size) for values in (images, noise, steps)), strict=True):
             local.zero_grad()
             diffusion.loss(model, scheduler, *batch).backward()
+            for name, parameter in model.named_parameters():
+                parameter.grad += optimizer.proximal_mu * (parameter.detach() - weights[name])
+            if optimizer.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
             local.step()
         update = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
     circumstances = Circumstances(

@@ -10,7 +10,7 @@ from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
-OPTIMIZER = LocalOptimizer(lr=0.3, momentum=0.9, weight_decay=0.01)
+OPTIMIZER = LocalOptimizer(lr=0.3, momentum=0.9, weight_decay=0.01, proximal_mu=0.5)
 STEPS = [torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4, 5])]
 
 

@@ -65,6 +65,39 @@ def test_a_defence_that_cannot_be_is_refused_before_anything_is_written() -> Non
         prepared("defence.name=unshared-time-mlp", "defence.args.keep=own")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (
+            [
+                "client.update=weights",
+                "strategy.name=DifferentialPrivacyServerSideFixedClipping",
+                "strategy.args={inner = 'FedSGD', noise_multiplier = 1.0, clipping_norm = 1.0}",
+            ],
+            r"strategy\.args\.inner = 'FedSGD': takes gradients",
+        ),
+        (["strategy.name=FedYogi"], "FedYogi does not combine gradients"),
+        (["strategy.name=Bulyan", "federation.clients=4", "strategy.args.num_malicious_nodes=1"], "at least 7"),
+        (["strategy.name=FedXgbCyclic"], "unknown"),
+    ],
+)
+def test_strategies_that_do_not_go_with_what_clients_send_are_refused(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as caught:
+        prepared(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_follow_from_other_settings_need_not_be_given() -> None:
+    weights = ("client.update=weights", "client.lr=0.02", "federation.clients_per_round=2")
+    private = prepared(
+        *weights,
+        "strategy.name=DifferentialPrivacyServerSideFixedClipping",
+        "strategy.args={noise_multiplier = 1.0, clipping_norm = 1.0}",
+    ).strategy
+    assert private.num_sampled_clients == 2
+    assert prepared(*weights, "strategy.name=QFedAvg").strategy.client_learning_rate == 0.02
+
+
 def test_the_recipe_carries_a_noise_seed_in_the_known_threat_model_only() -> None:
     assert build_recipe(tiny_settings("threat=known", "seed=9")).noise_seed == 9
     assert build_recipe(tiny_settings("threat=private", "seed=9")).noise_seed is None
@@ -102,7 +135,7 @@ def test_a_checkpoint_brings_its_own_model(tmp_path) -> None:
         ("attack.args={'tests.attacks.toy_attacks:Guess' = {depth = 3}}", "depth"),
         ("strategy.name=FedAvgg", "did you mean 'FedAvg'"),
         ("strategy.args.optimiser=adam", r"strategy\.args\.optimiser = 'adam'"),
-        ("client.update=weights", r"strategy\.name = 'FedSGD': needs client\.update = 'gradient'"),
+        ("client.update=weights", r"strategy\.name = 'FedSGD': takes gradients, but client\.update = 'weights'"),
         ("defence.name=prayer", r"defence\.name = 'prayer'"),
         ("data.photographs=['astronaut', 'mona lisa']", "mona lisa"),
         ("model.checkpoint=nowhere.safetensors", r"model\.checkpoint = 'nowhere\.safetensors'"),

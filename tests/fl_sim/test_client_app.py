@@ -89,6 +89,41 @@ def test_a_weights_reply_is_what_torchs_optimiser_makes_of_the_batches(optimizer
     torch.testing.assert_close(update, dict(model.state_dict()))
 
 
+def test_fed_proxs_term_and_the_largest_norm_are_honoured_in_every_step() -> None:
+    optimizer = diffusion.LocalOptimizer(lr=0.01, momentum=0.9, proximal_mu=5.0, max_grad_norm=0.2)
+    recipe, settings = weights_recipe(3).model_copy(update={"optimizer": optimizer}), tiny_settings()
+    update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    model = diffusion.build_model(recipe.model)
+    model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
+    sent = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    reference = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    norms = []
+    for step in zip(*(values.split(1) for values in private_draw(settings, recipe, 1, 1)), strict=True):
+        reference.zero_grad()
+        distance = sum((parameter - sent[name]).square().sum() for name, parameter in model.named_parameters())
+        (diffusion.loss(model, diffusion.build_scheduler(recipe.scheduler), *step) + 2.5 * distance).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)))
+        reference.step()
+    assert max(norms) > 0.2
+    torch.testing.assert_close(update, dict(model.state_dict()))
+
+
+def test_an_update_is_clipped_to_the_norm_that_the_server_sends() -> None:
+    recipe, settings = weights_recipe(), tiny_settings()
+    message = train_message(recipe)
+    message.metadata.__dict__["_message_id"] = "1"
+    message.content.config_records[CONFIG]["clipping_norm"] = 1e-3
+    reply = build_client_app(settings)(message, node_context(1)).content
+    sent, clipped = initial_arrays(recipe).to_torch_state_dict(), reply[ARRAYS].to_torch_state_dict()
+    whole = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    norms = [
+        sum((arrays[name] - sent[name]).double().square().sum() for name in sent).sqrt() for arrays in (clipped, whole)
+    ]
+    assert norms[1] > 0.01
+    assert float(norms[0]) == pytest.approx(1e-3, rel=1e-3)
+    assert reply[METRICS]["norm_bit"] == 1
+
+
 def test_training_repeats_bit_for_bit() -> None:
     recipe = weights_recipe()
     replies = [reply_of(recipe, tiny_settings())[ARRAYS].to_torch_state_dict() for _ in range(2)]

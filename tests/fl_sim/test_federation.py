@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -63,6 +64,14 @@ def test_sampling_follows_the_public_seed_and_the_round() -> None:
         asked.add(tuple(log.asked for log in grid.rounds))
     assert len(asked) > 1
     assert any(first != second for first, second in asked)
+
+
+def test_the_noise_that_a_strategy_draws_from_numpy_repeats() -> None:
+    drawn = []
+    for _ in range(2):
+        local_grid().get_node_ids()
+        drawn.append(np.random.rand())
+    assert drawn[0] == drawn[1]
 
 
 def test_a_round_log_says_who_trained_and_who_did_not() -> None:

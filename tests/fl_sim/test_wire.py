@@ -1,6 +1,6 @@
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from pydantic import ValidationError
 
 from fl_sim.diffusion import LocalOptimizer, build_model
@@ -14,6 +14,12 @@ from tests.fl_sim.federations import tiny_recipe, weights_recipe
 )
 def test_a_recipe_survives_the_wire(recipe: Recipe) -> None:
     assert Recipe.from_config(recipe.to_config()) == recipe
+
+
+def test_fed_proxs_term_joins_the_recipe_on_the_way() -> None:
+    recipe = weights_recipe()
+    config = ConfigRecord({**recipe.to_config(), "proximal-mu": 0.5})
+    assert Recipe.from_config(config).optimizer == recipe.optimizer.model_copy(update={"proximal_mu": 0.5})
 
 
 def test_an_unknown_key_in_a_recipe_is_refused() -> None:
