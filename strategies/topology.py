@@ -1,0 +1,72 @@
+"""Who talks to whom where there is no server, and with what weights peers average what they hear."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from strategies.errors import StrategyError
+
+Topology = Literal["ring", "regular", "complete"]
+TOPOLOGIES: tuple[str, ...] = get_args(Topology)
+
+
+def adjacency(topology: str, peers: int, degree: int = 4, seed: int = 0) -> Tensor:
+    """Who hears whom: bool [peers, peers], symmetric, False on the diagonal, of a connected graph.
+
+    ``regular`` is random: everybody has ``degree`` neighbours; drawn from ``seed`` until it is connected.
+
+    Raises:
+        StrategyError: if there is no such graph.
+    """
+    if topology not in TOPOLOGIES:
+        raise StrategyError(f"topology {topology!r} is unknown; allowed: {', '.join(TOPOLOGIES)}")
+    if peers < 2:
+        raise StrategyError(f"{peers} peer{'s' * (peers != 1)}: nobody to talk to; allowed: at least 2")
+    if topology == "ring":
+        graph = nx.cycle_graph(peers)
+    elif topology == "complete":
+        graph = nx.complete_graph(peers)
+    else:
+        graph = _random_regular(peers, degree, seed)
+    return torch.from_numpy(nx.to_numpy_array(graph, nodelist=range(peers))).bool()
+
+
+def _random_regular(peers: int, degree: int, seed: int) -> Any:
+    if not 0 < degree < peers or peers * degree % 2 or (degree == 1 and peers > 2):
+        raise StrategyError(
+            f"degree {degree}: {peers} peers have no connected graph in which each has {degree} neighbours; allowed: "
+            f"2 to {peers - 1}, and an even number of peers or an even degree"
+        )
+    while not nx.is_connected(graph := nx.random_regular_graph(degree, peers, seed=seed)):
+        seed += 1
+    return graph
+
+
+def metropolis_hastings(neighbours: Tensor) -> Tensor:
+    """Mixing weights float64 [n, n] for a graph bool [n, n]: symmetric, doubly stochastic, positive on every edge.
+
+    W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d_i and d_j, what is left on the diagonal (Xiao, Boyd and
+    Kim 2007, "Distributed average consensus with least-mean-square deviation", section 4).
+    """
+    degrees = neighbours.sum(1, dtype=torch.float64)
+    mixing = neighbours / (1 + torch.maximum(degrees[:, None], degrees[None]))
+    return _stochastic(mixing)
+
+
+def among(mixing: Tensor, spoke: Iterable[int]) -> Tensor:
+    """The mixing weights of a round in which only the peers ``spoke`` were heard; still doubly stochastic.
+
+    What a peer would have given to a silent neighbour it gives to itself, and the silent keep what they have.
+    """
+    heard = torch.zeros(len(mixing), dtype=mixing.dtype)
+    heard[list(spoke)] = 1
+    return _stochastic(mixing * heard * heard[:, None])
+
+
+def _stochastic(mixing: Tensor) -> Tensor:
+    """The weights off the diagonal, with whatever brings each row to 1 on it."""
+    off_diagonal = mixing - mixing.diag().diag()
+    return off_diagonal + (1 - off_diagonal.sum(1)).diag()
