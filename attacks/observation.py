@@ -32,7 +32,10 @@ class CaptureError(ValueError):
 
 @dataclass(frozen=True)
 class Sighting:
-    """Whose update was seen, and by whom: a curious peer, or the server where ``observer`` is None."""
+    """Whose update was seen, and by whom: a curious peer, or the server where ``observer`` is None.
+
+    Client -1 stands for the sum over a round's clients.
+    """
 
     round: int
     client: int
@@ -40,13 +43,18 @@ class Sighting:
 
     @property
     def stem(self) -> str:
-        """What file names begin with: ``round-0001-client-0003``, followed by ``-peer-0005`` if that peer saw it."""
+        """What file names begin with: ``round-0001-client-0003``, followed by ``-peer-0005`` if that peer saw it.
+
+        Of a sum it is ``round-0001-sum``.
+        """
+        whose = "sum" if self.client < 0 else f"client-{self.client:04d}"
         by = "" if self.observer is None else f"-peer-{self.observer:04d}"
-        return f"round-{self.round:04d}-client-{self.client:04d}{by}"
+        return f"round-{self.round:04d}-{whose}{by}"
 
     def __str__(self) -> str:
         by = "" if self.observer is None else f" seen by peer {self.observer}"
-        return f"round {self.round} client {self.client}{by}"
+        whose = "sum of clients" if self.client < 0 else f"client {self.client}"
+        return f"round {self.round} {whose}{by}"
 
 
 class Defence(BaseModel):

@@ -207,13 +207,15 @@ def main() -> None:
 def _names() -> Group:
     from attacks.attack import attack_class, available
     from experiments.settings import preset_names
+    from fl_sim.defences.registry import available as defences
+    from fl_sim.defences.registry import defence_class
     from fl_sim.images import PHOTOGRAPHS
     from strategies.registry import available as strategies
 
     kinds = {
         "attack": {name: _summary_line(attack_class(name)) for name in available()},
         "strategy": dict.fromkeys(strategies(), ""),
-        "defence": {"none": "clients send what they computed"},
+        "defence": {name: _with_arguments(defence_class(name)) for name in defences()},
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
             "folder": "the images under data.path",
@@ -366,6 +368,15 @@ def _one_line_errors(interrupted: str) -> Iterator[None]:
 
 def _summary_line(documented: type) -> str:
     return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _with_arguments(defence: type[Any]) -> str:
+    """What a defence does, and below that its arguments with their defaults."""
+    arguments = [
+        f"[dim]{name} = {field.get_default()!r}: {field.description}[/dim]"
+        for name, field in defence.model_fields.items()
+    ]
+    return "\n".join([_summary_line(defence), *arguments])
 
 
 def _now() -> str:

@@ -5,7 +5,7 @@ The truth is not sent by anyone: it is the client's private draw, repeated from 
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -21,6 +21,7 @@ from experiments import metrics
 from experiments.run_directory import write_atomically
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import private_draw
+from fl_sim.defences import registry
 from fl_sim.wire import Recipe
 
 OK = "ok"
@@ -46,6 +47,8 @@ COLUMNS = {
     "batch_size": "int64",
     "local_steps": "int64",
     "defence": "str",
+    "defence_args": "str",
+    "defence_known": "bool",
     "observer": "str",
 }
 """The table's columns in order, with pandas' types."""
@@ -75,6 +78,12 @@ def client_truth(settings: ExperimentSettings, recipe: Recipe, client: int, roun
     return Truth((images + 1) / 2, timesteps)
 
 
+def summed_truth(settings: ExperimentSettings, recipe: Recipe, clients: Iterable[int], round_number: int) -> Truth:
+    """The truth of all ``clients``, one after the other."""
+    truths = [client_truth(settings, recipe, client, round_number) for client in clients]
+    return Truth(torch.cat([truth.images for truth in truths]), torch.cat([truth.timesteps for truth in truths]))
+
+
 def observing_peer(observer: str) -> int | None:
     """The number of the curious peer that the table calls ``observer``, None for the server."""
     return None if observer == SERVER else int(observer.removeprefix(_PEER))
@@ -100,12 +109,15 @@ class Evaluator:
         attack: str,
         result: Reconstruction | str,
         observer: int | None = None,
+        summed: Sequence[int] = (),
     ) -> list[dict[str, Any]]:
         """One row per image of the client in that round; ``result`` is the reason where the attack failed.
 
-        ``observer`` is the curious peer that attacked, None for the server.
+        ``observer`` is the curious peer that attacked, None for the server. ``summed`` are the clients behind a sum,
+        for which ``client`` is -1; the images are then numbered through.
         """
-        truth = client_truth(self.settings, self.recipe, client, round_number)
+        truth = summed_truth(self.settings, self.recipe, summed or [client], round_number)
+        defence = registry.create(self.settings.defence.name, self.settings.defence.args)
         common = {
             "run": self.run,
             "round": round_number,
@@ -116,6 +128,8 @@ class Evaluator:
             "batch_size": self.recipe.batch_size,
             "local_steps": self.recipe.local_steps,
             "defence": self.settings.defence.name,
+            "defence_args": defence.model_dump_json(),
+            "defence_known": self.settings.attack.knows_defence,
             "observer": SERVER if observer is None else f"{_PEER}{observer}",
         }
         if isinstance(result, str):

@@ -16,7 +16,7 @@ from attacks.observation import Sighting
 from attacks.reconstruction_file import load_reconstruction
 from experiments import figures
 from experiments.experiment import build_recipe
-from experiments.leakage import OK, SERVER, Truth, client_truth, match, observing_peer, read_leakage
+from experiments.leakage import OK, SERVER, Truth, match, observing_peer, read_leakage, summed_truth
 from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
 from experiments.run_directory import RunDirectory, write_atomically
@@ -166,7 +166,7 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
         round_number, client = (int(str(part)) for part in key)
         truth = None
         try:
-            truth = client_truth(run.settings, run.recipe, client, round_number)
+            truth = summed_truth(run.settings, run.recipe, _clients_behind(run, round_number, client), round_number)
         except SettingsError as error:
             absent["Originals in this report"] = str(error)
         rounds.setdefault(round_number, []).extend(
@@ -175,8 +175,19 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
     return rounds, list(absent.items())
 
 
+def _clients_behind(run: Run, round_number: int, client: int) -> list[int]:
+    """Those whose images an attacked update tells of; SettingsError if a sum's were not written down."""
+    if client >= 0:
+        return [client]
+    for row in run.rounds.to_dict("records"):
+        if row["round"] == round_number:
+            return [int(seen) for seen in row["clients_seen"]]
+    raise SettingsError(f"round {round_number} did not end, so that nobody wrote down whose updates were summed")
+
+
 def _victims(run: Run, sighting: Sighting, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
-    reconstructed = {attack: _load_images(run, sighting, attack, truth) for attack in rows["attack"].unique()}
+    count = rows["image"].nunique()
+    reconstructed = {attack: _load_images(run, sighting, attack, truth, count) for attack in rows["attack"].unique()}
     victims = []
     for image, of_image in rows.groupby("image", sort=True):
         index = int(str(image))
@@ -189,14 +200,13 @@ def _victims(run: Run, sighting: Sighting, rows: pd.DataFrame, truth: Truth | No
     return victims
 
 
-def _load_images(run: Run, sighting: Sighting, attack: str, truth: Truth | None) -> Any:
-    """A reconstruction's images as URIs in the order of the truth, None for each where there is none."""
-    samples = run.settings.client.batch_size * run.settings.client.local_steps
+def _load_images(run: Run, sighting: Sighting, attack: str, truth: Truth | None, count: int) -> Any:
+    """A reconstruction's images as URIs in the order of the truth, None for each of ``count`` where there is none."""
     try:
         file = run.directory.reconstruction(sighting.round, sighting.client, attack, sighting.observer)
         images = load_reconstruction(file).images
     except AttackError:
-        return [None] * samples
+        return [None] * count
     return [image_uri(image) for image in (match(truth.images, images) if truth else images)]
 
 

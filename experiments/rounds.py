@@ -1,5 +1,6 @@
 """The rounds table: what the server can say of every round."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from experiments.run_directory import write_atomically
 class Round:
     """One round: the clients' mean training loss, who answered and who did not, and the weights that came of it.
 
-    ``utility`` has what experiments/utility.py measured of those weights, by column; not every round is measured.
+    ``epsilon`` and ``delta`` are the differential privacy of the client that has spent most of it so far, NaN where the
+    defence proves none. ``utility`` has what experiments/utility.py measured of those weights, by column; not every
+    round is measured.
     """
 
     round: int
@@ -22,6 +25,8 @@ class Round:
     missing_because: list[str]
     client_device: str
     weights_sha256: str
+    epsilon: float = math.nan
+    delta: float = math.nan
     utility: dict[str, float] = field(default_factory=dict)
 
 

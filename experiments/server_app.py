@@ -1,7 +1,10 @@
 """The composition root: the ServerApp in which a curious server wraps the strategy and an evaluator keeps score."""
 
 import json
+import math
 import shlex
+from collections import Counter
+from collections.abc import Iterable
 from hashlib import sha256
 from statistics import fmean
 
@@ -12,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.observation import Sighting
+from attacks.observation import Defence, Sighting
 from attacks.workers import AttackPool
 from experiments import metrics
 from experiments.checkpoint import Checkpoint, save_checkpoint
@@ -26,7 +29,9 @@ from experiments.run_directory import RunDirectory, write_atomically
 from experiments.settings import load_run
 from experiments.utility import Utility
 from fl_sim.config import flower_run_directory
+from fl_sim.defences.privacy import Privacy
 from fl_sim.federation import RepeatableGrid, RoundLog
+from fl_sim.images import partition
 from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink
 
@@ -94,10 +99,19 @@ class _Run:
         self._grid.partitions()
         # The clients have answered, so Ray is up: workers import torch while the clients train.
         pool.warm_up()
-        return HonestButCurious(self._experiment.strategy, recipe=self._experiment.recipe, sink=sink)
+        defence, recipe = self._experiment.defence, self._experiment.recipe
+        told = defence.disclosure(recipe) if attack.knows_defence else {}
+        return HonestButCurious(
+            self._experiment.strategy,
+            recipe=recipe,
+            defence=Defence(**told) if told else None,
+            sum_only=defence.sum_only,
+            sink=sink,
+        )
 
     def _after_attack(self, sighting: Sighting, attack: str, result: Reconstruction | str) -> None:
-        rows = self._evaluator.rows(sighting.round, sighting.client, attack, result, sighting.observer)
+        summed = self._grid.rounds[sighting.round - 1].replied if sighting.client < 0 else ()
+        rows = self._evaluator.rows(sighting.round, sighting.client, attack, result, sighting.observer, summed)
         self._leakage.append(rows)
         self._display.attacked(rows)
 
@@ -111,7 +125,8 @@ class _Run:
             return
         if server_round == self._experiment.settings.federation.rounds:
             utility |= self._keep_final(server_round, weights)
-        finished = _round(self._grid.rounds[-1], arrays, utility)
+        privacy = privacy_spent(self._experiment, self._grid.rounds)
+        finished = _round(self._grid.rounds[-1], arrays, privacy, utility)
         self._rounds.append(finished)
         self._leakage.save()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
@@ -136,7 +151,17 @@ class _Run:
         return distance
 
 
-def _round(log: RoundLog, arrays: ArrayRecord, utility: dict[str, float]) -> Round:
+def privacy_spent(experiment: Experiment, rounds: Iterable[RoundLog]) -> Privacy | None:
+    """The privacy of the client that has spent most, having sent something in every round in which it was asked."""
+    settings = experiment.settings
+    held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)
+    asked = Counter(client for log in rounds for client in log.asked)
+    spenders = {(len(held[client]), times) for client, times in asked.items()}
+    spent = [experiment.defence.privacy(experiment.recipe, *spender) for spender in spenders]
+    return max((privacy for privacy in spent if privacy), key=lambda privacy: privacy.epsilon, default=None)
+
+
+def _round(log: RoundLog, arrays: ArrayRecord, privacy: Privacy | None, utility: dict[str, float]) -> Round:
     return Round(
         round=log.round,
         train_loss=fmean(log.losses),
@@ -145,6 +170,8 @@ def _round(log: RoundLog, arrays: ArrayRecord, utility: dict[str, float]) -> Rou
         missing_because=list(log.failed.values()),
         client_device=", ".join(sorted(set(log.devices))),
         weights_sha256=weights_sha256(arrays),
+        epsilon=privacy.epsilon if privacy else math.nan,
+        delta=privacy.delta if privacy else math.nan,
         utility=utility,
     )
 
@@ -174,5 +201,6 @@ def _main(grid: Grid, context: Context) -> None:
 def run_progress(experiment: Experiment, console: Console) -> Progress:
     """A display for this experiment on ``console``."""
     federation, attack = experiment.settings.federation, experiment.settings.attack
-    updates = federation.rounds * (federation.clients_per_round or federation.clients)
+    per_round = 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
+    updates = federation.rounds * per_round
     return Progress(console, federation.rounds, updates * len(attack.names))

@@ -19,6 +19,7 @@ class AttackSettings(Section):
 
     name: str | tuple[str, ...] = "residual"
     when: Literal["during", "after"] = "during"
+    knows_defence: bool = True
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     workers: int = Field(2, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0, allow_inf_nan=False)

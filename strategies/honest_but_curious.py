@@ -1,15 +1,17 @@
 """The honest-but-curious server: it aggregates exactly as told, and keeps what every client sent."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import WARNING
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
+from torch import Tensor
 
 from attacks.observation import Circumstances, Defence, Observation, Sighting
 from attacks.workers import AttackPool, failure_reason
@@ -40,6 +42,8 @@ class HonestButCurious(Strategy):
         recipe: how clients train. Unless given, read from the messages that ``strategy`` sends.
         seed: public root of the attacks' seeds.
         directory: where captures and reconstructions go.
+        defence: what the attacker knows of how clients protect their updates.
+        sum_only: clients aggregate securely, so that a round is observed as the sum of its replies.
         sink: takes the observations instead; ``attacks``, ``workers``, ``seed`` and ``directory`` are then unused.
 
     Raises:
@@ -56,9 +60,13 @@ class HonestButCurious(Strategy):
         recipe: Recipe | None = None,
         seed: int = 0,
         directory: str | Path = "leakage",
+        defence: Defence | None = None,
+        sum_only: bool = False,
         sink: Sink | None = None,
     ) -> None:
         self.strategy = strategy
+        self._defence = defence
+        self._sum_only = sum_only
         self._recipe = recipe
         self._sent: dict[int, ArrayRecord] = {}
         self._numbers: dict[int, int] = {}
@@ -95,8 +103,9 @@ class HonestButCurious(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Observe every reply, then delegate: some strategies empty the replies while they aggregate."""
         replies = list(replies)
-        for view in self._views(server_round, [reply for reply in replies if not reply.has_error()]):
-            self._observe(view)
+        views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
+        for seen_at_once in [views] if self._sum_only and views else [[view] for view in views]:
+            self._observe(seen_at_once)
         return self.strategy.aggregate_train(server_round, replies)
 
     def configure_evaluate(
@@ -120,42 +129,54 @@ class HonestButCurious(Strategy):
             client = _partition_of(reply.content, default=self._numbers[node])
             yield View(Sighting(server_round, client), self._sent[node], reply)
 
-    def _observe(self, view: View) -> None:
+    def _observe(self, views: Sequence[View]) -> None:
+        """Observe one reply, or the sum of several."""
+        sighting = views[0].sighting if len(views) == 1 else replace(views[0].sighting, client=-1)
         try:
-            self._sink.observe(self._observation(view))
+            self._sink.observe(self._observation(sighting, views))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
             reason = failure_reason(error)
-            log(WARNING, "%s not observed: %s", view.sighting, reason)
-            self._sink.failed(view.sighting, reason)
+            log(WARNING, "%s not observed: %s", sighting, reason)
+            self._sink.failed(sighting, reason)
 
-    def _observation(self, view: View) -> Observation:
+    def _observation(self, sighting: Sighting, views: Sequence[View]) -> Observation:
         recipe = self._recipe
         assert recipe is not None  # configure_train saw to it
-        server_round, client, reply = view.sighting.round, view.sighting.client, view.reply
-        weights = {name: value.float() for name, value in view.weights.to_torch_state_dict().items()}
-        known = recipe.noise_seed is not None
-        noise, timesteps = dictated_draw(recipe, client, server_round) if known else (None, None)
+        views = sorted(views, key=lambda view: view.sighting.client)
+        weights = {name: value.float() for name, value in views[0].weights.to_torch_state_dict().items()}
+        default = recipe.batch_size * recipe.local_steps
+        noise, timesteps = None, None
+        if recipe.noise_seed is not None:
+            draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
+            noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
         return Observation(
             Circumstances(
-                round=server_round,
-                client=client,
+                round=sighting.round,
+                client=sighting.client,
                 update="gradient" if recipe.update == "gradient" else "delta",
-                num_examples=_num_examples(reply.content, default=recipe.batch_size * recipe.local_steps),
+                num_examples=sum(_num_examples(view.reply.content, default) for view in views),
                 batch_size=recipe.batch_size,
                 local_steps=recipe.local_steps,
                 local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
-                defence=self._dictated,
+                defence=self._defence or self._dictated,
                 prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
                 image_shape=recipe.image_shape,
                 scheduler=recipe.scheduler,
                 model=recipe.model,
-                observer=view.sighting.observer,
+                num_clients=len(views),
+                observer=sighting.observer,
             ),
             weights,
-            read_update(weights, reply, recipe),
+            _sum([read_update(weights, view.reply, recipe) for view in views], recipe),
             noise,
             timesteps,
         )
+
+
+def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tensor]:
+    """The sum of the updates, without weights that came back from everybody as they were sent: nobody trained them."""
+    totals = {name: torch.stack([update[name].double() for update in updates]).sum(dim=0) for name in updates[0]}
+    return {name: total.float() for name, total in totals.items() if recipe.update == "gradient" or total.any()}
 
 
 def _copy_arrays(content: RecordDict) -> ArrayRecord:
