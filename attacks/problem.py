@@ -64,7 +64,12 @@ class InversionProblem:
     @property
     def scale_known(self) -> bool:
         """Whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of such ones."""
-        defence = self.circumstances.defence
+        defence, optimizer = self.circumstances.defence, self.circumstances.local_optimizer
+        if optimizer is not None and optimizer.max_grad_norm is not None:
+            # Of several steps each may have been clipped by a factor of its own.
+            several = self.circumstances.local_steps * self.circumstances.num_clients > 1
+            if several or _may_be_clipped(self.gradient, optimizer.max_grad_norm, 0.0):
+                return False
         if defence is None:
             return True
         if defence.clip_norm is not None:

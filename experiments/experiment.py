@@ -58,7 +58,9 @@ def build_recipe(settings: ExperimentSettings) -> Recipe:
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     client = settings.client
     momentum = client.momentum if client.optimizer == "sgd" else 0.0
-    optimizer = LocalOptimizer(name=client.optimizer, lr=client.lr, momentum=momentum)
+    optimizer = LocalOptimizer(
+        name=client.optimizer, lr=client.lr, momentum=momentum, max_grad_norm=client.max_grad_norm
+    )
     return Recipe(
         model=checkpoint.model,
         scheduler=checkpoint.scheduler,
@@ -66,7 +68,10 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
         update=client.update,
         batch_size=client.batch_size,
         local_steps=client.local_steps,
+        epochs=client.epochs,
         optimizer=optimizer if client.update == "weights" else None,
+        lr_schedule=client.lr_schedule,
+        rounds=settings.federation.rounds,
         noise_seed=settings.seed if settings.threat == "known" else None,
     )
 

@@ -126,7 +126,7 @@ class Evaluator:
             "threat": self.settings.threat,
             "update": self.recipe.update,
             "batch_size": self.recipe.batch_size,
-            "local_steps": self.recipe.local_steps,
+            "local_steps": len(truth.timesteps) // (self.recipe.batch_size * max(1, len(summed))),
             "defence": self.settings.defence.name,
             "defence_args": defence.model_dump_json(),
             "defence_known": self.settings.attack.knows_defence,

@@ -81,6 +81,11 @@ class RunDirectory:
         return self.path / "reconstructions"
 
     @property
+    def model_average(self) -> Path:
+        """The moving average of the global models, if one was asked for."""
+        return self.path / "model-ema.safetensors"
+
+    @property
     def model(self) -> Path:
         """The global model after the last round."""
         return self.path / "model.safetensors"

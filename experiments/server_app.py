@@ -32,6 +32,7 @@ from fl_sim.config import flower_run_directory
 from fl_sim.defences.privacy import Privacy
 from fl_sim.federation import RepeatableGrid, RoundLog
 from fl_sim.images import partition
+from strategies.ema import WeightAverage
 from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink
 
@@ -58,6 +59,8 @@ class _Run:
         self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
         self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
         self._utility = Utility(settings, experiment.recipe)
+        decay = settings.strategy.ema
+        self._average = None if decay is None else WeightAverage(decay)
 
     def go(self) -> None:
         torch.set_num_threads(1)  # held-out losses repeat to the bit, and the clients keep their cores
@@ -118,6 +121,8 @@ class _Run:
     def _after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower calls this with the new global weights, and once before the first round."""
         weights = arrays.to_torch_state_dict()
+        if self._average is not None:
+            self._average.update(weights)
         utility = self._utility.loss(weights) if self._utility.due(server_round) else {}
         if server_round == 0:
             self._keep_initial(weights, utility)
@@ -144,6 +149,9 @@ class _Run:
         recipe = self._experiment.recipe
         notes = {"rounds": server_round, "run": self._evaluator.run}
         save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.scheduler, notes))
+        if self._average is not None:
+            average = Checkpoint(self._average.weights, recipe.model, recipe.scheduler, notes)
+            save_checkpoint(self._directory.model_average, average)
         if not self._utility.samples_wanted:
             return {}
         samples, distance = self._utility.sample(weights)

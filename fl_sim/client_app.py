@@ -59,7 +59,8 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
 def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor, Tensor]:
     """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
 
-    All on the CPU; N = batch size x local steps, and step k takes the k-th batch. A pure function, so that the
+    All on the CPU; N = batch size x local steps, and step k takes the k-th batch: an epoch does not end in a batch that
+    is smaller, the next one fills it up. A pure function, so that the
     evaluator can repeat it. In the known threat model only the images are the client's own: the server dictates the
     rest.
 
@@ -68,11 +69,11 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     """
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
-    samples = recipe.batch_size * recipe.local_steps
+    samples = recipe.samples(len(held))
     indices = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
     images = load_images(settings.data).images[torch.tensor(held)[indices]]
     if recipe.noise_seed is not None:
-        return images, *dictated_draw(recipe, client, server_round)
+        return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     num_train_timesteps = int(recipe.scheduler["num_train_timesteps"])
     return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, num_train_timesteps)
@@ -135,7 +136,8 @@ def _clip_as_dictated(message: Message, context: Context, call_next: ClientAppCa
 def _train(message: Message, client: int, settings: Settings) -> Message:
     _compute_repeatably()
     config = message.content.config_records[CONFIG]
-    recipe, server_round = Recipe.from_config(config), int(str(config[ROUND]))
+    server_round = int(str(config[ROUND]))
+    recipe = Recipe.from_config(config).in_round(server_round)
     images, noise, timesteps = private_draw(settings, recipe, client, server_round)
     weights = message.content.array_records[ARRAYS].to_torch_state_dict()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -95,16 +95,29 @@ class ClientSettings(Section):
     update: Literal["gradient", "weights"] = "gradient"
     batch_size: int = Field(1, ge=1)
     local_steps: int = Field(1, ge=1)
+    epochs: int | None = Field(None, ge=1)
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1)
     lr: Positive = 0.01
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: Positive | None = None
 
     @model_validator(mode="after")
     def _gradient_is_one_step(self) -> Self:
-        if self.update == "gradient" and self.local_steps > 1:
+        for key in ("local_steps", "epochs", "lr_schedule", "max_grad_norm"):
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if self.update == "gradient" and value != default:
+                raise ValueError(
+                    f"client.{key} = {value!r}: with client.update = 'gradient' there is no local step; "
+                    f"allowed: {'unset' if default is None else repr(default)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if self.epochs is not None and self.local_steps > 1:
             raise ValueError(
-                f"client.local_steps = {self.local_steps}: with client.update = 'gradient' there is no local step; "
-                "allowed: 1"
+                f"client.epochs = {self.epochs}: replaces client.local_steps = {self.local_steps}; give one"
             )
         return self
 
@@ -114,6 +127,7 @@ class StrategySettings(Section):
 
     name: str = "FedSGD"
     args: dict[str, Any] = Field(default_factory=dict)
+    ema: float | None = Field(None, gt=0, lt=1)
 
 
 class DefenceSettings(Section):

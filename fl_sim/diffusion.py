@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 class LocalOptimizer(BaseModel):
     """The optimiser of a client's local steps; torch's meaning of every field but two.
 
-    ``proximal_mu`` is the weight mu of FedProx's term mu/2 ||w - w_sent||^2 in the local loss (arXiv 1812.06127, eq. 2).
+    ``proximal_mu`` is the weight mu of FedProx's term mu/2 ||w - w_sent||^2 in the loss (arXiv 1812.06127, eq. 2).
     A step's gradient, that term included, is then scaled down to the norm ``max_grad_norm`` if it exceeds it.
     """
 

@@ -6,6 +6,7 @@ a ConfigRecord (``CLIENT``) with side information that is public anyway: its par
 Neither images, noise, timesteps nor the private seed have a name here.
 """
 
+import math
 from typing import Any, Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -36,7 +37,9 @@ class Recipe(BaseModel):
     """How clients train, dictated by the server and therefore known to it.
 
     ``noise_seed`` is set in the known threat model only: clients then draw noise and timesteps from it instead of from
-    their private seed.
+    their private seed. With ``epochs`` a client takes as many local steps as that many passes over its images have, and
+    ``local_steps`` is not used. ``optimizer`` has the learning rate of round 1; ``lr_schedule`` lets it fall towards 0
+    over so many ``rounds``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +50,10 @@ class Recipe(BaseModel):
     update: Literal["gradient", "weights"] = "gradient"
     batch_size: int = Field(1, ge=1)
     local_steps: int = Field(1, ge=1)
+    epochs: int | None = Field(None, ge=1)
     optimizer: LocalOptimizer | None = None
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    rounds: int = Field(1, ge=1)
     noise_seed: int | None = None
 
     def to_config(self) -> ConfigRecord:
@@ -62,6 +68,27 @@ class Recipe(BaseModel):
             return recipe
         optimizer = recipe.optimizer.model_copy(update={"proximal_mu": float(str(config[PROXIMAL_MU]))})
         return recipe.model_copy(update={"optimizer": optimizer})
+
+    def in_round(self, server_round: int) -> "Recipe":
+        """The same with the learning rate of that round, counted from 1, and no schedule any more."""
+        if self.optimizer is None or self.lr_schedule == "constant":
+            return self
+        done = min(server_round - 1, self.rounds - 1) / self.rounds
+        factor = 1 - done if self.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        optimizer = self.optimizer.model_copy(update={"lr": factor * self.optimizer.lr})
+        return self.model_copy(update={"optimizer": optimizer, "lr_schedule": "constant"})
+
+    def samples(self, images: int) -> int:
+        """How many samples a client draws that holds so many images: N = batch size x local steps."""
+        if self.epochs is None:
+            return self.batch_size * self.local_steps
+        return self.batch_size * max(1, self.epochs * images // self.batch_size)
+
+    def of_samples(self, samples: int) -> "Recipe":
+        """The recipe of a client that drew so many samples: its epochs have become local steps."""
+        if self.epochs is None:
+            return self
+        return self.model_copy(update={"local_steps": samples // self.batch_size, "epochs": None})
 
 
 def pack_reply(

@@ -144,7 +144,8 @@ class HonestButCurious(Strategy):
         assert recipe is not None  # configure_train saw to it
         views = sorted(views, key=lambda view: view.sighting.client)
         weights = {name: value.float() for name, value in views[0].weights.to_torch_state_dict().items()}
-        default = recipe.batch_size * recipe.local_steps
+        num_examples = [_num_examples(view.reply.content, recipe.samples(images=1)) for view in views]
+        recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
         noise, timesteps = None, None
         if recipe.noise_seed is not None:
             draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
@@ -154,7 +155,7 @@ class HonestButCurious(Strategy):
                 round=sighting.round,
                 client=sighting.client,
                 update="gradient" if recipe.update == "gradient" else "delta",
-                num_examples=sum(_num_examples(view.reply.content, default) for view in views),
+                num_examples=sum(num_examples),
                 batch_size=recipe.batch_size,
                 local_steps=recipe.local_steps,
                 local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
@@ -192,6 +193,14 @@ def _recipe_in(content: RecordDict) -> Recipe:
         "HonestButCurious does not know how clients train: pass recipe=Recipe(…), "
         "or start with train_config=Recipe(…).to_config()"
     )
+
+
+def _recipe_behind(recipe: Recipe, num_examples: Sequence[int]) -> Recipe:
+    """The recipe of clients that drew so many samples each: with epochs in it, that tells the number of steps."""
+    recipes = {count: recipe.of_samples(count) for count in num_examples}
+    if recipe.epochs is not None and len(recipes) > 1:
+        raise StrategyError(f"the sum of clients that drew {sorted(recipes)} samples, each its own number of steps")
+    return recipes[num_examples[0]]
 
 
 def _dictated_clipping(messages: Sequence[Message]) -> Defence | None:

@@ -75,7 +75,8 @@ class DPSGD(Defence):
         # With fewer images than a batch takes, a batch takes some of them several times.
         repetitions = -(-recipe.batch_size // images)
         rate = min(1.0, recipe.batch_size / images)
-        return gaussian_privacy(self.noise_multiplier / repetitions, rounds * recipe.local_steps, self.delta, rate)
+        steps = rounds * recipe.samples(images) // recipe.batch_size
+        return gaussian_privacy(self.noise_multiplier / repetitions, steps, self.delta, rate)
 
 
 def _on(device: torch.device, source: torch.Generator) -> torch.Generator:

@@ -7,6 +7,7 @@ from attacks.matching import flatten, squared_error, weighted_squared_error
 from attacks.observation import Defence
 from attacks.problem import InversionProblem
 from attacks.weighing import balanced_weights, distance_for, noise_floor
+from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
 
@@ -65,6 +66,15 @@ def test_a_clipped_gradient_is_matched_whatever_its_scale():
     problem.circumstances = problem.circumstances.model_copy(update={"defence": Defence(clip_norm=float(flat.norm()))})
     assert not problem.scale_known
     assert float(distance_for(problem, 1.5)(7 * flat, flat)[0]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "max_grad_norm", "known"), [((200,), 1e-2, False), ((200,), 1e6, True), ((200, 300), 1e6, False)]
+)
+def test_a_client_that_clips_its_gradients_leaves_their_scale_open(timesteps, max_grad_norm, known):
+    optimizer = LocalOptimizer(lr=0.1, max_grad_norm=max_grad_norm)
+    trained = make_victim(timesteps, local_steps=len(timesteps), optimizer=optimizer)
+    assert InversionProblem(trained.observation, "cpu").scale_known == known
 
 
 def test_a_gradient_below_the_clipping_norm_has_its_scale():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from flwr.app import Context, Error, Message
 from typer.testing import CliRunner
 
@@ -138,6 +139,20 @@ def test_a_federation_that_fails_keeps_what_it_had(run: Run, monkeypatch: pytest
     assert pd.read_parquet(directory.rounds)["round"].tolist() == [1]
     assert len(read_leakage(directory.leakage_csv)) == 2
     assert CliRunner().invoke(app, ["report", str(directory.path)]).exit_code == 0
+
+
+def test_epochs_a_falling_learning_rate_and_an_average_on_the_server(run: Run) -> None:
+    local = ("client.update=weights", "client.epochs=1", "client.batch_size=2", "client.lr_schedule=cosine")
+    directory = run("run", GUESSING, "strategy.name=FedAvg", "strategy.ema=0.5", "data.limit=10", *local)
+    leakage = read_leakage(directory.leakage_csv)
+    assert set(leakage["status"]) == {"ok"}
+    for client, rows in leakage[leakage["round"] == 2].groupby("client"):
+        seen = Observation.load(directory.captures / f"round-0002-client-{client:04d}.safetensors").circumstances
+        assert len(rows) == 2 * seen.local_steps
+        assert set(rows["local_steps"]) == {seen.local_steps}
+        assert seen.local_optimizer.lr == pytest.approx(0.005)
+    final, average = (load_checkpoint(path).weights for path in (directory.model, directory.model_average))
+    assert any(not torch.equal(value, average[name]) for name, value in final.items())
 
 
 def test_a_client_that_fails_in_one_round_is_named_in_table_and_report(tmp_path: Path) -> None:

@@ -124,6 +124,32 @@ def test_an_update_is_clipped_to_the_norm_that_the_server_sends() -> None:
     assert reply[METRICS]["norm_bit"] == 1
 
 
+def test_with_epochs_a_client_trains_on_every_image_that_it_holds_as_often() -> None:
+    settings, recipe = tiny_settings("data.limit=7"), weights_recipe()
+    recipe = recipe.model_copy(update={"epochs": 2, "batch_size": 2, "noise_seed": 5})
+    held = partition(settings.data, 3, 11)[1]
+    images, noise, timesteps = private_draw(settings, recipe, 1, 1)
+    assert len(images) == len(noise) == len(timesteps) == 2 * len(held)
+    own = load_images(settings.data).images[list(held)]
+    times = [sum(torch.equal(image, one) for image in images) for one in own]
+    assert times == [2] * len(held)
+    assert reply_of(recipe, settings)[METRICS]["num-examples"] == 2 * len(held)
+
+
+def test_the_learning_rate_is_that_of_the_round() -> None:
+    settings = tiny_settings()
+    falling = weights_recipe(1).model_copy(update={"lr_schedule": "linear", "rounds": 2})
+    message = train_message(falling)
+    message.metadata.__dict__["_message_id"] = "1"
+    message.content.config_records[CONFIG][ROUND] = 2
+    late = build_client_app(settings)(message, node_context(1)).content[ARRAYS].to_torch_state_dict()
+    half = falling.optimizer.model_copy(update={"lr": 0.005})
+    weights = initial_arrays(falling).to_torch_state_dict()
+    draw = private_draw(settings, falling, 1, 2)
+    expected, _ = local_training(falling.model_copy(update={"optimizer": half}), weights, *draw, "cpu")
+    assert all(torch.equal(late[name], expected[name]) for name in expected)
+
+
 def test_training_repeats_bit_for_bit() -> None:
     recipe = weights_recipe()
     replies = [reply_of(recipe, tiny_settings())[ARRAYS].to_torch_state_dict() for _ in range(2)]

@@ -18,6 +18,22 @@ def test_overrides_win_over_the_file_and_keep_their_toml_types(tmp_path: Path) -
     assert settings.strategy.args == {"inner": "Krum"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["client.epochs=2"], r"client\.epochs = 2: with client\.update = 'gradient' .* allowed: unset"),
+        (["client.max_grad_norm=1.0"], r"client\.max_grad_norm = 1\.0: .*no local step"),
+        (["client.lr_schedule=cosine"], r"client\.lr_schedule = 'cosine': .*allowed: 'constant'"),
+        (["client.update=weights", "client.epochs=2", "client.local_steps=2"], r"replaces client\.local_steps = 2"),
+        (["client.update=weights", "client.lr_schedule=cosin"], "did you mean 'cosine'"),
+    ],
+)
+def test_a_local_recipe_that_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_settings(Settings, {}, overrides)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_dump_reads_back_unchanged(tmp_path: Path) -> None:
     overrides = ["data.path=/some/where", "model.block_out_channels=[8,16]", "strategy.args.lr=0.5"]
     settings = resolve(load_settings(Settings, {}, overrides))
@@ -81,7 +97,8 @@ def test_every_setting_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     written = tomllib.loads(dump_toml(resolve(load_settings(Settings, {}))))
     keys = [f"{table}.{key}" for table, values in written.items() if isinstance(values, dict) for key in values]
-    unset = ["data.path", "data.limit", "federation.client_gpus", "ray.address"]
+    unset = ["data.path", "data.limit", "federation.client_gpus", "federation.client_timeout", "ray.address"]
+    unset += ["client.epochs", "client.max_grad_norm", "strategy.ema"]
     assert [key for key in [*keys, *unset, "seed", "threat"] if f"`{key}`" not in text] == []
 
 

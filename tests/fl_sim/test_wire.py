@@ -22,6 +22,29 @@ def test_fed_proxs_term_joins_the_recipe_on_the_way() -> None:
     assert Recipe.from_config(config).optimizer == recipe.optimizer.model_copy(update={"proximal_mu": 0.5})
 
 
+def test_the_learning_rate_falls_from_round_to_round() -> None:
+    def rates(schedule: str) -> list[float]:
+        recipe = weights_recipe().model_copy(update={"lr_schedule": schedule, "rounds": 4})
+        return [recipe.in_round(number).optimizer.lr for number in (1, 2, 3, 4, 5)]
+
+    assert rates("constant") == [0.01] * 5
+    assert rates("linear") == pytest.approx([0.01, 0.0075, 0.005, 0.0025, 0.0025])
+    half = 0.5**0.5 / 2
+    assert rates("cosine") == pytest.approx(
+        [0.01, 0.01 * (0.5 + half), 0.005, 0.01 * (0.5 - half), 0.01 * (0.5 - half)]
+    )
+    assert tiny_recipe().in_round(3) == tiny_recipe()
+
+
+@pytest.mark.parametrize(("images", "steps"), [(12, 6), (7, 3), (2, 1), (1, 1)])
+def test_epochs_become_local_steps_by_what_a_client_holds(images: int, steps: int) -> None:
+    recipe = weights_recipe().model_copy(update={"epochs": 2, "batch_size": 4})
+    assert recipe.samples(images) == 4 * steps
+    assert recipe.of_samples(4 * steps).local_steps == steps
+    assert weights_recipe(3).samples(images) == 3
+    assert weights_recipe(3).of_samples(8) == weights_recipe(3)
+
+
 def test_an_unknown_key_in_a_recipe_is_refused() -> None:
     with pytest.raises(ValidationError, match="client_seed"):
         tiny_recipe(client_seed=1)

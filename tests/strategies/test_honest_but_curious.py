@@ -116,6 +116,26 @@ def test_what_a_strategy_tells_the_clients_to_do_is_known_to_the_attacker():
     assert notes.seen[1, 0].circumstances.defence == Defence(clip_norm=2.0)
 
 
+def test_steps_and_learning_rate_are_those_of_the_client_and_the_round():
+    notes = Notes()
+    recipe = WEIGHTS.model_copy(update={"epochs": 2, "lr_schedule": "linear", "rounds": 2, "noise_seed": 3})
+    run(HonestButCurious(FedAvg(), sink=notes), recipe, rounds=2)
+    for client, node in enumerate(NODES):
+        observation = notes.seen[2, client]
+        steps = 1 + node % 3  # what it says that it drew, one image a step
+        assert observation.circumstances.local_steps == len(observation.timesteps) == steps
+        assert observation.circumstances.local_optimizer == LocalOptimizer(lr=0.005)
+        assert notes.seen[1, client].circumstances.local_optimizer == LocalOptimizer(lr=0.01)
+
+
+def test_a_sum_over_clients_that_took_different_numbers_of_steps_is_not_observed():
+    notes = Notes()
+    recipe = WEIGHTS.model_copy(update={"epochs": 2})
+    run(HonestButCurious(FedAvg(), sink=notes, sum_only=True), recipe, rounds=1)
+    assert not notes.seen
+    assert "its own number of steps" in notes.reasons[1, -1]
+
+
 def test_the_private_threat_model_dictates_nothing():
     with pytest.raises(ValueError, match="no noise_seed"):
         dictated_draw(GRADIENTS, client=0, server_round=1)
