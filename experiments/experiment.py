@@ -117,6 +117,8 @@ def _strategy(settings: ExperimentSettings) -> Strategy:
     What does not fit together is refused here, before the run: on the way it would end the run, or train nothing.
     """
     name, args = settings.strategy.name, settings.strategy.args
+    if name == "Gossip" or settings.federation.topology != "server":
+        return _gossip(settings)
     if settings.client.update == "gradient" and name != "FedSGD":
         name, args = "FedSGD", {**args, "inner": name}
     elif settings.client.update == "weights":
@@ -126,6 +128,25 @@ def _strategy(settings: ExperimentSettings) -> Strategy:
     strategy = build_strategy(name, _known_arguments(settings, name, args) | args)
     _check_enough_clients(settings, strategy)
     return strategy
+
+
+def _gossip(settings: ExperimentSettings) -> Strategy:
+    """A federation without a server, where nobody is in a position to dictate anything."""
+    federation, name = settings.federation, settings.strategy.name
+    if federation.topology == "server":
+        raise SettingsError("strategy.name = 'Gossip': needs federation.topology = 'ring', 'regular' or 'complete'")
+    where = f"with federation.topology = {federation.topology!r} there is no server"
+    if name != "Gossip":
+        raise SettingsError(f"strategy.name = {name!r}: {where}; allowed: 'Gossip'")
+    if settings.threat == "known":
+        raise SettingsError(f"threat = 'known': {where} to dictate noise and timesteps; allowed: 'private'")
+    if registry.create(settings.defence.name, settings.defence.args).sum_only:
+        raise SettingsError(f"defence.name = {settings.defence.name!r}: {where} to see a sum; choose another defence")
+    graph = {"topology": federation.topology, "peers": federation.clients, "degree": federation.degree}
+    fixed = graph | {"seed": settings.seed, "update": settings.client.update}
+    if taken := sorted(fixed.keys() & settings.strategy.args.keys()):
+        raise SettingsError(f"strategy.args.{taken[0]}: follows from other settings; allowed: lr")
+    return build_strategy(name, fixed | settings.strategy.args)
 
 
 def _check_enough_clients(settings: ExperimentSettings, strategy: Strategy) -> None:

@@ -69,8 +69,11 @@ class ModelSettings(Section):
 
 
 class FederationSettings(Section):
-    """How many clients, how often, and what each may use of this machine."""
+    """How many clients, how often, who aggregates, and what each may use of this machine."""
 
+    topology: Literal["server", "ring", "regular", "complete"] = "server"
+    degree: int = Field(4, ge=1)
+    curious_peers: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     clients: int = Field(4, ge=1)
     clients_per_round: int | None = Field(None, ge=1)
     rounds: int = Field(3, ge=1)
@@ -85,6 +88,20 @@ class FederationSettings(Section):
             raise ValueError(
                 f"federation.clients_per_round = {self.clients_per_round}: at most federation.clients = {self.clients}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _peers_fit(self) -> Self:
+        if self.topology == "server":
+            return self
+        if self.clients_per_round not in (None, self.clients):
+            raise ValueError(
+                f"federation.clients_per_round = {self.clients_per_round}: with federation.topology = "
+                f"{self.topology!r} all peers take part; allowed: {self.clients}"
+            )
+        for peer in self.curious_peers:
+            if peer >= self.clients:
+                raise ValueError(f"federation.curious_peers: {peer} is no peer; allowed: 0 to {self.clients - 1}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Strategies by name: Flower's own, FedSGD, or any other Flower ``Strategy`` by its dotted path."""
+"""Strategies by name: Flower's own, FedSGD, Gossip, or any other Flower ``Strategy`` by its dotted path."""
 
 import difflib
 import importlib
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from strategies.errors import StrategyError
 from strategies.fed_sgd import FedSGD
+from strategies.gossip import Gossip
 
 _OF_TREES = ("FedXgbBagging", "FedXgbCyclic")
 """Flower's strategies for gradient boosted trees, which no diffusion model is made of."""
@@ -61,7 +62,8 @@ def strategy_class(name: str) -> type[Strategy]:
 
 def _named() -> dict[str, type[Strategy]]:
     exported = {name: getattr(flower, name) for name in flower.__all__ if name not in _OF_TREES}
-    return {"FedSGD": FedSGD} | {name: cls for name, cls in exported.items() if _is_strategy(cls)}
+    ours: dict[str, type[Strategy]] = {"FedSGD": FedSGD, "Gossip": Gossip}
+    return ours | {name: cls for name, cls in exported.items() if _is_strategy(cls)}
 
 
 def _is_strategy(candidate: Any) -> bool:

@@ -22,9 +22,9 @@ def adjacency(topology: str, peers: int, degree: int = 4, seed: int = 0) -> Tens
         StrategyError: if there is no such graph.
     """
     if topology not in TOPOLOGIES:
-        raise StrategyError(f"topology {topology!r} is unknown; allowed: {', '.join(TOPOLOGIES)}")
+        raise StrategyError(f"federation.topology = {topology!r} is unknown; allowed: {', '.join(TOPOLOGIES)}")
     if peers < 2:
-        raise StrategyError(f"{peers} peer{'s' * (peers != 1)}: nobody to talk to; allowed: at least 2")
+        raise StrategyError(f"federation.clients = {peers}: a peer needs another one; allowed: at least 2")
     if topology == "ring":
         graph = nx.cycle_graph(peers)
     elif topology == "complete":
@@ -37,8 +37,8 @@ def adjacency(topology: str, peers: int, degree: int = 4, seed: int = 0) -> Tens
 def _random_regular(peers: int, degree: int, seed: int) -> Any:
     if not 0 < degree < peers or peers * degree % 2 or (degree == 1 and peers > 2):
         raise StrategyError(
-            f"degree {degree}: {peers} peers have no connected graph in which each has {degree} neighbours; allowed: "
-            f"2 to {peers - 1}, and an even number of peers or an even degree"
+            f"federation.degree = {degree}: no connected graph gives each of {peers} peers {degree} neighbours; "
+            f"allowed: 2 to {peers - 1}, even where the number of peers is odd"
         )
     while not nx.is_connected(graph := nx.random_regular_graph(degree, peers, seed=seed)):
         seed += 1

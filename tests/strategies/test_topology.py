@@ -67,10 +67,10 @@ def test_a_random_graph_follows_its_seed() -> None:
     ("topology", "peers", "degree", "complaint"),
     [
         ("star", 8, 4, "'star' is unknown; allowed: ring, regular, complete"),
-        ("ring", 1, 4, "nobody to talk to"),
+        ("ring", 1, 4, r"federation\.clients = 1: a peer needs another one"),
         ("regular", 8, 8, "allowed: 2 to 7"),
-        ("regular", 7, 3, "an even number of peers or an even degree"),
-        ("regular", 8, 1, "no connected graph"),
+        ("regular", 7, 3, "even where the number of peers is odd"),
+        ("regular", 8, 1, r"federation\.degree = 1: no connected graph"),
         ("regular", 8, 0, "allowed: 2 to 7"),
     ],
 )
