@@ -49,7 +49,7 @@ def metropolis_hastings(neighbours: Tensor) -> Tensor:
     """Mixing weights float64 [n, n] for a graph bool [n, n]: symmetric, doubly stochastic, positive on every edge.
 
     W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d_i and d_j, what is left on the diagonal (Xiao, Boyd and
-    Kim 2007, "Distributed average consensus with least-mean-square deviation", section 4).
+    Lall 2006, "Distributed average consensus with time-varying Metropolis weights").
     """
     degrees = neighbours.sum(1, dtype=torch.float64)
     mixing = neighbours / (1 + torch.maximum(degrees[:, None], degrees[None]))
