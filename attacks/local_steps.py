@@ -5,9 +5,10 @@ only the first approximation. With unknowns u_k = (x_t, r)_k of step k, theta_0 
 
     m_{k+1} = mu m_k + g(theta_k, u_k) + p (theta_k - theta_0) + wd theta_k,      theta_{k+1} = theta_k - lr m_{k+1},
 
-(p: FedProx's proximal_mu, wd: weight decay) the simulated delta follows, and its derivative by going back through the steps. What that needs, the product of a
-Hessian with a vector and the mixed derivative along it, is the same finite difference over shifted weights as in
-attacks/matching.py, so that one simulation and its derivative cost two gradients a step.
+(p: FedProx's proximal_mu, wd: weight decay) the simulated delta follows, and its derivative by going back through the
+steps. What that needs, the product of a Hessian with a vector and the mixed derivative along it, is the same finite
+difference over shifted weights as in attacks/matching.py, so that one simulation and its derivative cost two gradients
+a step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -67,8 +68,14 @@ class SimulatedTraining:
 
     def value(self, unknowns: Sequence[Tensor]) -> float:
         """D alone."""
+        return float(self.distance(flatten(list(self.gradient(unknowns).values())), self.observed)[0])
+
+    def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
+        """G(u) by parameter."""
         self.problem.evaluations += 1
-        return float(self.distance(self._forward(unknowns)[2], self.observed)[0])
+        chunks = self._forward(unknowns)[2].split([parameter.numel() for parameter in self.parameters])
+        named = zip(self.problem.parameters.items(), chunks, strict=True)
+        return {name: chunk.view_as(parameter) for (name, parameter), chunk in named}
 
     def images(self, unknowns: Sequence[Tensor]) -> Tensor:
         """The images [N,C,H,W], those of every step at that step's weights."""

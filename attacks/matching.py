@@ -120,9 +120,14 @@ class GradientMatching:
 
     def value(self, unknowns: Sequence[Tensor]) -> float:
         """D alone."""
-        self.problem.evaluations += 1
-        gradient = flatten(torch.autograd.grad(self.training_loss(unknowns), self.parameters))
+        gradient = flatten(list(self.gradient(unknowns).values()))
         return float(self.distance(gradient, self.observed)[0])
+
+    def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
+        """g(u) by parameter."""
+        self.problem.evaluations += 1
+        gradients = torch.autograd.grad(self.training_loss(unknowns), self.parameters)
+        return dict(zip(self.problem.parameters, gradients, strict=True))
 
     def _gradients(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The gradient of the training loss with respect to the weights, flat, and to each unknown."""

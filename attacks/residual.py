@@ -11,14 +11,15 @@ noise is therefore no protection: it is found along with the image. Four things 
 - the squared error is weighed by what is uncertain and balanced over the parameter tensors (attacks/weighing.py);
 - r is measured in units of its expected size rho(t), which the attacker finds on random smooth images;
 - in a batch x_t is measured in units of 1 / rho(t), so that every sample's unknowns move the gradient alike;
-- a start that stops making progress is parked for one of another scale (attacks/starts.py).
+- a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
+  that do not fit are drawn anew while the others stay (attacks/sample_misfit.py).
 
 Several local steps are first matched as one batch and then simulated (attacks/local_steps.py).
 """
 
 import math
 from collections.abc import Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import ClassVar
 
 import torch
@@ -31,11 +32,18 @@ from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import Space, spaces
+from attacks.sample_misfit import sample_misfits
 from attacks.sign_matching import sign_distance
-from attacks.starts import search_starts
+from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts
 from attacks.weighing import distance_for, noise_floor
 
 _HALVING_SLICE = 15
+_FOUND = 100
+"""Times the matching loss of a solved search: a start that gets there is on its way, and the others are not tried."""
+_PROMISING = 1e-2
+"""Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
+_MISFIT = 0.1
+"""``sample_misfits`` above which a sample is drawn anew: 0.4 and more for those measured that were stuck."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _TEMPERATURES = (0.1, 0.01)
@@ -60,7 +68,7 @@ class Residual(Attack):
         2000, ge=1, description="budget over all starts, times the square root of the number of images"
     )
     precision: float = Field(
-        3e-4, gt=0, description="solved when the estimated relative error of the image falls below this"
+        1e-4, gt=0, description="solved when the estimated relative error of the image falls below this"
     )
     balance: float = Field(1.5, ge=0, le=2, description="power of balanced_weights; 0 is the plain squared error")
     history: int = Field(300, ge=1, description="L-BFGS history; long pays, the search is ill-conditioned")
@@ -70,21 +78,28 @@ class Residual(Attack):
         """Find (x_t, r) by L-BFGS from several starts and compute the image from them."""
         possible = spaces(problem)
         solved_below = (self.precision / max(space.amplification for space in possible)) ** 2
-        found_below = max(solved_below, noise_floor(problem, self.balance))
+        found_below = max(_FOUND * solved_below, noise_floor(problem, self.balance))
         budget = int(self.max_evaluations * math.sqrt(problem.samples))
+        simulates = problem.circumstances.local_steps > 1 and problem.scale_known
+        before_simulation = budget // 2 if simulates else budget
         distance, *finer = self._distances(problem)
         starts = (
-            self._run(space, distance, space.start(generator, *scales)) for scales in self.starts for space in possible
+            self._run(space, distance, space.start(generator, *scales))
+            for scales in cycle(self.starts)
+            for space in possible
         )
-        if problem.circumstances.local_steps > 1 and problem.scale_known:
-            found = search_starts(starts, problem, budget // 2, max(found_below, _WORTH_SIMULATING))
+        found = search_starts(
+            starts, problem, before_simulation // 2, found_below if problem.samples == 1 else _PROMISING
+        )
+        if problem.samples > 1:
+            below = max(found_below, _WORTH_SIMULATING if simulates else 0)
+            found = self._redraw_misfits(found, distance, generator, before_simulation, below)
+        if simulates:
             found = self._simulation(found, distance)
-        else:
-            found = search_starts(starts, problem, budget, found_below)
-        found = search_starts(iter([found]), problem, budget, solved_below)
+        search_on(found, problem, budget, solved_below, STANDSTILL)
         for distance in finer:
-            sharper = self._run(found.space, distance, found.unknowns)
-            found = search_starts(iter([sharper]), problem, budget, solved_below)
+            found = self._run(found.space, distance, found.unknowns)
+            search_on(found, problem, budget, solved_below, STANDSTILL)
         return found.outcome()
 
     def _distances(self, problem: InversionProblem) -> list[Distance]:
@@ -96,6 +111,25 @@ class Residual(Attack):
     def _run(self, space: Space, distance: Distance, start: Sequence[Tensor]) -> "SpaceRun":
         matching = GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
         return SpaceRun(space, matching, start, self.history)
+
+    def _redraw_misfits(
+        self, found: "SpaceRun", distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
+    ) -> "SpaceRun":
+        """Search on, and whenever that stands still draw anew the samples of the batch that do not fit."""
+        space, problem = found.space, found.space.problem
+        search_on(found, problem, max_evaluations, below, PROGRESS)
+        for scales in cycle(self.starts):
+            misfits = found.misfits().to(problem.device) > _MISFIT
+            if found.loss <= below or problem.evaluations >= max_evaluations or not misfits.any():
+                break
+            fresh = space.start(generator, *scales)
+            redrawn = [
+                torch.where(misfits.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)
+            ]
+            run = self._run(space, distance, redrawn)
+            search_on(run, problem, max_evaluations, below, PROGRESS)
+            found = min(found, run, key=lambda run: run.loss)
+        return found
 
     def _simulation(self, found: "SpaceRun", distance: Distance) -> "SpaceRun":
         """A search that simulates the client's steps, from what was ``found`` as one batch at the weights sent.
@@ -124,6 +158,11 @@ class SpaceRun(LBFGSRun):
     ) -> None:
         super().__init__(matching, start, history)
         self.space, self.matching = space, matching
+
+    def misfits(self) -> Tensor:
+        """How badly each sample fits, [N] (attacks/sample_misfit.py)."""
+        gradient = self.matching.gradient(self.unknowns)
+        return sample_misfits(self.space.problem, self.space.timesteps, gradient)
 
     def outcome(self) -> Outcome:
         """Images, timesteps and matching loss of the current point."""

@@ -64,8 +64,9 @@ class PrivateSpace:
         self.image_scale = self.residual_scale / self.expected_residual
 
     def start(self, generator: torch.Generator, image_scale: float, residual_scale: float) -> list[Tensor]:
-        """Normal random unknowns."""
-        return [self.problem.randn(generator) * image_scale, self.problem.randn(generator) * residual_scale]
+        """Normal random unknowns; no x_t starts larger than with variance 1."""
+        x_t_scale = (1 / self.image_scale).clamp_max(image_scale)
+        return [self.problem.randn(generator) * x_t_scale, self.problem.randn(generator) * residual_scale]
 
     def training_loss(self, unknowns: Sequence[Tensor]) -> Tensor:
         """(2/n) <f_theta(x_t, t), r>, whose weight gradient is that of the mean squared error."""

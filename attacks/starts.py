@@ -1,7 +1,7 @@
 """Several starts of a search that share one budget; the matching loss alone decides between them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
 from attacks.lbfgs import LBFGSRun
@@ -9,38 +9,36 @@ from attacks.problem import InversionProblem
 
 ARun = TypeVar("ARun", bound=LBFGSRun)
 
+PROGRESS = 2.0
+"""By how much the matching loss of a promising start falls over two slices."""
+STANDSTILL = 1 + 1e-5
+"""The same for a search that is worth ending well: noise makes up most of a matching loss, and the image the rest."""
+
 _SLICE = 40
-"""Evaluations between two looks at a run's progress."""
+"""Evaluations between two looks at a run's progress, times the square root of the number of images."""
 _PATIENCE = 4
 """Slices that every run gets."""
-_PROGRESS = 2.0
-_STANDSTILL = 1 + 1e-5
-"""Noise makes up most of a matching loss, and the image the rest."""
 
 
-def search_starts(starts: Iterator[ARun], problem: InversionProblem, max_evaluations: int, solved_below: float) -> ARun:
-    """Work on one run as long as it makes progress, then on the next; when all were tried, on the best of them.
+def search_starts(starts: Iterable[ARun], problem: InversionProblem, max_evaluations: int, below: float) -> ARun:
+    """Work on one run as long as it makes progress, then on the next, until one is ``below`` or the budget is spent.
 
-    Returns the run with the smallest matching loss when one is solved, the best stands still after all were tried, all
-    have broken down, or the budget is spent.
+    Returns the run with the smallest matching loss.
     """
-    tried = [next(starts)]
-    run = tried[0]
-    while run.loss > solved_below and problem.evaluations < max_evaluations:
-        run = tried[-1]
-        if not _progresses(run, _PROGRESS):
-            following = next(starts, None)
-            if following is not None:
-                tried.append(following)
-            elif math.isinf(_best(tried).loss) or not _progresses(_best(tried), _STANDSTILL):
-                break
-            run = following or _best(tried)
-        run.advance(min(_SLICE, max_evaluations - problem.evaluations))
-    return _best(tried)
+    tried = []
+    for run in starts:
+        tried.append(run)
+        search_on(run, problem, max_evaluations, below, PROGRESS)
+        if run.loss <= below or problem.evaluations >= max_evaluations:
+            break
+    return min(tried, key=lambda run: run.loss)
 
 
-def _best(runs: list[ARun]) -> ARun:
-    return min(runs, key=lambda run: run.loss)
+def search_on(run: LBFGSRun, problem: InversionProblem, max_evaluations: int, below: float, progress: float) -> None:
+    """Work on a run until its loss is ``below``, it makes less ``progress`` or the budget is spent."""
+    size = int(_SLICE * math.sqrt(problem.samples))
+    while run.loss > below and problem.evaluations < max_evaluations and _progresses(run, progress):
+        run.advance(min(size, max_evaluations - problem.evaluations))
 
 
 def _progresses(run: LBFGSRun, factor: float) -> bool:

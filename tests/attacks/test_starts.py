@@ -1,7 +1,8 @@
 import math
+from collections.abc import Sequence
 
 from attacks.problem import InversionProblem
-from attacks.starts import search_starts
+from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts
 
 
 class ScriptedRun:
@@ -20,36 +21,43 @@ class ScriptedRun:
         return self.loss
 
 
-def search(problem: InversionProblem, factors: list[float], budget: int) -> tuple[int, list[int]]:
+def search(problem: InversionProblem, factors: Sequence[float], budget: int) -> tuple[int, list[int]]:
     """Index of the run that was returned, and the number of slices every run got."""
     runs = [ScriptedRun(problem, factor) for factor in factors]
-    best = search_starts(iter(runs), problem, budget, solved_below=2e-6)
+    best = search_starts(iter(runs), problem, budget, below=2e-6)
     return runs.index(best), [len(run.losses) for run in runs]
 
 
 def test_a_start_without_progress_is_left_for_the_next(victim):
-    problem = InversionProblem(victim.observation, "cpu")
-    index, slices = search(problem, [0.95, 0.1, 0.1], 2000)
+    index, slices = search(InversionProblem(victim.observation, "cpu"), [0.95, 0.1, 0.1], 2000)
     assert index == 1
     assert slices == [4, 6, 0]
 
 
-def test_the_best_start_gets_what_is_left_of_the_budget(victim):
-    problem = InversionProblem(victim.observation, "cpu")
-    index, slices = search(problem, [0.95, 0.8, 0.9], 1000)
+def test_the_best_of_all_starts_is_returned(victim):
+    index, slices = search(InversionProblem(victim.observation, "cpu"), [0.95, 0.8, 0.9], 1000)
     assert index == 1
-    assert slices[0] == slices[2] == 4
-    assert problem.evaluations == 1000
+    assert slices == [4, 4, 4]
 
 
-def test_the_search_ends_when_every_start_broke_down(victim):
+def test_the_budget_ends_the_search(victim):
     problem = InversionProblem(victim.observation, "cpu")
-    _, slices = search(problem, [math.inf, math.inf], 1000)
+    _, slices = search(problem, [0.95] * 9, 250)
+    assert slices[:3] == [4, 3, 0]
+    assert problem.evaluations == 250
+
+
+def test_a_start_that_breaks_down_is_left_at_once(victim):
+    _, slices = search(InversionProblem(victim.observation, "cpu"), [math.inf, math.inf], 1000)
     assert slices == [1, 1]
 
 
-def test_the_search_ends_when_the_best_start_stands_still(victim):
+def test_a_slow_search_goes_on_until_it_stands_still(victim):
     problem = InversionProblem(victim.observation, "cpu")
-    index, slices = search(problem, [0.999999, 0.9999999], 5000)
-    assert index == 0
-    assert slices == [4, 4]
+    slow, still = ScriptedRun(problem, 0.999), ScriptedRun(problem, 0.9999999)
+    for run in (slow, still):
+        search_on(run, problem, problem.evaluations + 800, 1e-6, STANDSTILL)
+    assert [len(run.losses) for run in (slow, still)] == [20, 4]
+    left = ScriptedRun(problem, 0.999)
+    search_on(left, problem, problem.evaluations + 800, 1e-6, PROGRESS)
+    assert len(left.losses) == 4
