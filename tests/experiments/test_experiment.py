@@ -57,11 +57,11 @@ def test_as_many_clients_train_as_the_settings_say() -> None:
 def test_a_defence_that_cannot_be_is_refused_before_anything_is_written() -> None:
     assert prepared().defence.name == "none"
     assert prepared("defence.name=top-k", "defence.args.fraction=0.5").defence == create("top-k", {"fraction": 0.5})
-    with pytest.raises(SettingsError, match="defence.name = 'noise': unknown; available: .*none"):
+    with pytest.raises(SettingsError, match=r"defence.name = 'noise': unknown; available: .*none"):
         prepared("defence.name=noise")
-    with pytest.raises(SettingsError, match="defence.args.fraction = 2: "):
+    with pytest.raises(SettingsError, match=r"defence.args.fraction = 2: "):
         prepared("defence.name=top-k", "defence.args.fraction=2")
-    with pytest.raises(SettingsError, match="defence.args.keep = 'own'"):
+    with pytest.raises(SettingsError, match=r"defence.args.keep = 'own'"):
         prepared("defence.name=unshared-time-mlp", "defence.args.keep=own")
 
 
