@@ -4,6 +4,7 @@ A U-Net's input image never enters its time MLP. So the server, who knows the we
 ``time_embedding.linear_1`` and ``linear_2`` and of every residual block's ``time_emb_proj`` for all timesteps. Their
 weight gradients are sums over the samples, dW = sum_i s_i x(t_i)^T. Biases are a last input that is always 1; a learned
 embedding table is a linear layer of one-hot inputs; the time projections share one input and stack to one tall layer.
+Of a layer with a low-rank adapter W + c B A the gradient of A has the layer's inputs x(t), that of B has A x(t).
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,9 +63,20 @@ def time_layers(problem: InversionProblem, candidates: Tensor) -> list[TimeLayer
         observed = [name for name in names if f"{name}.weight" in problem.gradient]
         if observed:
             layers.append(_layer(problem, observed, inputs))
+        layers += [layer for name in names for layer in _adapter(problem, name, inputs, moves)]
         if moves and any(name.startswith(tuple(names)) for name in problem.gradient):
             break
     return layers
+
+
+def _adapter(problem: InversionProblem, name: str, inputs: Tensor, moves: bool) -> Iterator[TimeLayer]:
+    """What the gradients of a layer's adapter tell; once A moves, B's inputs are no longer known."""
+    first, second = (f"{name}.{part}.default.weight" for part in ("lora_A", "lora_B"))
+    if first in problem.gradient and problem.gradient[first].any():  # it is zero as long as B is
+        yield TimeLayer(inputs, problem.gradient[first].double().cpu(), problem.uncertainty[first].double().cpu())
+    if second in problem.gradient and not moves:
+        reduced = inputs @ problem.model.get_parameter(first).detach().double().cpu().T
+        yield TimeLayer(reduced, problem.gradient[second].double().cpu(), problem.uncertainty[second].double().cpu())
 
 
 def _chain(model: Any, timesteps: Tensor) -> Iterator[tuple[list[str], Tensor]]:

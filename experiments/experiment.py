@@ -1,7 +1,7 @@
 """What a run starts from: everything that can be wrong with its settings is found here, before anything is written."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
-from fl_sim.diffusion import LocalOptimizer, build_model, scheduler_config, unet_config
+from fl_sim.diffusion import (
+    LORA,
+    LocalOptimizer,
+    LoRA,
+    adapt,
+    build_model,
+    scheduler_config,
+    trainable_names,
+    unet_config,
+)
 from fl_sim.draws import derive_seed
 from fl_sim.images import load_images, partition
 from fl_sim.wire import Recipe
@@ -47,6 +56,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     recipe = _recipe(settings, checkpoint)
     defence = registry.create(settings.defence.name, settings.defence.args)
     defence.check(recipe)
+    _check_trainable(recipe)
     return Experiment(settings, checkpoint.weights, recipe, defence, strategy)
 
 
@@ -73,10 +83,35 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
         lr_schedule=client.lr_schedule,
         rounds=settings.federation.rounds,
         noise_seed=settings.seed if settings.threat == "known" else None,
+        trainable=client.trainable,
     )
 
 
+def _check_trainable(recipe: Recipe) -> None:
+    if not recipe.trained_names():
+        some = ", ".join(trainable_names(recipe.model)[::10])
+        raise SettingsError(f"client.trainable = {list(recipe.trainable)}: matches no parameter; some are {some}")
+
+
 def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
+    """The model that the settings name, with the adapters that clients are to train, if any."""
+    checkpoint, lora = _plain_checkpoint(settings), settings.client.lora
+    if lora.rank == 0:
+        return checkpoint
+    if LORA in checkpoint.model:
+        raise SettingsError(
+            f"client.lora.rank = {lora.rank}: the checkpoint has adapters, which are trained; allowed: 0"
+        )
+    fields = LoRA(rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
+    model = build_model(checkpoint.model)
+    model.load_state_dict(checkpoint.weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(settings.seed, "adapters"))
+        weights = adapt(model, fields).state_dict()
+    return replace(checkpoint, weights=weights, model=checkpoint.model | {LORA: fields.model_dump(mode="json")})
+
+
+def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     """The checkpoint that the settings name, or a fresh model with weights drawn from the public seed."""
     model = settings.model
     if model.checkpoint == "none":

@@ -81,6 +81,11 @@ class RunDirectory:
         return self.path / "reconstructions"
 
     @property
+    def base(self) -> Path:
+        """The whole model before the first round, where the clients train and send a part of it."""
+        return self.path / "base.safetensors"
+
+    @property
     def model_average(self) -> Path:
         """The moving average of the global models, if one was asked for."""
         return self.path / "model-ema.safetensors"

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attacks.attack import Reconstruction
@@ -34,6 +35,7 @@ from fl_sim.defences.privacy import Privacy
 from fl_sim.federation import RepeatableGrid, RoundLog
 from fl_sim.images import partition
 from strategies.curious_peers import CuriousPeers
+from fl_sim.wire import whole_model
 from strategies.ema import WeightAverage
 from strategies.gossip import Gossip
 from strategies.honest_but_curious import HonestButCurious
@@ -62,6 +64,8 @@ class _Run:
         self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
         self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
         self._utility = Utility(settings, experiment.recipe)
+        base = {"base": str(directory.base.resolve())} if experiment.recipe.partial else {}
+        self._recipe = experiment.recipe.model_copy(update=base)
         decay = settings.strategy.ema
         self._average = None if decay is None else WeightAverage(decay)
 
@@ -75,10 +79,10 @@ class _Run:
         try:
             strategy.start(
                 self._grid,
-                ArrayRecord(self._experiment.weights),
+                ArrayRecord(self._travelling_weights()),
                 num_rounds=self._experiment.settings.federation.rounds,
                 timeout=self._experiment.settings.federation.timeout,
-                train_config=self._experiment.recipe.to_config(),
+                train_config=self._recipe.to_config(),
                 evaluate_fn=self._after_round,
             )
         finally:
@@ -121,7 +125,7 @@ class _Run:
 
     def _after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower calls this with the new global weights, and once before the first round."""
-        weights = arrays.to_torch_state_dict()
+        weights = whole_model(self._recipe, arrays)
         if self._average is not None:
             self._average.update(weights)
         utility = self._utility.loss(weights) if self._utility.due(server_round) else {}
@@ -137,6 +141,14 @@ class _Run:
         self._leakage.save()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
         self._display.round_done(finished)
+
+    def _travelling_weights(self) -> dict[str, Tensor]:
+        """The initial weights that the strategy gets; where these are a part of the model, the whole is written."""
+        weights = self._experiment.weights
+        if not self._recipe.partial:
+            return weights
+        write_atomically(self._directory.base, lambda file: save_file(weights, file))
+        return {name: weights[name] for name in self._recipe.trained_names()}
 
     def _keep_initial(self, weights: dict[str, Tensor], utility: dict[str, float]) -> None:
         """Write how good the model is that the run starts from."""

@@ -20,7 +20,18 @@ from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_source
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.images import load_images, partition
-from fl_sim.wire import ARRAYS, CLIENT, CLIPPING_NORM, CONFIG, PARTITION, ROUND, Recipe, dictated_draw, pack_reply
+from fl_sim.wire import (
+    ARRAYS,
+    CLIENT,
+    CLIPPING_NORM,
+    CONFIG,
+    PARTITION,
+    ROUND,
+    Recipe,
+    dictated_draw,
+    pack_reply,
+    whole_model,
+)
 
 CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
@@ -90,12 +101,16 @@ def local_training(
 ) -> tuple[dict[str, Tensor], float]:
     """One client's update and its mean training loss, from a draw as ``private_draw`` makes it.
 
-    The update is the gradient of all N samples by trainable parameter, or the whole state after ``recipe.local_steps``
-    steps of the recipe's optimiser, one batch each. Parameters that ``batch_gradient`` leaves out are not trained.
+    The update is the gradient of all N samples by trained parameter, or the state after ``recipe.local_steps`` steps of
+    the recipe's optimiser, one batch each: the whole state, or those parameters where only a part travels. Parameters
+    that ``batch_gradient`` leaves out are not trained.
     """
     model = diffusion.build_model(recipe.model)
     model.load_state_dict(weights)
     model.to(device)
+    trained = set(recipe.trained_names())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
     images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
     if recipe.update == "gradient":
         scheduler = diffusion.build_scheduler(recipe.scheduler)
@@ -124,7 +139,8 @@ def _local_steps(
             nn.utils.clip_grad_norm_(parameters.values(), recipe.optimizer.max_grad_norm)
         optimizer.step()
         losses.append(loss)
-    return {name: value.detach().cpu() for name, value in model.state_dict().items()}, sum(losses) / len(losses)
+    after = parameters if recipe.partial else model.state_dict()
+    return {name: value.detach().cpu() for name, value in after.items()}, sum(losses) / len(losses)
 
 
 def _clip_as_dictated(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -139,7 +155,7 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
     images, noise, timesteps = private_draw(settings, recipe, client, server_round)
-    weights = message.content.array_records[ARRAYS].to_torch_state_dict()
+    weights = whole_model(recipe, message.content.array_records[ARRAYS])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = private_source(_private_seed(settings), client, server_round, "training")
     batch_gradient = partial(_defence(settings).batch_gradient, source=source)

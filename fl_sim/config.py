@@ -105,6 +105,14 @@ class FederationSettings(Section):
         return self
 
 
+class LoRASettings(Section):
+    """Adapters that clients train in place of the model; none with rank 0."""
+
+    rank: int = Field(0, ge=0)
+    alpha: int | None = Field(None, ge=1)
+    targets: tuple[str, ...] = Field(("*",), min_length=1)
+
+
 class ClientSettings(Section):
     """The private seed, and the local training that the server prescribes."""
 
@@ -118,6 +126,8 @@ class ClientSettings(Section):
     lr: Positive = 0.01
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Positive | None = None
+    trainable: tuple[str, ...] = Field(("*",), min_length=1)
+    lora: LoRASettings = LoRASettings()
 
     @model_validator(mode="after")
     def _gradient_is_one_step(self) -> Self:

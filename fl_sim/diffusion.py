@@ -6,18 +6,22 @@ Notation follows DDPM (Ho et al. 2020, arXiv 2006.11239): ``x0`` is an image in 
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import diffusers
 import torch
 from diffusers import DDPMScheduler
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MODEL_CLASSES = ("UNet2DModel",)
+LORA = "lora"
+"""Key of a model's configuration, beside those of diffusers."""
 
 
 class ConfigError(ValueError):
@@ -47,6 +51,46 @@ class LocalOptimizer(BaseModel):
         if self.name == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+
+
+class LoRA(BaseModel):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): a layer W becomes W + alpha/rank B A; B and A alone train.
+
+    ``targets``: glob patterns of the names of linear and convolutional layers, such as ``*.to_q``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(ge=1)
+    alpha: int = Field(ge=1)
+    targets: tuple[str, ...] = Field(("*",), min_length=1)
+
+
+def adapt(model: nn.Module, lora: LoRA) -> nn.Module:
+    """``model`` with adapters in it, all else frozen; it computes what it did before, as B starts at zero.
+
+    The layers' own parameters are then called ``<layer>.base_layer.…``, the adapters' ``<layer>.lora_A.default.weight``
+    and ``<layer>.lora_B.default.weight``.
+
+    Raises:
+        ConfigError: if no layer's name matches, or peft is not installed.
+    """
+    try:
+        # Imported late: it brings in the whole of transformers.
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError("LoRA needs peft, which is not installed: pip install 'fl-sim[lora]'") from error
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    chosen = matching_names(layers, lora.targets)
+    if not chosen:
+        raise ConfigError(f"LoRA targets {list(lora.targets)} match no layer; layers: {', '.join(layers)}")
+    pattern = "|".join(re.escape(name) for name in chosen)
+    return inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=pattern), model)
+
+
+def matching_names(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that match one of the glob patterns or more, in their own order."""
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def unet_config(
@@ -92,13 +136,26 @@ def scheduler_config(num_train_timesteps: int = 1000, prediction_type: str = "ep
 def build_model(config: Mapping[str, Any]) -> nn.Module:
     """Build the network that ``config`` describes, with torch's default initialisation.
 
+    The key ``lora``, which diffusers does not know, holds the fields of LoRA: the network then has adapters.
+
     Raises:
         ConfigError: if ``_class_name`` is not one of MODEL_CLASSES or diffusers refuses the configuration.
     """
     name = config.get("_class_name")
     if name not in MODEL_CLASSES:
         raise ConfigError(f"model._class_name {name!r} is not allowed; allowed: {', '.join(MODEL_CLASSES)}")
-    return _from_config(getattr(diffusers, name), config, "model")
+    plain = {key: value for key, value in config.items() if key != LORA}
+    model = _from_config(getattr(diffusers, name), plain, "model")
+    return adapt(model, _lora(config[LORA])) if LORA in config else model
+
+
+def _lora(fields: Any) -> LoRA:
+    try:
+        return LoRA.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (LORA, *first["loc"]))
+        raise ConfigError(f"model.{key} = {first['input']!r}: {first['msg']}") from error
 
 
 def build_scheduler(config: Mapping[str, Any]) -> DDPMScheduler:

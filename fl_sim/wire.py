@@ -1,20 +1,23 @@
 """What crosses the wire between server and clients: names of the records, the recipe, the update in a reply.
 
-The server's train message holds the global weights (``ARRAYS``) and a config (``CONFIG``) with the round and the
-training recipe as JSON. A client's reply holds one ArrayRecord (its gradient or its new weights), one MetricRecord, and
-a ConfigRecord (``CLIENT``) with side information that is public anyway: its partition index and the device it ran on.
+The server's train message holds the global weights (``ARRAYS``), or what clients train of them, and a config
+(``CONFIG``) with the round and the training recipe as JSON. A client's reply holds one ArrayRecord (its gradient or its
+new weights), one MetricRecord, and a ConfigRecord (``CLIENT``) with side information that is public anyway: its
+partition index and the device it ran on.
 Neither images, noise, timesteps nor the private seed have a name here.
 """
 
 import math
+from functools import cache
 from typing import Any, Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from torch import Tensor
 
-from fl_sim.diffusion import LocalOptimizer, trainable_names
+from fl_sim.diffusion import LORA, LocalOptimizer, matching_names, trainable_names
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
 
 ARRAYS = "arrays"
@@ -40,6 +43,10 @@ class Recipe(BaseModel):
     their private seed. With ``epochs`` a client takes as many local steps as that many passes over its images have, and
     ``local_steps`` is not used. ``optimizer`` has the learning rate of round 1; ``lr_schedule`` lets it fall towards 0
     over so many ``rounds``.
+
+    ``trainable`` are glob patterns of the parameters that clients train. Where these are not all of them, or the model
+    has adapters, the chosen parameters alone travel, both ways; ``base`` is then a safetensors file with the whole
+    model, which both sides have had from the start, as one has a pretrained model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +62,8 @@ class Recipe(BaseModel):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     rounds: int = Field(1, ge=1)
     noise_seed: int | None = None
+    trainable: tuple[str, ...] = ("*",)
+    base: str | None = None
 
     def to_config(self) -> ConfigRecord:
         """The ``train_config`` to start a strategy with."""
@@ -84,6 +93,15 @@ class Recipe(BaseModel):
             return self.batch_size * self.local_steps
         return self.batch_size * max(1, self.epochs * images // self.batch_size)
 
+    def trained_names(self) -> list[str]:
+        """Names of the parameters that clients train, in the model's own order; they are not built in memory."""
+        return matching_names(trainable_names(self.model), self.trainable)
+
+    @property
+    def partial(self) -> bool:
+        """Whether a part of the model travels rather than its whole state."""
+        return self.trainable != ("*",) or LORA in self.model
+
     def of_samples(self, samples: int) -> "Recipe":
         """The recipe of a client that drew so many samples: its epochs have become local steps."""
         if self.epochs is None:
@@ -104,12 +122,23 @@ def pack_reply(
     )
 
 
+def whole_model(recipe: Recipe, sent: ArrayRecord) -> dict[str, Tensor]:
+    """The model's whole state: what was sent, and from ``recipe.base`` what never travels."""
+    travelling = sent.to_torch_state_dict()
+    return travelling if recipe.base is None else {**_read_base(recipe.base), **travelling}
+
+
+@cache
+def _read_base(path: str) -> dict[str, Tensor]:
+    return load_file(path)
+
+
 def read_update(sent: dict[str, Tensor], reply: Message, recipe: Recipe) -> dict[str, Tensor]:
     """The update in a reply, float32 by trainable parameter: the gradient, or weights after minus weights before."""
     arrays = next(iter(reply.content.array_records.values())).to_torch_state_dict()
     if recipe.update == "gradient":
         return {name: value.float() for name, value in arrays.items()}
-    return {name: arrays[name].float() - sent[name].float() for name in trainable_names(recipe.model)}
+    return {name: arrays[name].float() - sent[name].float() for name in recipe.trained_names()}
 
 
 def replace_update(sent: dict[str, Tensor], reply: Message, update: dict[str, Tensor], recipe: Recipe) -> None:

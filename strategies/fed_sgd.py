@@ -56,7 +56,8 @@ class FedSGD(Strategy):
         if isinstance(strategy, _NOT_A_COMBINATION):
             raise StrategyError(
                 f"FedSGD's inner strategy {type(strategy).__name__} does not combine gradients as they are: set "
-                "client.update = 'weights', or use FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan or one like them"
+                "client.update = 'weights', or use FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan or one "
+                "like them"
             )
         self.strategy = strategy
         self._optimizer_class = _optimizer_class(optimizer)

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, Defence, Observation, Sighting
 from attacks.workers import AttackPool, failure_reason
-from fl_sim.wire import CLIENT, CLIPPING_NORM, NUM_EXAMPLES, PARTITION, RECIPE, Recipe, dictated_draw, read_update
+from fl_sim.wire import (
+    CLIENT,
+    CLIPPING_NORM,
+    NUM_EXAMPLES,
+    PARTITION,
+    RECIPE,
+    Recipe,
+    dictated_draw,
+    read_update,
+    whole_model,
+)
 from strategies.errors import StrategyError
 from strategies.sink import DirectorySink, Sink
 
@@ -143,7 +153,7 @@ class HonestButCurious(Strategy):
         recipe = self._recipe
         assert recipe is not None  # configure_train saw to it
         views = sorted(views, key=lambda view: view.sighting.client)
-        weights = {name: value.float() for name, value in views[0].weights.to_torch_state_dict().items()}
+        weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights).items()}
         num_examples = [_num_examples(view.reply.content, recipe.samples(images=1)) for view in views]
         recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
         noise, timesteps = None, None

@@ -1,0 +1,51 @@
+"""Updates of a part of the model: what does not travel cannot be matched, and little else changes."""
+
+import pytest
+import torch
+
+from attacks.attack import create
+from attacks.observation import Observation
+from attacks.problem import InversionProblem
+from attacks.timesteps import recover_timesteps
+from fl_sim import diffusion
+from tests.attacks.conftest import MODEL, make_victim
+
+ADAPTED = {**MODEL, "lora": {"rank": 4, "alpha": 8, "targets": ["*"]}}
+
+
+def test_the_image_behind_adapters_is_found(tmp_path):
+    victim = make_victim(model_config=ADAPTED, known=True)
+    victim.observation.save(tmp_path / "capture.safetensors")
+    seen = Observation.load(tmp_path / "capture.safetensors")
+    assert all(".lora_" in name for name in seen.update)
+    found = create("residual", {"precision": 1e-3}).reconstruct(seen, seed=0)
+    assert victim.psnr(found.images) > 40
+
+
+@pytest.mark.parametrize("timesteps", [(20,), (100, 600)])
+def test_adapters_tell_timesteps(timesteps):
+    victim = make_victim(timesteps, model_config=ADAPTED)
+    assert recover_timesteps(InversionProblem(victim.observation, "cpu")).timesteps.tolist() == list(timesteps)
+
+
+def test_once_the_second_matrix_is_not_zero_the_first_tells_them_too():
+    victim = make_victim(model_config=ADAPTED)
+    circumstances, weights = victim.observation.circumstances, dict(victim.observation.weights)
+    weights |= {name: 0.1 * torch.randn_like(value) for name, value in weights.items() if "lora_B" in name}
+    model = diffusion.build_model(ADAPTED)
+    model.load_state_dict(weights)
+    scheduler = diffusion.build_scheduler(circumstances.scheduler)
+    gradient = diffusion.gradient(model, scheduler, victim.images, victim.noise, victim.timesteps)
+    update = {name: value for name, value in gradient.items() if "lora_A" in name}
+    problem = InversionProblem(Observation(circumstances, weights, update), "cpu")
+    assert recover_timesteps(problem).timesteps.tolist() == [400]
+
+
+def test_the_image_behind_some_of_the_parameters_is_found():
+    def some(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in update.items() if "conv" in name or "time_emb" in name}
+
+    victim = make_victim(defend=some)
+    assert 0 < len(victim.observation.update) < len(victim.observation.weights)
+    found = create("residual", {"precision": 1e-3}).reconstruct(victim.observation, seed=0)
+    assert victim.psnr(found.images) > 40
