@@ -34,8 +34,8 @@ from fl_sim.config import flower_run_directory
 from fl_sim.defences.privacy import Privacy
 from fl_sim.federation import RepeatableGrid, RoundLog
 from fl_sim.images import partition
-from strategies.curious_peers import CuriousPeers
 from fl_sim.wire import whole_model
+from strategies.curious_peers import CuriousPeers
 from strategies.ema import WeightAverage
 from strategies.gossip import Gossip
 from strategies.honest_but_curious import HonestButCurious
@@ -109,10 +109,10 @@ class _Run:
         self._grid.partitions()
         # The clients have answered, so Ray is up: workers import torch while the clients train.
         pool.warm_up()
-        defence, recipe = self._experiment.defence, self._experiment.recipe
-        told = defence.disclosure(recipe) if attack.knows_defence else {}
+        defence = self._experiment.defence
+        told = defence.disclosure(self._recipe) if attack.knows_defence else {}
         strategy = self._experiment.strategy
-        known: dict[str, Any] = {"recipe": recipe, "defence": Defence(**told) if told else None, "sink": sink}
+        known: dict[str, Any] = {"defence": Defence(**told) if told else None, "sink": sink}
         if isinstance(strategy, Gossip):
             return CuriousPeers(strategy, settings.federation.curious_peers, **known)
         return HonestButCurious(strategy, sum_only=defence.sum_only, **known)

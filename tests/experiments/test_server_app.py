@@ -155,6 +155,13 @@ def test_epochs_a_falling_learning_rate_and_an_average_on_the_server(run: Run) -
     assert any(not torch.equal(value, average[name]) for name, value in final.items())
 
 
+def test_what_the_strategy_asks_of_the_clients_is_in_the_captures(run: Run) -> None:
+    prox = ("strategy.name=FedProx", "strategy.args.proximal_mu=0.5", "client.update=weights", "client.local_steps=2")
+    directory = run("run", GUESSING, "federation.rounds=1", *prox)
+    seen = Observation.load(directory.captures / "round-0001-client-0000.safetensors").circumstances
+    assert seen.local_optimizer.proximal_mu == 0.5
+
+
 def test_a_client_that_fails_in_one_round_is_named_in_table_and_report(tmp_path: Path) -> None:
     settings = tiny_settings(GUESSING)
     honest = build_client_app(settings)
