@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from attacks.observation import CaptureError, Observation, ThreatModel
+from attacks.observation import CaptureError, Observation, Sighting, ThreatModel
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
 
@@ -151,3 +151,11 @@ def test_private_configuration_keys_are_ignored(tmp_path, victim):
 def test_an_update_of_a_part_of_the_parameters_is_accepted(victim):
     update = {WEIGHT: victim.observation.update[WEIGHT]}
     assert replace(victim.observation, update=update).update == update
+
+
+def test_a_sighting_says_who_was_seen_and_by_whom_and_makes_a_file_name():
+    assert Sighting(1, 3).stem == "round-0001-client-0003"
+    assert Sighting(1, 3, 5).stem == "round-0001-client-0003-peer-0005"
+    assert Sighting(1, -1).stem == "round-0001-sum"
+    assert str(Sighting(1, 3, 5)) == "round 1 client 3 seen by peer 5"
+    assert str(Sighting(1, -1)) == "round 1 sum of clients"

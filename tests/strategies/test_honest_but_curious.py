@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Array, Error, Message, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg, FedMedian, FedProx, Strategy
 
 from attacks.attack import AttackError
@@ -134,6 +134,73 @@ def test_a_sum_over_clients_that_took_different_numbers_of_steps_is_not_observed
     run(HonestButCurious(FedAvg(), sink=notes, sum_only=True), recipe, rounds=1)
     assert not notes.seen
     assert "its own number of steps" in notes.reasons[1, -1]
+
+
+@pytest.mark.parametrize(("make", "recipe"), FEDERATIONS.values(), ids=FEDERATIONS.keys())
+def test_where_clients_aggregate_securely_their_sum_is_observed_and_nothing_else(make, recipe):
+    plain, _ = run(make(), recipe, rounds=2)
+    notes = Notes()
+    watched, _ = run(HonestButCurious(make(), sum_only=True, sink=notes), recipe, rounds=2)
+    assert watched == plain
+    assert list(notes.seen) == [(1, -1), (2, -1)]
+    observation, sent = notes.seen[1, -1], initial_arrays()
+    circumstances = observation.circumstances
+    assert circumstances.num_clients == len(NODES)
+    assert circumstances.num_examples == sum(1 + node % 3 for node in NODES)
+    for name, weight in sent.to_torch_state_dict().items():
+        before = 0.0 if recipe.update == "gradient" else weight
+        replies = [made_up_update(sent, node, 1, recipe.update)[name] - before for node in NODES]
+        torch.testing.assert_close(observation.update[name], sum(replies))
+
+
+def test_a_sum_is_of_those_that_answered_and_its_dictated_draws_come_client_after_client():
+    recipe = GRADIENTS.model_copy(update={"noise_seed": 11})
+    honest, notes = client_of("gradient"), Notes()
+
+    def answer(message: Message, node: int, server_round: int) -> RecordDict | Error:
+        return Error(0, "ill") if node == NODES[1] else honest(message, node, server_round)
+
+    run(HonestButCurious(FedAvg(), sum_only=True, sink=notes), recipe, answer, rounds=1)
+    observation = notes.seen[1, -1]
+    draws = [dictated_draw(recipe, client, 1) for client in (0, 2, 3)]
+    assert torch.equal(observation.noise, torch.cat([noise for noise, _ in draws]))
+    assert torch.equal(observation.timesteps, torch.cat([timesteps for _, timesteps in draws]))
+
+
+def test_a_sum_that_cannot_be_observed_is_reported_once():
+    honest, notes = client_of("gradient"), Notes()
+
+    def answer(message: Message, node: int, server_round: int) -> RecordDict:
+        reply = honest(message, node, server_round)
+        if node == NODES[1]:
+            arrays = next(iter(reply.array_records.values()))
+            name = next(iter(arrays))
+            arrays[name] = Array(np.full(arrays[name].shape, np.nan, dtype=np.float32))
+        return reply
+
+    run(HonestButCurious(FedAvg(), sum_only=True, sink=notes), GRADIENTS, answer, rounds=1)
+    assert not notes.seen
+    assert list(notes.reasons) == [(1, -1)]
+    assert "NaN" in notes.reasons[1, -1]
+
+
+def test_weights_that_came_back_as_they_were_sent_are_not_observed():
+    honest, notes = client_of("weights"), Notes()
+
+    def answer(message: Message, node: int, server_round: int) -> RecordDict:
+        reply = honest(message, node, server_round)
+        sent, arrays = (next(iter(content.array_records.values())) for content in (message.content, reply))
+        arrays["conv_in.weight"] = sent["conv_in.weight"]
+        return reply
+
+    run(HonestButCurious(FedAvg(), sink=notes), WEIGHTS, answer, rounds=1)
+    assert set(initial_arrays()) - set(notes.seen[1, 0].update) == {"conv_in.weight"}
+
+
+def test_what_the_attacker_knows_of_a_defence_is_in_every_observation():
+    notes, defence = Notes(), Defence(noise_std=0.5)
+    run(HonestButCurious(FedAvg(), defence=defence, sink=notes), WEIGHTS, rounds=1)
+    assert {seen.circumstances.defence for seen in notes.seen.values()} == {defence}
 
 
 def test_the_private_threat_model_dictates_nothing():
