@@ -33,7 +33,7 @@ from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import Space, spaces
 from attacks.sample_misfit import sample_misfits
-from attacks.sign_matching import sign_distance
+from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts
 from attacks.weighing import distance_for, noise_floor
 
@@ -78,7 +78,8 @@ class Residual(Attack):
         """Find (x_t, r) by L-BFGS from several starts and compute the image from them."""
         possible = spaces(problem)
         solved_below = (self.precision / max(space.amplification for space in possible)) ** 2
-        found_below = max(_FOUND * solved_below, noise_floor(problem, self.balance))
+        floor = sign_floor(_TEMPERATURES[0]) if problem.signs_only else noise_floor(problem, self.balance)
+        found_below = max(_FOUND * solved_below, floor)
         budget = int(self.max_evaluations * math.sqrt(problem.samples))
         simulates = problem.circumstances.local_steps > 1 and problem.scale_known
         before_simulation = budget // 2 if simulates else budget

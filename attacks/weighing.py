@@ -46,7 +46,7 @@ def balanced_weights(gradient: Mapping[str, Tensor], uncertainty: Mapping[str, T
 
 def noise_floor(problem: InversionProblem, balance: float) -> float:
     """The matching loss that the true unknowns are expected to have, from the noise that the server knows of."""
-    if problem.signs_only or not problem.scale_known:
+    if not problem.scale_known:
         return 0.0
     weights = balanced_weights(problem.gradient, problem.uncertainty, balance)
     deviations = flatten(list(problem.uncertainty.values()))

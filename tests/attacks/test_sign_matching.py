@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attacks.sign_matching import sign_distance
+from attacks.sign_matching import sign_distance, sign_floor
 
 
 def vectors() -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -38,3 +38,12 @@ def test_entries_without_a_sign_are_left_out():
     flipped = flat.clone()
     flipped[3] *= -1
     torch.testing.assert_close(distance(flipped, flat)[0], distance(flat, flat)[0])
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_right_signs_end_below_the_floor_and_random_ones_far_above(temperature):
+    source = torch.Generator().manual_seed(0)
+    gradient = torch.randn(5000, generator=source)
+    right, _ = sign_distance([gradient.sign()], temperature)(gradient, gradient)
+    random, _ = sign_distance([torch.randn(5000, generator=source).sign()], temperature)(gradient, gradient)
+    assert right < sign_floor(temperature) < random / 5
