@@ -199,6 +199,22 @@ def timesteps(
         console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
 
 
+@bench.command("many-clients")
+def many_clients(
+    clients: Annotated[int, typer.Option(min=1)] = 200,
+    per_round: Annotated[int, typer.Option(min=1, help="How many of them train in a round.")] = 10,
+    rounds: Annotated[int, typer.Option(min=6, help="Of every federation; figures are from the fifth on.")] = 20,
+    turns: Annotated[int, typer.Option(min=1, help="Pairs of federations, without attacks and with.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
+) -> None:
+    """Run a federation of many clients and see whether its memory grows or attacks hold up its rounds."""
+    directory = out or Path("runs") / f"bench-{_now()}"
+    with _one_line_errors("stopped"):
+        from experiments.bench.many_clients import bench_many_clients
+
+        bench_many_clients(clients, per_round, rounds, turns, directory, console)
+
+
 def main() -> None:
     """Entry point of the ``fl-sim`` command."""
     app()

@@ -95,7 +95,11 @@ class _Run:
         settings = self._experiment.settings
         attack = settings.attack
         pool = AttackPool(
-            attack.workers, threads=attack.threads, gpus_per_worker=attack.gpus_per_worker, timeout=attack.timeout
+            attack.workers,
+            threads=attack.threads,
+            gpus_per_worker=attack.gpus_per_worker,
+            timeout=attack.timeout,
+            queue_limit=attack.queue_limit,
         )
         sink = DirectorySink(
             self._directory.path,

@@ -22,6 +22,7 @@ class AttackSettings(Section):
     knows_defence: bool = True
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     workers: int = Field(2, ge=1)
+    queue_limit: int | None = Field(None, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0, allow_inf_nan=False)
     threads: int = Field(1, ge=1)
     timeout: Positive = 600.0

@@ -248,7 +248,10 @@ def run_federation(
 
     # Imported late: it brings in half of Flower, which the command line's help and the clients do without.
     from flwr.simulation import run_simulation
+    from flwr.simulation.ray_transport.ray_actor import ClientAppActor
 
+    # What Flower ends its actors with looks like a death to Ray: not that too is to be retried (see _RESTARTS).
+    ClientAppActor.__ray_metadata__.method_meta.max_task_retries["terminate"] = 0  # type: ignore[attr-defined]
     if not verbose:
         # What goes wrong is raised, once; Flower would also log every client's traceback.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
