@@ -25,6 +25,7 @@ from experiments.cli import app
 from fl_sim.client_app import local_training, private_draw
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence as ClientDefence
+from fl_sim.local_grid import Client
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 from tests.fl_sim.federations import LocalGrid
@@ -48,13 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class Wire(LocalGrid):
-    """A Grid that keeps everything that reaches the server, and the clients' states from message to message."""
+    """A Grid that keeps everything that reaches the server."""
 
-    def __init__(self, client_app: object, clients: int) -> None:
-        super().__init__(client_app, clients)  # type: ignore[arg-type]
-        self.contexts = {
-            node: Context(1, node, {"partition-id": client}, RecordDict(), {}) for node, client in self.nodes.items()
-        }
+    def __init__(self, client_app: Client, clients: int) -> None:
+        super().__init__(client_app, clients)
         self.received: list[tuple[int, RecordDict]] = []
 
     def send_and_receive(self, messages: list[Message], *, timeout: float | None = None) -> list[Message]:

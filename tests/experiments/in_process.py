@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from attacks.attack import create
@@ -16,9 +16,8 @@ from experiments.run_directory import RunDirectory
 from experiments.server_app import build_server_app, run_progress
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
+from fl_sim.local_grid import Client
 from tests.fl_sim.federations import LocalGrid
-
-Client = Callable[[Message, Context], Message]
 
 
 class PoolInThisProcess:

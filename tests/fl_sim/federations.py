@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from fl_sim import diffusion
+from fl_sim import diffusion, local_grid
 from fl_sim.config import Settings, load_settings
+from fl_sim.local_grid import Client
 from fl_sim.wire import Recipe
 
 
@@ -41,46 +39,30 @@ def node_context(partition: int) -> Context:
     )
 
 
-class LocalGrid(Grid):
+class LocalGrid(local_grid.LocalGrid):
     """Random node ids and replies in random order, as Flower has them; ``chance`` seeds both.
 
     A reason in ``errors`` replaces a client's reply; an empty one loses it.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int, chance: int = 0) -> None:
+    def __init__(self, client_app: Client, clients: int, chance: int = 0) -> None:
         source = self.source = random.Random(chance)
-        self.client_app = client_app
-        self.nodes = {source.getrandbits(63): client for client in source.sample(range(clients), clients)}
+        super().__init__(client_app, [source.getrandbits(63) for _ in range(clients)])
         self.errors: dict[int, str] = {}
-        self.replies: list[Message] = []
-
-    @property
-    def run(self) -> Run:
-        return Run.create_empty(1)
-
-    def set_run(self, run: Run) -> None: ...
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
 
     def get_node_ids(self) -> list[int]:
-        return list(self.nodes)
+        return self.source.sample(list(self.nodes), len(self.nodes))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
         self.source.shuffle(messages)
-        for number, message in enumerate(messages):
-            message.metadata.__dict__["_message_id"] = str(number)
-            client = self.nodes[message.metadata.dst_node_id]
-            if message.metadata.message_type == "train" and client in self.errors:
-                if self.errors[client]:
-                    self.replies.append(Message(Error(code=0, reason=self.errors[client]), reply_to=message))
-                continue
-            self.replies.append(self.client_app(message, node_context(client)))
-        return [message.metadata.message_id for message in messages]
+        return super().push_messages(messages)
+
+    def answer(self, message: Message) -> Message | None:
+        reason = self.errors.get(self.nodes[message.metadata.dst_node_id])
+        if message.metadata.message_type != "train" or reason is None:
+            return super().answer(message)
+        return Message(Error(code=0, reason=reason), reply_to=message) if reason else None
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self.replies.pop()] if self.replies else []
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        raise NotImplementedError
