@@ -18,12 +18,13 @@ BASELINE = "gidm-published"
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text, whoever shows it; ``notes`` go below it."""
+    """A table as text, whoever shows it; ``notes`` go below it, ``brief`` are the headings that matter most."""
 
     title: str
     headings: tuple[str, ...]
     rows: list[tuple[str, ...]]
     notes: list[str]
+    brief: tuple[str, ...] = ()
 
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
@@ -50,9 +51,9 @@ _HEADINGS = (
 )
 
 _BRIEF = ("case", "attack", "dB", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps", f"to {REACHED_DB:.0f} dB")
-"""What a terminal of less than _WIDE columns shows of them."""
 
 _WIDE = 130
+"""Terminals with fewer columns show a table in brief."""
 
 
 def _suite_table(suite: str, summaries: Sequence[Summary]) -> Table:
@@ -61,7 +62,7 @@ def _suite_table(suite: str, summaries: Sequence[Summary]) -> Table:
         for summary in summaries
         for reason, count in summary.failures.items()
     ]
-    return Table(suite, _HEADINGS, [_suite_row(summary) for summary in summaries], notes)
+    return Table(suite, _HEADINGS, [_suite_row(summary) for summary in summaries], notes, _BRIEF)
 
 
 def _suite_row(summary: Summary) -> tuple[str, ...]:
@@ -106,8 +107,8 @@ def markdown(table: Table) -> str:
 
 def rich_table(table: Table, width: int) -> RichTable:
     """The table for a terminal of that many columns; where they are few, the most important figures."""
-    brief = width < _WIDE and table.headings == _HEADINGS
-    chosen = [index for index, heading in enumerate(table.headings) if not brief or heading in _BRIEF]
+    shown_headings = table.brief if table.brief and width < _WIDE else table.headings
+    chosen = [index for index, heading in enumerate(table.headings) if heading in shown_headings]
     shown = RichTable(
         title=table.title,
         title_justify="left",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.cases import Case
-from experiments.bench.jobs import Row
+from experiments.bench.measuring import Row
 from experiments.leakage import OK
 from experiments.summary import RECOGNISABLE_DB
 

@@ -16,7 +16,7 @@ from rich.progress import track
 from attacks.problem import InversionProblem
 from attacks.timesteps import RecoveredTimesteps, recover_timesteps
 from experiments.bench.cases import Case
-from experiments.bench.jobs import device_name
+from experiments.bench.measuring import device_name
 from experiments.bench.pages import Table, markdown, rich_table, where
 from experiments.bench.processes import side_by_side
 from experiments.bench.victims import make_victim

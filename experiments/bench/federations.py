@@ -1,0 +1,202 @@
+"""The benchmark of the defences, one measurement: a federation is trained, attacked, and its model looked at.
+
+Nothing of it is played: client, defence, strategy and curious server are those of a run, in one process.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from attacks.attack import Reconstruction
+from attacks.observation import Defence, Observation, Sighting, ThreatModel
+from experiments.bench.jobs import attempt, compared
+from experiments.bench.measuring import Row, device_name, software
+from experiments.experiment import Experiment, prepare
+from experiments.leakage import Truth, client_truth, summed_truth
+from experiments.server_app import privacy_spent
+from experiments.settings import ExperimentSettings
+from experiments.utility import DISTANCE, LOSS, Utility
+from fl_sim.client_app import build_client_app
+from fl_sim.config import load_settings, resolve
+from fl_sim.draws import derive_seed
+from fl_sim.federation import RepeatableGrid, RoundLog
+from fl_sim.local_grid import LocalGrid
+from strategies.honest_but_curious import HonestButCurious
+
+UNDEFENDED = {
+    "data": {"photographs": ["hopper", "ihc"], "image_size": 16},
+    "model": {"checkpoint": "none"},
+    "federation": {"clients": 4},
+    "strategy": {"name": "FedSGD", "args": {"optimizer": "adam", "lr": 1e-3}},
+}
+"""The settings of a federation without a defence: from an untrained model, so that a short training already shows what
+a defence costs, and on photographs that no attack was tuned on."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A defence, or another way to train, under the name and the ``strength`` that it has in the table.
+
+    ``overrides`` are the settings in which it differs from UNDEFENDED, as ``fl-sim run --set`` takes them; ``images``
+    are those behind what the server sees at once; ``quick`` setups are in the quick benchmark.
+    """
+
+    name: str
+    strength: str = ""
+    overrides: tuple[str, ...] = ()
+    images: int = 1
+    quick: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One federation of so many ``rounds``; in those of ``attacked``, the first so many ``victims`` are attacked."""
+
+    setup: Setup
+    rounds: int
+    attacked: tuple[int, ...]
+    victims: int
+    seed: int
+    attack: str = "residual"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def identity(self) -> Row:
+        """What makes two measurements the same one, as the first part of their row."""
+        return {
+            "defence": self.setup.name,
+            "strength": self.setup.strength,
+            "overrides": self.setup.overrides,
+            "rounds": self.rounds,
+            "attacked": self.attacked,
+            "victims": self.victims,
+            "attack": self.attack,
+            "arguments": self.arguments,
+            "seed": self.seed,
+            "device": device_name(self.device),
+            "software": software(),
+        }
+
+    def settings(self) -> ExperimentSettings:
+        """Those of the federation; no attack is told the seed that the clients draw from."""
+        private = derive_seed(self.seed, "clients")
+        given = [f"seed={self.seed}", f"client.seed={private}", f"federation.rounds={self.rounds}"]
+        return resolve(load_settings(ExperimentSettings, UNDEFENDED, [*given, *self.setup.overrides]))
+
+
+def measure(job: Job) -> Row:
+    """Train with one torch thread, attack what was seen, with the defence told and not, and look at the model.
+
+    ``before`` and ``after`` are held-out loss and patch distance of the model, None where they are not finite.
+    ``privacy`` is None where nothing is proven; its epsilon is None where it is infinite.
+    """
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    experiment = prepare(job.settings())
+    utility = Utility(experiment.settings, experiment.recipe)
+    sink = SightingSink(job.attacked, job.victims)
+    started = time.perf_counter()
+    weights, rounds = _train(experiment, sink)
+    training_seconds = time.perf_counter() - started
+    privacy = privacy_spent(experiment, rounds)
+    attacks = [row for sighting, seen in sink.seen.items() for row in _attack(job, experiment, sighting, seen)]
+    return job.identity() | {
+        "disclosed": experiment.defence.disclosure(experiment.recipe),
+        "training_seconds": training_seconds,
+        "before": _figures(utility, experiment.weights),
+        "after": _figures(utility, weights),
+        "privacy": privacy and {"epsilon": _finite(privacy.epsilon), "delta": privacy.delta},
+        "attacks": attacks,
+    }
+
+
+class SightingSink:
+    """Keeps what the server saw in some rounds of the first few clients, or of their sum, or why it saw nothing."""
+
+    def __init__(self, rounds: Collection[int], clients: int) -> None:
+        self.seen: dict[Sighting, Observation | str] = {}
+        self._rounds, self._clients = rounds, clients
+
+    def observe(self, observation: Observation) -> None:
+        """Keep it, if it is wanted."""
+        circumstances = observation.circumstances
+        self._keep(Sighting(circumstances.round, circumstances.client), observation)
+
+    def failed(self, sighting: Sighting, reason: str) -> None:
+        """Keep the reason, if the observation was wanted."""
+        self._keep(sighting, reason)
+
+    def drain(self) -> None:
+        """Nothing is under way."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _keep(self, sighting: Sighting, seen: Observation | str) -> None:
+        if sighting.round in self._rounds and sighting.client < self._clients:
+            self.seen[sighting] = seen
+
+
+def _train(experiment: Experiment, sink: SightingSink) -> tuple[dict[str, Tensor], list[RoundLog]]:
+    """The weights after the last round, and who took part in which."""
+    settings, defence = experiment.settings, experiment.defence
+    clients = settings.federation.clients
+    grid = RepeatableGrid(LocalGrid(build_client_app(settings), range(1, clients + 1)), settings.seed, clients)
+    told = defence.disclosure(experiment.recipe)
+    curious = HonestButCurious(
+        experiment.strategy, defence=Defence(**told) if told else None, sum_only=defence.sum_only, sink=sink
+    )
+    result = curious.start(
+        grid,
+        ArrayRecord(experiment.weights),
+        num_rounds=settings.federation.rounds,
+        timeout=settings.federation.timeout,
+        train_config=experiment.recipe.to_config(),
+    )
+    return result.arrays.to_torch_state_dict(), grid.rounds
+
+
+def _attack(job: Job, experiment: Experiment, sighting: Sighting, seen: Observation | str) -> list[Row]:
+    """A row for the attacker who knows of the defence and one for who does not; one alone if nothing is to be known."""
+    truth = _truth(experiment, sighting)
+    seed = derive_seed(job.seed, "attack", job.attack, sighting.round, sighting.client)
+    threat = ThreatModel(experiment.settings.threat)
+    rows = []
+    for told in (True, False) if experiment.defence.disclosure(experiment.recipe) else (None,):
+        found: Reconstruction | str
+        if isinstance(seen, str):
+            found = seen
+        else:
+            found = attempt(job.attack, job.arguments, _untold(seen) if told is False else seen, seed, job.device)
+        whom = {"round": sighting.round, "client": sighting.client, "told": told}
+        rows.append(whom | compared(truth.images, truth.timesteps, found, threat))
+    return rows
+
+
+def _untold(observation: Observation) -> Observation:
+    """The same update, as it looks to who does not know of the defence."""
+    return replace(observation, circumstances=observation.circumstances.model_copy(update={"defence": None}))
+
+
+def _truth(experiment: Experiment, sighting: Sighting) -> Truth:
+    settings, recipe = experiment.settings, experiment.recipe
+    if sighting.client < 0:
+        return summed_truth(settings, recipe, range(settings.federation.clients), sighting.round)
+    return client_truth(settings, recipe, sighting.client, sighting.round)
+
+
+def _figures(utility: Utility, weights: dict[str, Tensor]) -> dict[str, float | None]:
+    figures = {LOSS: utility.loss(weights)[LOSS], DISTANCE: utility.sample(weights)[1][DISTANCE]}
+    return {name: _finite(value) for name, value in figures.items()}
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can write."""
+    return value if math.isfinite(value) else None
