@@ -7,6 +7,7 @@ the known threat model alone, where the server dictated them.
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fl_sim.diffusion import ConfigError, LocalOptimizer, build_model, build_scheduler
+from fl_sim.diffusion import ConfigError, LocalOptimizer, build_model, build_scheduler, trainable_parameters
 
 
 class ThreatModel(StrEnum):
@@ -199,13 +200,10 @@ def _check(observation: Observation) -> None:
     """Refuse whatever cannot be attacked, before an attack spends time on it."""
     circumstances = observation.circumstances
     try:
-        with torch.device("meta"):
-            model = build_model(circumstances.model)
+        expected, trainable = _layout(json.dumps(circumstances.model))
         scheduler = build_scheduler(circumstances.scheduler)
     except ConfigError as error:
         raise CaptureError(str(error)) from error
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     _check_tensors("weights", observation.weights, expected, set(expected))
     _check_tensors("update", observation.update, expected, set())
     if not observation.update:
@@ -215,6 +213,14 @@ def _check(observation: Observation) -> None:
     if not any(value.any() for value in observation.update.values()):
         raise CaptureError("update is zero everywhere: it holds no information")
     _check_known(observation, scheduler.config.num_train_timesteps)
+
+
+@cache
+def _layout(model: str) -> tuple[dict[str, torch.Size], frozenset[str]]:
+    """Shapes of a model's state and names of what it trains, by its configuration as JSON: alike in every round."""
+    with torch.device("meta"):
+        built = build_model(json.loads(model))
+    return {name: value.shape for name, value in built.state_dict().items()}, frozenset(trainable_parameters(built))
 
 
 def _check_tensors(kind: str, tensors: dict[str, Tensor], expected: dict[str, Any], required: set[str]) -> None:

@@ -5,11 +5,13 @@ Notation follows DDPM (Ho et al. 2020, arXiv 2006.11239): ``x0`` is an image in 
 ``timesteps`` are integers in 0..T-1, ``alphas_cumprod`` is the cumulative product of 1 - beta.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, Literal
 
 import diffusers
@@ -210,8 +212,13 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def trainable_names(config: Mapping[str, Any]) -> list[str]:
     """Names of the parameters that the model of ``config`` trains; it is not built in memory."""
+    return list(_trainable_names(json.dumps(dict(config))))
+
+
+@cache
+def _trainable_names(config: str) -> tuple[str, ...]:
     with torch.device("meta"):
-        return list(trainable_parameters(build_model(config)))
+        return tuple(trainable_parameters(build_model(json.loads(config))))
 
 
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:

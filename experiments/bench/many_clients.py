@@ -5,6 +5,7 @@ one for the only attack worker, whose queue is full all the time. Rounds are com
 """
 
 import json
+import os
 import resource
 import statistics
 import time
@@ -54,10 +55,13 @@ class Round:
 def bench_many_clients(clients: int, per_round: int, rounds: int, turns: int, out: Path, console: Console) -> None:
     """Measure ``turns`` pairs of federations, without attacks and with; ``out`` gets many-clients.json.
 
+    ``load_before`` in it is the number of other processes that wanted to run: with as many as cores, times mean little.
+
     Raises:
         SettingsError: if ``out`` is not an empty folder, or more clients are to train in a round than there are.
     """
     make_empty_folder(out)
+    load = os.getloadavg()[0]
     experiment = prepare(_settings(clients, per_round, rounds))
     measured: list[Round] = []
     server_app = ServerApp()
@@ -75,7 +79,12 @@ def bench_many_clients(clients: int, per_round: int, rounds: int, turns: int, ou
     run_federation(server_app, build_client_app(settings), settings, AttackResources(1))
     figures = summarise(measured)
     options = {"clients": clients, "clients_per_round": per_round, "rounds": rounds, "turns": turns}
-    about = environment() | {"device": device_name("cpu"), "options": options, "queue_limit": QUEUE_LIMIT}
+    about = environment() | {
+        "device": device_name("cpu"),
+        "options": options,
+        "queue_limit": QUEUE_LIMIT,
+        "load_before": load,
+    }
     content = {"about": about, "figures": figures, "rounds": [asdict(entry) for entry in measured]}
     write_atomically(out / "many-clients.json", lambda file: file.write_text(json.dumps(content, indent=1) + "\n"))
     console.print_json(data=figures)
