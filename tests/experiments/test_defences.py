@@ -131,9 +131,7 @@ def test_what_is_not_shared_is_not_in_the_capture(tmp_path: Path, update: tuple[
 
 
 def test_the_privacy_spent_stands_in_the_table_of_rounds_and_in_the_report(tmp_path: Path) -> None:
-    directory, _ = run(
-        tmp_path, "defence.name=clip-noise", "defence.args.noise_multiplier=4.0", "federation.rounds=2"
-    )
+    directory, _ = run(tmp_path, "defence.name=clip-noise", "defence.args.noise_multiplier=4.0", "federation.rounds=2")
     rounds = pd.read_parquet(directory.rounds)
     accountant = RDPAccountant()
     for number in (0, 1):
