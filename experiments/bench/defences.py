@@ -47,6 +47,7 @@ SETUPS = (
     Setup("none"),
     _noised("clip-noise", 0, quick=False),
     _noised("clip-noise", 0.1),
+    _noised("clip-noise", 0.3, quick=False),
     _noised("clip-noise", 1),
     _noised("clip-noise", 10),
     _noised("dp-sgd", 1, quick=False),
