@@ -14,11 +14,14 @@ noise is therefore no protection: it is found along with the image. Four things 
 - a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
   that do not fit are drawn anew while the others stay (attacks/sample_misfit.py).
 
-Several local steps are first matched as one batch and then simulated (attacks/local_steps.py).
+Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Where the timestep of a
+single image cannot be read off, it is found by matching (attacks/timestep_matching.py).
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from typing import ClassVar
 
@@ -27,17 +30,21 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
-from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.problem import InversionProblem
-from attacks.residual_spaces import Space, spaces
-from attacks.sample_misfit import sample_misfits
+from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
-from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts
+from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts, successive_halving
+from attacks.timestep_matching import match_timestep
+from attacks.timesteps import recover_timesteps
 from attacks.weighing import distance_for, noise_floor
 
 _HALVING_SLICE = 15
+_HALVING_SHARE = 1 / 64
+"""Of ``max_evaluations``, for each search in a round of the contest of timesteps."""
+_MATCHING = 4
+"""Times ``max_evaluations`` for contests of timesteps; one takes about ``max_evaluations``."""
 _FOUND = 100
 """Times the matching loss of a solved search: a start that gets there is on its way, and the others are not tried."""
 _PROMISING = 1e-2
@@ -72,36 +79,73 @@ class Residual(Attack):
     )
     balance: float = Field(1.5, ge=0, le=2, description="power of balanced_weights; 0 is the plain squared error")
     history: int = Field(300, ge=1, description="L-BFGS history; long pays, the search is ill-conditioned")
+    search_timestep: bool = Field(
+        True, description="find a single image's timestep by matching where it cannot be read off the update"
+    )
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss (attacks/matching.py)")
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find (x_t, r) by L-BFGS from several starts and compute the image from them."""
-        possible = spaces(problem)
-        solved_below = (self.precision / max(space.amplification for space in possible)) ** 2
-        floor = sign_floor(_TEMPERATURES[0]) if problem.signs_only else noise_floor(problem, self.balance)
-        found_below = max(_FOUND * solved_below, floor)
-        budget = int(self.max_evaluations * math.sqrt(problem.samples))
-        simulates = problem.circumstances.local_steps > 1 and problem.scale_known
-        before_simulation = budget // 2 if simulates else budget
         distance, *finer = self._distances(problem)
+        if self._timestep_is_hidden(problem):
+            return self._search_with_timestep(problem, generator, distance, finer)
+        possible = spaces(problem)
+        solved_below = self._solved_below(*possible)
+        found_below = self._found_below(problem, solved_below)
+        allowed = int(self.max_evaluations * math.sqrt(problem.samples))
+        simulates = problem.circumstances.local_steps > 1 and problem.scale_known
+        before_simulation = allowed // 2 if simulates else allowed
         starts = (
-            self._run(space, distance, space.start(generator, *scales))
+            self._run(space, space.start(generator, *scales), distance)
             for scales in cycle(self.starts)
             for space in possible
         )
-        found = search_starts(
-            starts, problem, before_simulation // 2, found_below if problem.samples == 1 else _PROMISING
-        )
+        good_enough = found_below if problem.samples == 1 else _PROMISING
+        found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
             below = max(found_below, _WORTH_SIMULATING if simulates else 0)
             found = self._redraw_misfits(found, distance, generator, before_simulation, below)
         if simulates:
             found = self._simulation(found, distance)
+        return self._end_well(found, allowed, solved_below, finer).outcome()
+
+    def _timestep_is_hidden(self, problem: InversionProblem) -> bool:
+        if not self.search_timestep or problem.noise is not None or problem.samples > 1:
+            return False
+        return not recover_timesteps(problem).known
+
+    def _search_with_timestep(
+        self, problem: InversionProblem, generator: torch.Generator, distance: Distance, finer: Sequence[Distance]
+    ) -> Outcome:
+        """Find the timestep of one image along with it; -1 where none explains the update."""
+        run = partial(self._run, distance=distance)
+        evaluations = math.ceil(self.max_evaluations * _HALVING_SHARE)
+        starts = (match_timestep(problem, run, generator, scales, evaluations) for scales in cycle(self.starts))
+        middle = PrivateSpace(problem, torch.tensor([problem.scheduler.config.num_train_timesteps // 2]))
+        found_below = self._found_below(problem, self._solved_below(middle))
+        found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
+        budget = problem.evaluations + self.max_evaluations // 2
+        outcome = self._end_well(found, budget, self._solved_below(found.space), finer).outcome()
+        if found.loss > found_below:
+            return replace(outcome, timesteps=torch.full_like(outcome.timesteps, -1))
+        return outcome
+
+    def _end_well(self, found: SpaceRun, budget: int, solved_below: float, finer: Sequence[Distance]) -> SpaceRun:
+        """Search on, in the end by the finer distances, while it helps at all."""
+        problem = found.space.problem
         search_on(found, problem, budget, solved_below, STANDSTILL)
         for distance in finer:
-            found = self._run(found.space, distance, found.unknowns)
+            found = self._run(found.space, found.unknowns, distance)
             search_on(found, problem, budget, solved_below, STANDSTILL)
-        return found.outcome()
+        return found
+
+    def _solved_below(self, *possible: Space) -> float:
+        return (self.precision / max(space.amplification for space in possible)) ** 2
+
+    def _found_below(self, problem: InversionProblem, solved_below: float) -> float:
+        """The matching loss of a start that is on its way."""
+        floor = sign_floor(_TEMPERATURES[0]) if problem.signs_only else noise_floor(problem, self.balance)
+        return max(_FOUND * solved_below, floor)
 
     def _distances(self, problem: InversionProblem) -> list[Distance]:
         """One to search with and, of signs, another to make the result sharper."""
@@ -109,13 +153,13 @@ class Residual(Attack):
             return [sign_distance(list(problem.gradient.values()), temperature) for temperature in _TEMPERATURES]
         return [distance_for(problem, self.balance)]
 
-    def _run(self, space: Space, distance: Distance, start: Sequence[Tensor]) -> "SpaceRun":
+    def _run(self, space: Space, start: Sequence[Tensor], distance: Distance) -> SpaceRun:
         matching = GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
         return SpaceRun(space, matching, start, self.history)
 
     def _redraw_misfits(
-        self, found: "SpaceRun", distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
-    ) -> "SpaceRun":
+        self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
+    ) -> SpaceRun:
         """Search on, and whenever that stands still draw anew the samples of the batch that do not fit."""
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
@@ -127,16 +171,16 @@ class Residual(Attack):
             redrawn = [
                 torch.where(misfits.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)
             ]
-            run = self._run(space, distance, redrawn)
+            run = self._run(space, redrawn, distance)
             search_on(run, problem, max_evaluations, below, PROGRESS)
             found = min(found, run, key=lambda run: run.loss)
         return found
 
-    def _simulation(self, found: "SpaceRun", distance: Distance) -> "SpaceRun":
+    def _simulation(self, found: SpaceRun, distance: Distance) -> SpaceRun:
         """A search that simulates the client's steps, from what was ``found`` as one batch at the weights sent.
 
         Where timesteps were read off the update it does not tell which step a sample belongs to: all ways to deal them
-        out compete, by successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) on the matching loss.
+        out compete, by successive halving on the matching loss.
         """
         space, problem = found.space, found.space.problem
         ways = assignments(problem.samples, problem.circumstances.local_steps)
@@ -146,25 +190,4 @@ class Residual(Attack):
         for way in ways:
             simulated = SimulatedTraining(problem, space.step_loss, way, distance, space.images)
             runs.append(SpaceRun(space, simulated, space.of_steps(found.unknowns, way), self.history))
-        while len(runs) > 1:
-            runs = sorted(runs, key=lambda run: run.advance(_HALVING_SLICE))[: len(runs) // 2]
-        return runs[0]
-
-
-class SpaceRun(LBFGSRun):
-    """L-BFGS on a matching loss over the unknowns of a space."""
-
-    def __init__(
-        self, space: Space, matching: GradientMatching | SimulatedTraining, start: Sequence[Tensor], history: int
-    ) -> None:
-        super().__init__(matching, start, history)
-        self.space, self.matching = space, matching
-
-    def misfits(self) -> Tensor:
-        """How badly each sample fits, [N] (attacks/sample_misfit.py)."""
-        gradient = self.matching.gradient(self.unknowns)
-        return sample_misfits(self.space.problem, self.space.timesteps, gradient)
-
-    def outcome(self) -> Outcome:
-        """Images, timesteps and matching loss of the current point."""
-        return Outcome(self.matching.images(self.unknowns), self.space.timesteps, self.matching.value(self.unknowns))
+        return successive_halving(runs, _HALVING_SLICE)

@@ -6,8 +6,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from attacks.attack import Outcome
+from attacks.lbfgs import LBFGSRun
+from attacks.local_steps import SimulatedTraining
+from attacks.matching import GradientMatching
 from attacks.problem import InversionProblem
 from attacks.revealed import momentum_weights
+from attacks.sample_misfit import sample_misfits
 from attacks.timesteps import possible_timesteps
 from fl_sim import diffusion
 
@@ -95,6 +100,16 @@ class PrivateSpace:
             prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
             return self.images_from(x_t, prediction, residual)
 
+    def at(self, timesteps: Tensor, unknowns: Sequence[Tensor]) -> tuple["PrivateSpace", list[Tensor]]:
+        """The space at other timesteps, and the same x_t and r there."""
+        other = PrivateSpace(self.problem, timesteps)
+        x_t, residual = self.noisy_images_and_residuals(unknowns)
+        return other, [(x_t / other.image_scale).detach(), (residual / other.residual_scale).detach()]
+
+    def unknowns_of(self, x_t: Tensor, residual: Tensor) -> list[Tensor]:
+        """The unknowns that stand for x_t and r, each [N,C,H,W]."""
+        return [(x_t / self.image_scale).detach(), (residual / self.residual_scale).detach()]
+
     def noisy_images_and_residuals(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """x_t and r, each [N,C,H,W]."""
         return unknowns[0] * self.image_scale, unknowns[1] * self.residual_scale
@@ -153,6 +168,25 @@ class KnownSpace:
     def images(self, unknowns: Sequence[Tensor]) -> Tensor:
         """x0 [N,C,H,W]."""
         return unknowns[0] * self.image_scale
+
+
+class SpaceRun(LBFGSRun):
+    """L-BFGS on a matching loss over the unknowns of a space."""
+
+    def __init__(
+        self, space: Space, matching: GradientMatching | SimulatedTraining, start: Sequence[Tensor], history: int
+    ) -> None:
+        super().__init__(matching, start, history)
+        self.space, self.matching = space, matching
+
+    def misfits(self) -> Tensor:
+        """How badly each sample fits, [N] (attacks/sample_misfit.py)."""
+        gradient = self.matching.gradient(self.unknowns)
+        return sample_misfits(self.space.problem, self.space.timesteps, gradient)
+
+    def outcome(self) -> Outcome:
+        """Images, timesteps and matching loss of the current point."""
+        return Outcome(self.matching.images(self.unknowns), self.space.timesteps, self.matching.value(self.unknowns))
 
 
 def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:

@@ -34,6 +34,16 @@ def search_starts(starts: Iterable[ARun], problem: InversionProblem, max_evaluat
     return min(tried, key=lambda run: run.loss)
 
 
+def successive_halving(runs: list[ARun], evaluations: int) -> ARun:
+    """The winner of rounds of so many evaluations a run, in which the better half by matching loss stays.
+
+    Jamieson and Talwalkar 2016, arXiv 1502.07943.
+    """
+    while len(runs) > 1:
+        runs = sorted(runs, key=lambda run: run.advance(evaluations))[: len(runs) // 2]
+    return runs[0]
+
+
 def search_on(run: LBFGSRun, problem: InversionProblem, max_evaluations: int, below: float, progress: float) -> None:
     """Work on a run until its loss is ``below``, it makes less ``progress`` or the budget is spent."""
     size = int(_SLICE * math.sqrt(problem.samples))

@@ -151,7 +151,9 @@ def random_update(victim: Victim, readable_timestep: bool) -> Observation:
 
 def test_a_random_update_tells_no_timestep(victim):
     with pytest.raises(AttackError, match="timesteps cannot be read off"):
-        create("residual").reconstruct(random_update(victim, readable_timestep=False), seed=7)
+        create("residual", {"search_timestep": False}).reconstruct(
+            random_update(victim, readable_timestep=False), seed=7
+        )
 
 
 def test_a_random_update_ends_at_chance_level(victim):

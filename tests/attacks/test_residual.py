@@ -163,12 +163,32 @@ def test_of_timesteps_drawn_twice_the_matching_loss_chooses():
     assert result.timesteps.tolist() == [300, 300, 700]
 
 
-def test_timesteps_that_cannot_be_told_are_one_line():
-    def unshared(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in update.items() if "time_" not in name}
+def without_time_layers(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in update.items() if "time_" not in name}
 
+
+def test_a_timestep_that_cannot_be_read_off_is_matched():
+    victim = make_victim((700,), defend=without_time_layers, model_config=WIDE)
+    result = Residual().reconstruct(victim.observation, seed=0)
+    assert result.timesteps.tolist() == [700]
+    assert victim.psnr(result.images) > 40
+
+
+def test_a_matched_timestep_that_explains_nothing_is_not_claimed():
+    noise = torch.Generator().manual_seed(0)
+
+    def replaced(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(value.shape, generator=noise) for name, value in update.items()}
+
+    result = Residual(max_evaluations=60).reconstruct(make_victim((300,), defend=replaced).observation, seed=0)
+    assert result.timesteps.tolist() == [-1]
+
+
+@pytest.mark.parametrize(("timesteps", "arguments"), [((300, 500), {}), ((300,), {"search_timestep": False})])
+def test_timesteps_that_cannot_be_told_are_one_line(timesteps, arguments):
+    victim = make_victim(timesteps, defend=without_time_layers, model_config=WIDE)
     with pytest.raises(AttackError, match=r"^timesteps cannot be read off this update \(margin 0.0\)$"):
-        Residual().reconstruct(make_victim((300,), defend=unshared, model_config=WIDE).observation, seed=0)
+        Residual(**arguments).reconstruct(victim.observation, seed=0)
 
 
 def test_the_expected_residual_is_of_the_size_of_the_true_one():
