@@ -47,10 +47,12 @@ _MATCHING = 4
 """Times ``max_evaluations`` for contests of timesteps; one takes about ``max_evaluations``."""
 _FOUND = 100
 """Times the matching loss of a solved search: a start that gets there is on its way, and the others are not tried."""
+_NEAR = 1.05
+"""Times the matching loss that noise alone leaves: the end of a search comes near it slowly."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _MISFIT = 0.1
-"""``sample_misfits`` above which a sample is drawn anew: 0.4 and more for those measured that were stuck."""
+"""Part of the largest of the ``sample_misfits`` from which on a sample is drawn anew."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _TEMPERATURES = (0.1, 0.01)
@@ -145,7 +147,7 @@ class Residual(Attack):
     def _found_below(self, problem: InversionProblem, solved_below: float) -> float:
         """The matching loss of a start that is on its way."""
         floor = sign_floor(_TEMPERATURES[0]) if problem.signs_only else noise_floor(problem, self.balance)
-        return max(_FOUND * solved_below, floor)
+        return max(_FOUND * solved_below, _NEAR * floor)
 
     def _distances(self, problem: InversionProblem) -> list[Distance]:
         """One to search with and, of signs, another to make the result sharper."""
@@ -164,12 +166,13 @@ class Residual(Attack):
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
         for scales in cycle(self.starts):
-            misfits = found.misfits().to(problem.device) > _MISFIT
-            if found.loss <= below or problem.evaluations >= max_evaluations or not misfits.any():
+            if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
+            misfits = found.misfits().to(problem.device)
+            worst = misfits >= _MISFIT * misfits.max()
             fresh = space.start(generator, *scales)
             redrawn = [
-                torch.where(misfits.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)
+                torch.where(worst.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)
             ]
             run = self._run(space, redrawn, distance)
             search_on(run, problem, max_evaluations, below, PROGRESS)
