@@ -43,8 +43,10 @@ from attacks.weighing import distance_for, noise_floor
 _HALVING_SLICE = 15
 _HALVING_SHARE = 1 / 64
 """Of ``max_evaluations``, for each search in a round of the contest of timesteps."""
-_MATCHING = 4
+_MATCHING = 2
 """Times ``max_evaluations`` for contests of timesteps; one takes about ``max_evaluations``."""
+_CLEAR = 0.1
+"""Matching loss above which noise hides which timestep is right: many explain what there is to explain."""
 _FOUND = 100
 """Times the matching loss of a solved search: a start that gets there is on its way, and the others are not tried."""
 _NEAR = 1.05
@@ -128,7 +130,7 @@ class Residual(Attack):
         found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
         budget = problem.evaluations + self.max_evaluations // 2
         outcome = self._end_well(found, budget, self._solved_below(found.space), finer).outcome()
-        if found.loss > found_below:
+        if found.loss > min(found_below, _CLEAR):
             return replace(outcome, timesteps=torch.full_like(outcome.timesteps, -1))
         return outcome
 

@@ -49,11 +49,11 @@ SETUPS = (
     _noised("clip-noise", 0.1),
     _noised("clip-noise", 0.3, quick=False),
     _noised("clip-noise", 1),
-    _noised("clip-noise", 10),
+    _noised("clip-noise", 10, quick=False),
     _noised("dp-sgd", 1, quick=False),
     _defended("dp-sgd", "noise multiplier 1", clip_norm=CLIP_NORM, noise_multiplier=1.0),
     _defended("top-k", "10 %", fraction=0.1),
-    _defended("top-k", "1 %", fraction=0.01),
+    _defended("top-k", "1 %", quick=False, fraction=0.01),
     _defended("signs", ""),
     _defended("stochastic-quantisation", "8 bits", quick=False, bits=8),
     _defended("stochastic-quantisation", "4 bits", bits=4),
@@ -69,7 +69,7 @@ SETUPS = (
 
 _ROUNDS, _QUICK_ROUNDS = 100, 30
 _VICTIMS, _QUICK_VICTIMS = 4, 2
-_QUICK_EVALUATIONS, _QUICK_EVALUATIONS_OF_SEVERAL = 1000, 500
+_QUICK_EVALUATIONS, _QUICK_EVALUATIONS_OF_SEVERAL = 800, 500
 
 
 @dataclass(frozen=True)
