@@ -10,7 +10,7 @@ demo: setup
 	$(BIN)/fl-sim run demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .
