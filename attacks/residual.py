@@ -64,7 +64,8 @@ _TEMPERATURES = (0.1, 0.01)
 class Residual(Attack):
     """Search over (x_t, r), private noise and timesteps (or over x_t alone where the server dictated them).
 
-    A start is worked on as long as its matching loss at least halves every 80 evaluations.
+    A start is worked on as long as its matching loss at least halves every 80 evaluations (times
+    the square root of the number of images).
     """
 
     name: ClassVar[str] = "residual"
@@ -104,7 +105,7 @@ class Residual(Attack):
             for scales in cycle(self.starts)
             for space in possible
         )
-        good_enough = found_below if problem.samples == 1 else _PROMISING
+        good_enough = found_below if problem.samples == 1 else max(found_below, _PROMISING)
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
             below = max(found_below, _WORTH_SIMULATING if simulates else 0)
@@ -125,8 +126,8 @@ class Residual(Attack):
         run = partial(self._run, distance=distance)
         evaluations = math.ceil(self.max_evaluations * _HALVING_SHARE)
         starts = (match_timestep(problem, run, generator, scales, evaluations) for scales in cycle(self.starts))
-        middle = PrivateSpace(problem, torch.tensor([problem.scheduler.config.num_train_timesteps // 2]))
-        found_below = self._found_below(problem, self._solved_below(middle))
+        halfway = torch.tensor([problem.scheduler.config.num_train_timesteps // 2], device=problem.device)
+        found_below = self._found_below(problem, self._solved_below(PrivateSpace(problem, halfway)))
         found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
         budget = problem.evaluations + self.max_evaluations // 2
         outcome = self._end_well(found, budget, self._solved_below(found.space), finer).outcome()
