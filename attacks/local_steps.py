@@ -17,7 +17,7 @@ from itertools import combinations, islice
 import torch
 from torch import Tensor
 
-from attacks.matching import RELATIVE_STEP, Distance, flatten
+from attacks.matching import RELATIVE_STEP, Distance, flatten, set_weights
 from attacks.problem import InversionProblem
 from attacks.revealed import momentum_weights
 
@@ -83,10 +83,10 @@ class SimulatedTraining:
         found = torch.empty_like(unknowns[0])
         try:
             for weights, samples in zip(visited, self.steps, strict=True):
-                self._set_weights(weights)
+                set_weights(self.parameters, weights)
                 found[samples] = self._images_at(unknowns)[samples].detach()
         finally:
-            self._set_weights(self.sent)
+            set_weights(self.parameters, self.sent)
         return found
 
     def _forward(self, unknowns: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]], Tensor]:
@@ -123,18 +123,13 @@ class SimulatedTraining:
 
     def _gradients(self, weights: Tensor, samples: Tensor, unknowns: Sequence[Tensor]) -> list[Tensor]:
         """Of a step's loss at ``weights``: to the weights, flat, and to each unknown."""
-        self._set_weights(weights)
+        set_weights(self.parameters, weights)
         try:
             found = torch.autograd.grad(self.step_loss(samples, unknowns), [*self.parameters, *unknowns])
         finally:
-            self._set_weights(self.sent)
+            set_weights(self.parameters, self.sent)
         count = len(self.parameters)
         return [flatten(found[:count]), *found[count:]]
-
-    def _set_weights(self, flat: Tensor) -> None:
-        with torch.no_grad():
-            chunks = flat.split([parameter.numel() for parameter in self.parameters])
-            torch._foreach_copy_(self.parameters, [c.view_as(p) for c, p in zip(chunks, self.parameters, strict=True)])
 
 
 def assignments(samples: int, steps: int) -> Iterator[list[Tensor]]:

@@ -137,22 +137,24 @@ class GradientMatching:
 
     def _unknowns_gradient(self, unknowns: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
         """grad_u l at the weights plus ``shift``; the weights are put back exactly."""
-        self._set_weights(self.weights + shift)
+        set_weights(self.parameters, self.weights + shift)
         try:
             return torch.autograd.grad(self.training_loss(unknowns), list(unknowns))
         finally:
-            self._set_weights(self.weights)
-
-    def _set_weights(self, flat: Tensor) -> None:
-        with torch.no_grad():
-            chunks = flat.split([parameter.numel() for parameter in self.parameters])
-            torch._foreach_copy_(self.parameters, [c.view_as(p) for c, p in zip(chunks, self.parameters, strict=True)])
+            set_weights(self.parameters, self.weights)
 
     def _double_backward(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         loss = self.training_loss(unknowns)
         gradient = flatten(torch.autograd.grad(loss, self.parameters, create_graph=True))
         value, direction = self.distance(gradient.detach(), self.observed)
         return value, list(torch.autograd.grad(gradient @ direction, list(unknowns)))
+
+
+def set_weights(parameters: list[Tensor], flat: Tensor) -> None:
+    """Copy a vector made by ``flatten`` back into the parameters."""
+    with torch.no_grad():
+        chunks = flat.split([parameter.numel() for parameter in parameters])
+        torch._foreach_copy_(parameters, [c.view_as(p) for c, p in zip(chunks, parameters, strict=True)])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

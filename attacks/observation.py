@@ -119,6 +119,11 @@ class Circumstances(BaseModel):
         return self
 
     @property
+    def sighting(self) -> Sighting:
+        """Whose update this is about, and who saw it."""
+        return Sighting(self.round, self.client, self.observer)
+
+    @property
     def num_samples(self) -> int:
         """Images behind the update: batch size x local steps x clients."""
         return self.batch_size * self.local_steps * self.num_clients

@@ -37,7 +37,7 @@ from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
-from attacks.timesteps import recover_timesteps
+from attacks.timesteps import HiddenTimestepsError
 from attacks.weighing import distance_for, noise_floor
 
 _HALVING_SLICE = 15
@@ -92,9 +92,12 @@ class Residual(Attack):
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find (x_t, r) by L-BFGS from several starts and compute the image from them."""
         distance, *finer = self._distances(problem)
-        if self._timestep_is_hidden(problem):
+        try:
+            possible = spaces(problem)
+        except HiddenTimestepsError:
+            if not self.search_timestep or problem.samples > 1:
+                raise
             return self._search_with_timestep(problem, generator, distance, finer)
-        possible = spaces(problem)
         solved_below = self._solved_below(*possible)
         found_below = self._found_below(problem, solved_below)
         allowed = int(self.max_evaluations * math.sqrt(problem.samples))
@@ -113,11 +116,6 @@ class Residual(Attack):
         if simulates:
             found = self._simulation(found, distance)
         return self._end_well(found, allowed, solved_below, finer).outcome()
-
-    def _timestep_is_hidden(self, problem: InversionProblem) -> bool:
-        if not self.search_timestep or problem.noise is not None or problem.samples > 1:
-            return False
-        return not recover_timesteps(problem).known
 
     def _search_with_timestep(
         self, problem: InversionProblem, generator: torch.Generator, distance: Distance, finer: Sequence[Distance]

@@ -54,7 +54,7 @@ def spaces(problem: InversionProblem) -> list[Space]:
     """Where to search: in one space, but for private timesteps of which some were drawn twice; the likeliest first.
 
     Raises:
-        AttackError: if the timesteps cannot be read off the gradient.
+        HiddenTimestepsError: if the timesteps cannot be read off the gradient.
     """
     if problem.noise is not None:
         return [KnownSpace(problem)]

@@ -23,6 +23,10 @@ MINIMAL_MARGIN = 5.0
 """Standard deviations by which a set has to be better than any other; below it the recovery says "unknown"."""
 
 
+class HiddenTimestepsError(AttackError):
+    """Timesteps that cannot be read off an update."""
+
+
 @dataclass(frozen=True)
 class RecoveredTimesteps:
     """What an update tells of its timesteps.
@@ -71,11 +75,11 @@ def possible_timesteps(problem: InversionProblem) -> list[Tensor]:
     There is one answer, but where some timesteps were drawn more than once and the update does not tell which.
 
     Raises:
-        AttackError: if the timesteps cannot be told.
+        HiddenTimestepsError: if the timesteps cannot be told.
     """
     recovered = recover_timesteps(problem)
     if not len(recovered.distinct):
-        raise AttackError(f"timesteps cannot be read off this update (margin {recovered.margin:.1f})")
+        raise HiddenTimestepsError(f"timesteps cannot be read off this update (margin {recovered.margin:.1f})")
     if recovered.known:
         return [recovered.timesteps.to(problem.device)]
     return [answer.to(problem.device) for answer in plausible_timesteps(problem, recovered.distinct)]

@@ -89,8 +89,7 @@ class DirectorySink:
 
     def observe(self, observation: Observation) -> None:
         """Write the capture and queue its attacks."""
-        circumstances = observation.circumstances
-        sighting = Sighting(circumstances.round, circumstances.client, circumstances.observer)
+        sighting = observation.circumstances.sighting
         capture = self._captures / f"{sighting.stem}.safetensors"
         _write_whole(capture, observation.save)
         if self._postpones:

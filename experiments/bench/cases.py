@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from attacks.attack import Needs, attack_class
 from attacks.observation import ThreatModel
+from experiments.utility import strata
 from fl_sim.diffusion import LocalOptimizer, unet_config
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -27,7 +28,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 GPU_NETWORKS = frozenset({"64", "128"})
 """Networks that are left out where there is no GPU."""
 
-STRATA = ((0, 20), (21, 200), (201, 500), (501, 800), (801, 950), (951, 999))
+STRATA = tuple((stratum.start, stratum.stop - 1) for stratum in strata(1000))
 KNOWN, PRIVATE = ThreatModel.KNOWN, ThreatModel.PRIVATE
 
 

@@ -126,8 +126,7 @@ class SightingSink:
 
     def observe(self, observation: Observation) -> None:
         """Keep it, if it is wanted."""
-        circumstances = observation.circumstances
-        self._keep(Sighting(circumstances.round, circumstances.client), observation)
+        self._keep(observation.circumstances.sighting, observation)
 
     def failed(self, sighting: Sighting, reason: str) -> None:
         """Keep the reason, if the observation was wanted."""

@@ -1,6 +1,5 @@
 """How often the timesteps are read off an update exactly, not told, or told wrongly, and by what margin."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -16,12 +15,12 @@ from rich.progress import track
 from attacks.problem import InversionProblem
 from attacks.timesteps import RecoveredTimesteps, recover_timesteps
 from experiments.bench.cases import Case
-from experiments.bench.measuring import device_name
+from experiments.bench.measuring import device_name, write_results
 from experiments.bench.pages import Table, markdown, rich_table, where
 from experiments.bench.processes import side_by_side
 from experiments.bench.victims import make_victim
 from experiments.checkpoint import BUNDLED
-from experiments.run_directory import environment, make_empty_folder, write_atomically
+from experiments.run_directory import environment, make_empty_folder
 from fl_sim.diffusion import LocalOptimizer
 
 
@@ -89,10 +88,9 @@ def bench_timesteps(victims: int, seed: int, jobs: int, out: Path, console: Cons
     order = [job.case.model_dump(mode="json") for job in work]
     measured.sort(key=lambda verdicts: order.index(verdicts.case))
     about = environment() | {"device": device_name("cpu"), "seed": seed}
-    content = json.dumps({"about": about, "cases": [asdict(verdicts) for verdicts in measured]}, indent=1) + "\n"
+    content = {"about": about, "cases": [asdict(verdicts) for verdicts in measured]}
     table = _table(measured)
-    write_atomically(out / "timesteps.json", lambda file: file.write_text(content))
-    write_atomically(out / "timesteps.md", lambda file: file.write_text(markdown(table), encoding="utf-8"))
+    write_results(out, "timesteps", content, markdown(table))
     console.print(rich_table(table, console.width))
 
 
