@@ -206,7 +206,7 @@ def _check(observation: Observation) -> None:
     circumstances = observation.circumstances
     try:
         expected, trainable = _layout(json.dumps(circumstances.model))
-        scheduler = build_scheduler(circumstances.scheduler)
+        num_train_timesteps = _num_train_timesteps(json.dumps(circumstances.scheduler))
     except ConfigError as error:
         raise CaptureError(str(error)) from error
     _check_tensors("weights", observation.weights, expected, set(expected))
@@ -217,7 +217,7 @@ def _check(observation: Observation) -> None:
         raise CaptureError(f"update/{min(extra)} is not a trainable parameter of the model")
     if not any(value.any() for value in observation.update.values()):
         raise CaptureError("update is zero everywhere: it holds no information")
-    _check_known(observation, scheduler.config.num_train_timesteps)
+    _check_known(observation, num_train_timesteps)
 
 
 @cache
@@ -226,6 +226,12 @@ def _layout(model: str) -> tuple[dict[str, torch.Size], frozenset[str]]:
     with torch.device("meta"):
         built = build_model(json.loads(model))
     return {name: value.shape for name, value in built.state_dict().items()}, frozenset(trainable_parameters(built))
+
+
+@cache
+def _num_train_timesteps(scheduler: str) -> int:
+    """Of a scheduler by its configuration as JSON, which this checks: alike in every round."""
+    return int(build_scheduler(json.loads(scheduler)).config.num_train_timesteps)
 
 
 def _check_tensors(kind: str, tensors: dict[str, Tensor], expected: dict[str, Any], required: set[str]) -> None:

@@ -51,13 +51,16 @@ class Space(Protocol):
 
 
 def spaces(problem: InversionProblem) -> list[Space]:
-    """Where to search: in one space, but for private timesteps of which some were drawn twice; the likeliest first.
+    """Where to search, the likeliest first: in one space, where noise is private and no timestep was drawn twice.
+
+    Where noise is known the image is the only unknown, but the search for it has local minima that a free residual
+    goes around.
 
     Raises:
         HiddenTimestepsError: if the timesteps cannot be read off the gradient.
     """
-    if problem.noise is not None:
-        return [KnownSpace(problem)]
+    if problem.noise is not None and problem.timesteps is not None:
+        return [KnownSpace(problem), PrivateSpace(problem, problem.timesteps)]
     return [PrivateSpace(problem, timesteps) for timesteps in possible_timesteps(problem)]
 
 

@@ -129,7 +129,7 @@ class _Run:
 
     def _after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower calls this with the new global weights, and once before the first round."""
-        weights = whole_model(self._recipe, arrays)
+        weights = whole_model(self._recipe, arrays.to_torch_state_dict())
         if self._average is not None:
             self._average.update(weights)
         utility = self._utility.loss(weights) if self._utility.due(server_round) else {}

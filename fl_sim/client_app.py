@@ -155,7 +155,7 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
     images, noise, timesteps = private_draw(settings, recipe, client, server_round)
-    weights = whole_model(recipe, message.content.array_records[ARRAYS])
+    weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = private_source(_private_seed(settings), client, server_round, "training")
     batch_gradient = partial(_defence(settings).batch_gradient, source=source)

@@ -122,10 +122,9 @@ def pack_reply(
     )
 
 
-def whole_model(recipe: Recipe, sent: ArrayRecord) -> dict[str, Tensor]:
+def whole_model(recipe: Recipe, sent: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's whole state: what was sent, and from ``recipe.base`` what never travels."""
-    travelling = sent.to_torch_state_dict()
-    return travelling if recipe.base is None else {**_read_base(recipe.base), **travelling}
+    return sent if recipe.base is None else {**_read_base(recipe.base), **sent}
 
 
 @cache
@@ -133,9 +132,9 @@ def _read_base(path: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def read_update(sent: dict[str, Tensor], reply: Message, recipe: Recipe) -> dict[str, Tensor]:
+def read_update(sent: dict[str, Tensor], reply: RecordDict, recipe: Recipe) -> dict[str, Tensor]:
     """The update in a reply, float32 by trainable parameter: the gradient, or weights after minus weights before."""
-    arrays = next(iter(reply.content.array_records.values())).to_torch_state_dict()
+    arrays = next(iter(reply.array_records.values())).to_torch_state_dict()
     if recipe.update == "gradient":
         return {name: value.float() for name, value in arrays.items()}
     return {name: arrays[name].float() - sent[name].float() for name in recipe.trained_names()}

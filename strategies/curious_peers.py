@@ -1,6 +1,7 @@
 """Honest-but-curious peers: they gossip exactly as told, and keep what their neighbours told them."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -9,7 +10,7 @@ from flwr.serverapp import Grid
 from attacks.observation import Sighting
 from strategies.errors import StrategyError
 from strategies.gossip import Gossip, State, average, state_in
-from strategies.honest_but_curious import HonestButCurious, View
+from strategies.honest_but_curious import HonestButCurious, View, copy_of
 from strategies.topology import among
 
 
@@ -61,7 +62,8 @@ class CuriousPeers(HonestButCurious):
                 continue  # it was down in this round, and heard nobody
             for peer, message in heard.items():
                 if peer != observer:
-                    yield View(Sighting(server_round, peer, observer), ArrayRecord(beliefs[peer]), message)
+                    sighting = Sighting(server_round, peer, observer)
+                    yield View(sighting, partial(dict, beliefs[peer]), copy_of(message.content))
             self._beliefs[observer] = self._follow(beliefs, {peer: state_in(m) for peer, m in heard.items()})
 
     def _follow(self, beliefs: dict[int, State], heard: dict[int, State]) -> dict[int, State]:

@@ -1,7 +1,9 @@
 """The honest-but-curious server: it aggregates exactly as told, and keeps what every client sent."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -32,18 +34,25 @@ from strategies.sink import DirectorySink, Sink
 
 @dataclass(frozen=True)
 class View:
-    """A reply as the curious see it: whose it is, who sees it, and the weights that they take it to belong to."""
+    """A reply as the curious see it.
+
+    Attributes:
+        sighting: whose it is, and who sees it.
+        weights: reads the weights that they take it to belong to.
+        reply: what is in it.
+    """
 
     sighting: Sighting
-    weights: ArrayRecord
-    reply: Message
+    weights: Callable[[], dict[str, Tensor]]
+    reply: RecordDict
 
 
 class HonestButCurious(Strategy):
     """Wrapper around any Flower strategy that attacks every reply and changes nothing.
 
     Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
-    with a ``start`` of its own is not supported; this one runs Flower's.
+    with a ``start`` of its own is not supported; this one runs Flower's. Rounds do not wait while a reply is read,
+    checked and written down: that happens in a thread of its own, at most one round behind.
 
     Args:
         strategy: does all the work of a server.
@@ -78,18 +87,23 @@ class HonestButCurious(Strategy):
         self._defence = defence
         self._sum_only = sum_only
         self._recipe = recipe
-        self._sent: dict[int, ArrayRecord] = {}
+        self._sent: dict[int, Callable[[], dict[str, Tensor]]] = {}
         self._numbers: dict[int, int] = {}
         self._dictated: Defence | None = None
         if sink is None:
             arguments = attacks if isinstance(attacks, Mapping) else {name: {} for name in attacks}
             sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
         self._sink = sink
+        self._observer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="observer")
+        self._observing: Future[None] | None = None
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the federation, then wait for the attacks: Ray goes down when the ServerApp returns."""
         try:
-            result = super().start(*args, **kwargs)
+            try:
+                result = super().start(*args, **kwargs)
+            finally:
+                self.wait()
             self._sink.drain()
         finally:
             self._sink.close()
@@ -100,7 +114,7 @@ class HonestButCurious(Strategy):
     ) -> Iterable[Message]:
         """Delegate, and remember what goes to whom."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._sent = {message.metadata.dst_node_id: _copy_arrays(message.content) for message in messages}
+        self._sent = _sent(messages)
         for node in sorted(self._sent):
             self._numbers.setdefault(node, len(self._numbers))
         if messages and self._recipe is None:
@@ -111,12 +125,17 @@ class HonestButCurious(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Observe every reply, then delegate: some strategies empty the replies while they aggregate."""
+        """Observe every reply, then delegate."""
         replies = list(replies)
+        self.wait()
         views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
-        for seen_at_once in [views] if self._sum_only and views else [[view] for view in views]:
-            self._observe(seen_at_once)
+        self._observing = self._observer.submit(self._observe_all, views, self._defence or self._dictated)
         return self.strategy.aggregate_train(server_round, replies)
+
+    def wait(self) -> None:
+        """Wait until every reply so far has been observed; its attacks may go on."""
+        if self._observing is not None:
+            self._observing.result()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -137,24 +156,29 @@ class HonestButCurious(Strategy):
         for reply in replies:
             node = reply.metadata.src_node_id
             client = _partition_of(reply.content, default=self._numbers[node])
-            yield View(Sighting(server_round, client), self._sent[node], reply)
+            yield View(Sighting(server_round, client), self._sent[node], copy_of(reply.content))
 
-    def _observe(self, views: Sequence[View]) -> None:
+    def _observe_all(self, views: Sequence[View], defence: Defence | None) -> None:
+        """Observe every reply, or the sum of all."""
+        for seen_at_once in [views] if self._sum_only and views else [[view] for view in views]:
+            self._observe(seen_at_once, defence)
+
+    def _observe(self, views: Sequence[View], defence: Defence | None) -> None:
         """Observe one reply, or the sum of several."""
         sighting = views[0].sighting if len(views) == 1 else replace(views[0].sighting, client=-1)
         try:
-            self._sink.observe(self._observation(sighting, views))
+            self._sink.observe(self._observation(sighting, views, defence))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
             reason = failure_reason(error)
             log(WARNING, "%s not observed: %s", sighting, reason)
             self._sink.failed(sighting, reason)
 
-    def _observation(self, sighting: Sighting, views: Sequence[View]) -> Observation:
+    def _observation(self, sighting: Sighting, views: Sequence[View], defence: Defence | None) -> Observation:
         recipe = self._recipe
         assert recipe is not None  # configure_train saw to it
         views = sorted(views, key=lambda view: view.sighting.client)
-        weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights).items()}
-        num_examples = [_num_examples(view.reply.content, recipe.samples(images=1)) for view in views]
+        weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
+        num_examples = [_num_examples(view.reply, recipe.samples(images=1)) for view in views]
         recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
         noise, timesteps = None, None
         if recipe.noise_seed is not None:
@@ -169,7 +193,7 @@ class HonestButCurious(Strategy):
                 batch_size=recipe.batch_size,
                 local_steps=recipe.local_steps,
                 local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
-                defence=self._defence or self._dictated,
+                defence=defence,
                 prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
                 image_shape=recipe.image_shape,
                 scheduler=recipe.scheduler,
@@ -190,9 +214,16 @@ def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tens
     return {name: total.float() for name, total in totals.items() if recipe.update == "gradient" or total.any()}
 
 
-def _copy_arrays(content: RecordDict) -> ArrayRecord:
-    """The first ArrayRecord, as it is now; the arrays themselves are shared, not copied."""
-    return ArrayRecord(dict(next(iter(content.array_records.values()))))
+def copy_of(content: RecordDict) -> RecordDict:
+    """The records as they are now: some strategies empty replies while they aggregate. The arrays are shared."""
+    return RecordDict({key: type(record)(dict(record)) for key, record in content.items()})  # type: ignore[arg-type]
+
+
+def _sent(messages: Sequence[Message]) -> dict[int, Callable[[], dict[str, Tensor]]]:
+    """By node, what reads the weights that were sent to it, once for all nodes that got the same record."""
+    records = {message.metadata.dst_node_id: next(iter(message.content.array_records.values())) for message in messages}
+    readers = {id(record): cache(ArrayRecord(dict(record)).to_torch_state_dict) for record in records.values()}
+    return {node: readers[id(record)] for node, record in records.items()}
 
 
 def _recipe_in(content: RecordDict) -> Recipe:

@@ -92,7 +92,7 @@ class UpdateDefence(Defence, ABC):
             source = private_source(private_seed, int(str(client)), int(str(config[ROUND])))
             recipe = Recipe.from_config(config)
             sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-            update = self.protect(read_update(sent, reply, recipe), source)
+            update = self.protect(read_update(sent, reply.content, recipe), source)
             replace_update(sent, reply, update, recipe)
             return reply
 

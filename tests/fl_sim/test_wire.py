@@ -66,8 +66,8 @@ def test_a_gradient_is_read_as_it_is_and_weights_become_a_difference() -> None:
     name = "conv_in.bias"
     after[name] = torch.full_like(after[name], 3.0, dtype=torch.float64)
     sent = {key: value.float() for key, value in after.items()} | {name: torch.full_like(after[name], 1.0)}
-    gradient = read_update(sent, reply(after), tiny_recipe())[name]
-    delta = read_update(sent, reply(after), weights_recipe())
+    gradient = read_update(sent, reply(after).content, tiny_recipe())[name]
+    delta = read_update(sent, reply(after).content, weights_recipe())
     assert gradient.dtype == delta[name].dtype == torch.float32
     assert set(gradient.tolist()) == {3.0}
     assert set(delta.pop(name).tolist()) == {2.0}
@@ -80,7 +80,7 @@ def test_a_difference_holds_trainable_parameters_only() -> None:
     after = build_model(recipe.model).state_dict()
     frozen = "time_proj.weight"
     assert frozen in after
-    assert set(read_update(after, reply(after), recipe)) == set(after) - {frozen}
+    assert set(read_update(after, reply(after).content, recipe)) == set(after) - {frozen}
 
 
 def test_arrays_cross_bit_for_bit() -> None:

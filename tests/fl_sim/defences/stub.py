@@ -16,18 +16,13 @@ PRIVATE_SEED = 11
 def own_update(recipe: Recipe, scale: float = 0.01) -> dict[str, Tensor]:
     """The update that the client would send without a defence; tensors differ in size, as gradients do."""
     source = torch.Generator().manual_seed(3)
-    names = read_update(*exchange(recipe), recipe)
+    message = train_message(recipe)
+    sent = message.content.array_records[ARRAYS].to_torch_state_dict()
+    names = read_update(sent, pack_reply(sent, 1, 0.5, 0, "cpu"), recipe)
     return {
         name: scale * (1 + index % 5) * torch.randn(value.shape, generator=source)
         for index, (name, value) in enumerate(names.items())
     }
-
-
-def exchange(recipe: Recipe) -> tuple[dict[str, Tensor], Message]:
-    """What was sent, and a reply to it that changes nothing."""
-    message = train_message(recipe)
-    sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-    return sent, Message(pack_reply(sent, 1, 0.5, 0, "cpu"), reply_to=message)
 
 
 def train_message(recipe: Recipe, server_round: int = 1) -> Message:
@@ -60,7 +55,7 @@ def sent_update(
         return Message(pack_reply(arrays, 1, 0.5, client, "cpu"), reply_to=message)
 
     reply = chosen.mod(private_seed)(message, node_context(client), train)
-    return read_update(weights, reply, recipe)
+    return read_update(weights, reply.content, recipe)
 
 
 def flat(update: dict[str, Tensor]) -> Tensor:

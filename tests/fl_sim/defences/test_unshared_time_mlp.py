@@ -18,7 +18,7 @@ def update_of(recipe: Recipe, *arguments: str) -> dict[str, Tensor]:
     settings = tiny_settings("defence.name=unshared-time-mlp", *arguments)
     message = train_message(recipe)
     sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-    return read_update(sent, build_client_app(settings)(message, node_context(1)), recipe)
+    return read_update(sent, build_client_app(settings)(message, node_context(1)).content, recipe)
 
 
 def plain(recipe: Recipe) -> dict[str, Tensor]:
