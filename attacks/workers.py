@@ -55,10 +55,15 @@ class Counts:
     done: int = 0
 
 
+_GIVES_WAY = 10
+"""Niceness of the workers: where cores are scarce the rounds come first, on which the clients are waiting."""
+
+
 class AttackWorker:
     """The actor: an attack in a process of its own, with a fixed number of torch threads."""
 
     def __init__(self, threads: int, on_gpu: bool) -> None:
+        os.nice(_GIVES_WAY)
         torch.set_num_threads(threads)
         self._on_gpu = on_gpu
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class HonestButCurious(Strategy):
 
     Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
     with a ``start`` of its own is not supported; this one runs Flower's. Rounds do not wait while a reply is read,
-    checked and written down: that happens in a thread of its own, at most one round behind.
+    checked and written down: that happens in a thread of its own while the clients of the next round train.
 
     Args:
         strategy: does all the work of a server.
@@ -95,6 +95,7 @@ class HonestButCurious(Strategy):
             sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
         self._sink = sink
         self._observer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="observer")
+        self._unobserved: Callable[[], None] | None = None
         self._observing: Future[None] | None = None
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
@@ -120,6 +121,7 @@ class HonestButCurious(Strategy):
         if messages and self._recipe is None:
             self._recipe = _recipe_in(messages[0].content)
         self._dictated = _dictated_clipping(messages)
+        self._observe_beside()
         return messages
 
     def aggregate_train(
@@ -129,11 +131,12 @@ class HonestButCurious(Strategy):
         replies = list(replies)
         self.wait()
         views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
-        self._observing = self._observer.submit(self._observe_all, views, self._defence or self._dictated)
+        self._unobserved = partial(self._observe_all, views, self._defence or self._dictated)
         return self.strategy.aggregate_train(server_round, replies)
 
     def wait(self) -> None:
         """Wait until every reply so far has been observed; its attacks may go on."""
+        self._observe_beside()
         if self._observing is not None:
             self._observing.result()
 
@@ -157,6 +160,10 @@ class HonestButCurious(Strategy):
             node = reply.metadata.src_node_id
             client = _partition_of(reply.content, default=self._numbers[node])
             yield View(Sighting(server_round, client), self._sent[node], copy_of(reply.content))
+
+    def _observe_beside(self) -> None:
+        if self._unobserved is not None:
+            self._observing, self._unobserved = self._observer.submit(self._unobserved), None
 
     def _observe_all(self, views: Sequence[View], defence: Defence | None) -> None:
         """Observe every reply, or the sum of all."""
