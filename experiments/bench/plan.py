@@ -32,7 +32,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """All measurements, the cheap ones first, and what had to be left out, in one line each."""
+    """All measurements in their order, and what had to be left out, in one line each.
+
+    The cheap attacks come first, of these the small networks, and every cell gets a victim before any gets the next: a
+    benchmark that is stopped early has a bit of everything.
+    """
 
     jobs: list[Job] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -68,7 +72,7 @@ def make_plan(options: Options) -> Plan:
     if not jobs:
         raise SettingsError("; ".join(["nothing to measure under these options", *left_out]))
     order = list(NETWORKS)
-    return Plan(sorted(jobs, key=lambda job: (job.contender.cost, order.index(job.case.network))), left_out)
+    return Plan(sorted(jobs, key=lambda job: (job.contender.cost, order.index(job.case.network), job.index)), left_out)
 
 
 def _contenders(entry: Entry, named: Sequence[Contender], options: Options) -> Iterator[Contender]:

@@ -65,6 +65,13 @@ def test_the_cheap_ones_come_first() -> None:
     assert costs == sorted(costs)
 
 
+def test_every_cell_gets_a_victim_before_any_gets_the_next() -> None:
+    jobs = [job for job in make_plan(Options(networks=["16"])).jobs if job.contender.cost == 0]
+    indices = [job.index for job in jobs]
+    assert indices == sorted(indices)
+    assert indices[-1] > 0
+
+
 def test_named_attacks_replace_the_suites_own() -> None:
     plan = make_plan(Options(only=["batch"], attacks=["gidm-plus", "tests.attacks.toy_attacks:Guess", "dlg"]))
     assert {job.contender.name for job in plan.jobs} == {"gidm-plus", "guess"}
