@@ -1,9 +1,9 @@
 """The honest-but-curious server: it aggregates exactly as told, and keeps what every client sent."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class HonestButCurious(Strategy):
 
     Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
     with a ``start`` of its own is not supported; this one runs Flower's. Rounds do not wait while a reply is read,
-    checked and written down: that happens in a thread of its own while the clients of the next round train.
+    checked and written down: that happens in a thread of its own, which is at most one round behind.
 
     Args:
         strategy: does all the work of a server.
@@ -95,18 +95,17 @@ class HonestButCurious(Strategy):
             sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
         self._sink = sink
         self._observer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="observer")
-        self._unobserved: Callable[[], None] | None = None
-        self._observing: Future[None] | None = None
+        self._observing: list[Future[None]] = []
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the federation, then wait for the attacks: Ray goes down when the ServerApp returns."""
         try:
-            try:
-                result = super().start(*args, **kwargs)
-            finally:
-                self.wait()
+            result = super().start(*args, **kwargs)
+            for observed in self._observing:
+                observed.result()
             self._sink.drain()
         finally:
+            self._observer.shutdown()
             self._sink.close()
         return result
 
@@ -121,7 +120,6 @@ class HonestButCurious(Strategy):
         if messages and self._recipe is None:
             self._recipe = _recipe_in(messages[0].content)
         self._dictated = _dictated_clipping(messages)
-        self._observe_beside()
         return messages
 
     def aggregate_train(
@@ -129,16 +127,15 @@ class HonestButCurious(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Observe every reply, then delegate."""
         replies = list(replies)
-        self.wait()
         views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
-        self._unobserved = partial(self._observe_all, views, self._defence or self._dictated)
-        return self.strategy.aggregate_train(server_round, replies)
-
-    def wait(self) -> None:
-        """Wait until every reply so far has been observed; its attacks may go on."""
-        self._observe_beside()
-        if self._observing is not None:
-            self._observing.result()
+        wait(self._observing)
+        try:
+            return self.strategy.aggregate_train(server_round, replies)
+        finally:
+            # Not earlier: threads take turns at the interpreter, and aggregation is what the round waits for.
+            defence = _both(self._defence, self._dictated)
+            for seen_at_once in [views] if self._sum_only and views else [[view] for view in views]:
+                self._observing.append(self._observer.submit(self._observe, seen_at_once, defence))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -160,15 +157,6 @@ class HonestButCurious(Strategy):
             node = reply.metadata.src_node_id
             client = _partition_of(reply.content, default=self._numbers[node])
             yield View(Sighting(server_round, client), self._sent[node], copy_of(reply.content))
-
-    def _observe_beside(self) -> None:
-        if self._unobserved is not None:
-            self._observing, self._unobserved = self._observer.submit(self._unobserved), None
-
-    def _observe_all(self, views: Sequence[View], defence: Defence | None) -> None:
-        """Observe every reply, or the sum of all."""
-        for seen_at_once in [views] if self._sum_only and views else [[view] for view in views]:
-            self._observe(seen_at_once, defence)
 
     def _observe(self, views: Sequence[View], defence: Defence | None) -> None:
         """Observe one reply, or the sum of several."""
@@ -258,6 +246,14 @@ def _dictated_clipping(messages: Sequence[Message]) -> Defence | None:
             if CLIPPING_NORM in config:
                 return Defence(clip_norm=float(str(config[CLIPPING_NORM])))
     return None
+
+
+def _both(defence: Defence | None, dictated: Defence | None) -> Defence | None:
+    """What clients do of their own accord, together with the clipping that they are told to do."""
+    if defence is None or dictated is None:
+        return defence or dictated
+    norms = [norm for norm in (defence.clip_norm, dictated.clip_norm) if norm is not None]
+    return defence.model_copy(update={"clip_norm": min(norms)})
 
 
 def _partition_of(content: RecordDict, default: int) -> int:

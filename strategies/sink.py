@@ -21,7 +21,11 @@ OnReconstruction = Callable[[Sighting, str, Result], None]
 
 
 class Sink(Protocol):
-    """What HonestButCurious hands its observations to."""
+    """What HonestButCurious hands its observations to.
+
+    ``observe`` and ``failed`` are called one at a time from a thread of its own, ``drain`` and ``close`` after that has
+    ended. What they raise ends the run, after its last round.
+    """
 
     def observe(self, observation: Observation) -> None:
         """Take one observation, without waiting for any attack."""

@@ -1,4 +1,5 @@
 import random
+import threading
 from collections import defaultdict
 
 import numpy as np
@@ -263,6 +264,69 @@ def test_the_attacks_are_awaited_before_start_returns():
     notes = Notes()
     run(HonestButCurious(FedAvg(), sink=notes), GRADIENTS, rounds=1)
     assert notes.calls == ["drain", "close"]
+
+
+def test_rounds_do_not_wait_for_observing():
+    honest, second_round = client_of("gradient"), threading.Event()
+
+    def client(message: Message, node: int, server_round: int) -> RecordDict:
+        if server_round == 2:
+            second_round.set()
+        return honest(message, node, server_round)
+
+    class Slow(Notes):
+        def observe(self, observation: Observation) -> None:
+            assert second_round.wait(timeout=10)
+            super().observe(observation)
+
+    notes = Slow()
+    run(HonestButCurious(FedAvg(), sink=notes), GRADIENTS, client, rounds=2)
+    assert notes.reasons == {}
+    assert len(notes.seen) == 2 * len(NODES)
+
+
+def test_a_federation_that_breaks_has_been_observed_up_to_then():
+    class Breaking(FedAvg):
+        def aggregate_train(self, server_round: int, replies):
+            if server_round == 2:
+                raise RuntimeError("out of memory")
+            return super().aggregate_train(server_round, replies)
+
+    notes = Notes()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(HonestButCurious(Breaking(), sink=notes), GRADIENTS, rounds=3)
+    assert {server_round for server_round, _ in notes.seen} == {1, 2}
+    assert len(notes.seen) == 2 * len(NODES)
+    assert notes.calls == ["close"]
+
+
+def test_a_sink_that_cannot_even_take_note_ends_the_run_after_its_last_round():
+    rounds = []
+
+    class Full(Notes):
+        def failed(self, sighting: Sighting, reason: str) -> None:
+            raise OSError("disk full")
+
+    class Counting(FedAvg):
+        def aggregate_train(self, server_round: int, replies):
+            rounds.append(server_round)
+            return super().aggregate_train(server_round, replies)
+
+    notes = Full(broken=True)
+    with pytest.raises(OSError, match="disk full"):
+        run(HonestButCurious(Counting(), sink=notes), GRADIENTS, rounds=3)
+    assert rounds == [1, 2, 3]
+    assert notes.calls == ["close"]
+
+
+def test_dictated_clipping_holds_beside_what_is_known_of_a_defence():
+    notes = Notes()
+    told = Defence(noise_std=0.1)
+    strategy = DifferentialPrivacyClientSideFixedClipping(
+        FedAvg(), noise_multiplier=0.1, clipping_norm=0.5, num_sampled_clients=len(NODES)
+    )
+    run(HonestButCurious(strategy, defence=told, sink=notes), WEIGHTS, rounds=1)
+    assert {seen.circumstances.defence for seen in notes.seen.values()} == {Defence(noise_std=0.1, clip_norm=0.5)}
 
 
 def test_an_unknown_attack_is_refused_at_once(tmp_path):
