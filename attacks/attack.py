@@ -47,8 +47,8 @@ class Needs(Flag):
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
     LOCAL_STEPS = auto()
     """A gradient, the delta of any number of local SGD steps, or that of a single Adam step (attacks/revealed.py)."""
-    ONE_IMAGE = auto()
-    """A single image behind the update."""
+    MAGNITUDES = auto()
+    """The gradient's entries, not their signs alone."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Attack(BaseModel, ABC):
             Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
             Needs.GRADIENT: circumstances.update == "delta" and not (sgd and circumstances.local_steps == 1),
             Needs.LOCAL_STEPS: circumstances.update == "delta" and not (sgd or circumstances.local_steps == 1),
-            Needs.ONE_IMAGE: circumstances.num_samples != 1,
+            Needs.MAGNITUDES: circumstances.defence is not None and circumstances.defence.signs,
         }
         missing = [need.name or "" for need, lacks in lacking.items() if lacks and need in self.needs]
         if missing:

@@ -26,7 +26,7 @@ class DLG(Attack):
     """Plain squared error, L-BFGS, pixels from noise, a single start."""
 
     name: ClassVar[str] = "dlg"
-    needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT
+    needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT | Needs.MAGNITUDES
 
     max_evaluations: int = Field(600, ge=1, description="budget")
     solved_below: float = Field(1e-10, gt=0, description="matching loss at which the search ends")

@@ -46,7 +46,7 @@ class GIDM(Attack):
     """Latent search under a generative prior, then pixels."""
 
     name: ClassVar[str] = "gidm"
-    needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT
+    needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT | Needs.MAGNITUDES
 
     recipe: Literal["short", "published"] = Field(
         "short", description="the paper's iterations, or fewer, with a larger step, that stop early"

@@ -28,7 +28,7 @@ class GIDMPlus(GIDM):
     """
 
     name: ClassVar[str] = "gidm-plus"
-    needs: ClassVar[Needs] = Needs.GRADIENT
+    needs: ClassVar[Needs] = Needs.GRADIENT | Needs.MAGNITUDES
 
     timestep: Literal["search", "recovered"] = Field(
         "search",

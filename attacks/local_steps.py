@@ -11,8 +11,10 @@ difference over shifted weights as in attacks/matching.py, so that one simulatio
 a step.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations, islice
+from copy import copy
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from attacks.revealed import momentum_weights
 StepLoss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """From the indices of a step's samples, int64 [B], and all unknowns to the step's training loss."""
 
-MOST_ORDERS = 720
+MOST_ORDERS = 120
 
 
 class SimulatedTraining:
@@ -56,6 +58,12 @@ class SimulatedTraining:
         self.parameters: list[Tensor] = list(problem.parameters.values())
         self.observed = flatten(list(problem.gradient.values()))
         self.sent = flatten([parameter.detach() for parameter in self.parameters])
+
+    def dealt(self, steps: Sequence[Tensor]) -> "SimulatedTraining":
+        """The same with the samples dealt to the steps in another way."""
+        other = copy(self)
+        other.steps = steps
+        return other
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """D (a detached scalar) and dD/du for each unknown; counts as one evaluation."""
@@ -132,10 +140,12 @@ class SimulatedTraining:
         return [flatten(found[:count]), *found[count:]]
 
 
-def assignments(samples: int, steps: int) -> Iterator[list[Tensor]]:
-    """The ways to deal N samples to K steps of N / K each, at most MOST_ORDERS of them; indices int64 [N / K]."""
-    ways = _deal(tuple(range(samples)), samples // steps)
-    return ([torch.tensor(step) for step in way] for way in islice(ways, MOST_ORDERS))
+def assignments(samples: int, steps: int, generator: torch.Generator) -> list[list[Tensor]]:
+    """The ways to deal N samples to K steps of N / K each, indices int64 [N / K]; MOST_ORDERS at random of more."""
+    size = samples // steps
+    if math.factorial(samples) // math.factorial(size) ** steps > MOST_ORDERS:
+        return [list(torch.randperm(samples, generator=generator).split(size)) for _ in range(MOST_ORDERS)]
+    return [[torch.tensor(step) for step in way] for way in _deal(tuple(range(samples)), size)]
 
 
 def _deal(samples: tuple[int, ...], size: int) -> Iterator[list[tuple[int, ...]]]:

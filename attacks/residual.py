@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle
 from typing import ClassVar
 
 import torch
@@ -101,7 +101,8 @@ class Residual(Attack):
         solved_below = self._solved_below(*possible)
         found_below = self._found_below(problem, solved_below)
         allowed = int(self.max_evaluations * math.sqrt(problem.samples))
-        simulates = problem.circumstances.local_steps > 1 and problem.scale_known
+        one_client = problem.circumstances.num_clients == 1
+        simulates = one_client and problem.circumstances.local_steps > 1 and problem.scale_known
         before_simulation = allowed // 2 if simulates else allowed
         starts = (
             self._run(space, space.start(generator, *scales), distance)
@@ -114,7 +115,7 @@ class Residual(Attack):
             below = max(found_below, _WORTH_SIMULATING if simulates else 0)
             found = self._redraw_misfits(found, distance, generator, before_simulation, below)
         if simulates:
-            found = self._simulation(found, distance)
+            found = self._simulation(found, distance, generator)
         return self._end_well(found, allowed, solved_below, finer).outcome()
 
     def _search_with_timestep(
@@ -180,18 +181,19 @@ class Residual(Attack):
             found = min(found, run, key=lambda run: run.loss)
         return found
 
-    def _simulation(self, found: SpaceRun, distance: Distance) -> SpaceRun:
+    def _simulation(self, found: SpaceRun, distance: Distance, generator: torch.Generator) -> SpaceRun:
         """A search that simulates the client's steps, from what was ``found`` as one batch at the weights sent.
 
         Where timesteps were read off the update it does not tell which step a sample belongs to: all ways to deal them
         out compete, by successive halving on the matching loss.
         """
         space, problem = found.space, found.space.problem
-        ways = assignments(problem.samples, problem.circumstances.local_steps)
-        if problem.noise is not None:
-            ways = islice(ways, 1)  # a dictated draw comes in the order of the steps
-        runs = []
-        for way in ways:
-            simulated = SimulatedTraining(problem, space.step_loss, way, distance, space.images)
-            runs.append(SpaceRun(space, simulated, space.of_steps(found.unknowns, way), self.history))
+        in_order = list(torch.arange(problem.samples).split(problem.circumstances.batch_size))
+        simulated = SimulatedTraining(problem, space.step_loss, in_order, distance, space.images)
+        ways = [in_order]  # of a dictated draw
+        if problem.noise is None:
+            ways = assignments(problem.samples, problem.circumstances.local_steps, generator)
+        runs = [
+            SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
+        ]
         return successive_halving(runs, _HALVING_SLICE)

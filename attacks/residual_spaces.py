@@ -106,12 +106,6 @@ class PrivateSpace:
             prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
             return self.images_from(x_t, prediction, residual)
 
-    def at(self, timesteps: Tensor, unknowns: Sequence[Tensor]) -> tuple["PrivateSpace", list[Tensor]]:
-        """The space at other timesteps, and the same x_t and r there."""
-        other = PrivateSpace(self.problem, timesteps)
-        x_t, residual = self.noisy_images_and_residuals(unknowns)
-        return other, [(x_t / other.image_scale).detach(), (residual / other.residual_scale).detach()]
-
     def unknowns_of(self, x_t: Tensor, residual: Tensor) -> list[Tensor]:
         """The unknowns that stand for x_t and r, each [N,C,H,W]."""
         return [(x_t / self.image_scale).detach(), (residual / self.residual_scale).detach()]

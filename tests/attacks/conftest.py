@@ -59,7 +59,8 @@ def make_victim(
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
 
-    ``defend`` changes the update before it is sent, ``defence`` is what the server knows of that.
+    ``defend`` changes the update before it is sent, ``defence`` is what the server knows of that. Attack with another
+    seed than those near ``seed``: a start that repeats the client's noise would be a hint.
     """
     torch.manual_seed(seed)
     model = diffusion.build_model(model_config)

@@ -14,7 +14,11 @@ Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
 
 def double_problem(observation: Observation) -> InversionProblem:
     """The problem in float64; dictated noise stays as it is, float32."""
-    problem = InversionProblem(observation, "cpu")
+    return to_double(InversionProblem(observation, "cpu"))
+
+
+def to_double(problem: InversionProblem) -> InversionProblem:
+    """The same problem, its model and gradient made float64."""
     problem.model.double()
     problem.gradient = {name: value.double() for name, value in problem.gradient.items()}
     return problem

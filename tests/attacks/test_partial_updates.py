@@ -18,7 +18,7 @@ def test_the_image_behind_adapters_is_found(tmp_path):
     victim.observation.save(tmp_path / "capture.safetensors")
     seen = Observation.load(tmp_path / "capture.safetensors")
     assert all(".lora_" in name for name in seen.update)
-    found = create("residual", {"precision": 1e-3}).reconstruct(seen, seed=0)
+    found = create("residual", {"precision": 1e-3}).reconstruct(seen, seed=100)
     assert victim.psnr(found.images) > 40
 
 
@@ -47,5 +47,5 @@ def test_the_image_behind_some_of_the_parameters_is_found():
 
     victim = make_victim(defend=some)
     assert 0 < len(victim.observation.update) < len(victim.observation.weights)
-    found = create("residual", {"precision": 1e-3}).reconstruct(victim.observation, seed=0)
+    found = create("residual", {"precision": 1e-3}).reconstruct(victim.observation, seed=100)
     assert victim.psnr(found.images) > 40

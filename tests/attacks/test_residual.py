@@ -13,6 +13,7 @@ from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim
+from tests.attacks.finite_differences import assert_derivative, to_double
 
 WIDE = MODEL | {"block_out_channels": [32, 32]}
 
@@ -43,16 +44,18 @@ def test_started_at_the_truth_it_stays_there(prediction_type):
 
 def test_started_at_the_known_truth_it_stays_there(known_victim):
     problem = InversionProblem(known_victim.observation, "cpu")
-    [space] = spaces(problem)
-    run = LBFGSRun(matching_of(problem, space), [known_victim.images / space.image_scale])
-    assert run.advance(10) < 1e-9
-    torch.testing.assert_close(space.images(run.unknowns), known_victim.images, rtol=0, atol=1e-3)
+    known, private = spaces(problem)
+    truths = [known_victim.images / known.image_scale], true_unknowns(private, known_victim)
+    for space, truth in zip((known, private), truths, strict=True):
+        run = LBFGSRun(matching_of(problem, space), truth)
+        assert run.advance(10) < 1e-9
+        torch.testing.assert_close(space.images(run.unknowns), known_victim.images, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
 def test_it_finds_image_and_timestep(prediction_type):
     victim = make_victim((200,), prediction_type=prediction_type)
-    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=1)
+    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=101)
     assert victim.psnr(result.images) > 50
     assert result.timesteps.tolist() == [200]
     assert result.matching_loss < 1e-6
@@ -61,14 +64,14 @@ def test_it_finds_image_and_timestep(prediction_type):
 
 def test_it_uses_what_the_server_dictated():
     victim = make_victim((700, 150), known=True)
-    result = create("residual", {"max_evaluations": 300}).reconstruct(victim.observation, seed=1)
+    result = create("residual", {"max_evaluations": 300}).reconstruct(victim.observation, seed=101)
     assert victim.psnr(result.images) > 50
     assert result.timesteps.tolist() == [700, 150]
 
 
 def test_a_single_sgd_step_is_inverted_like_a_gradient():
     victim = make_victim((350,), optimizer=LocalOptimizer(lr=0.5, momentum=0.9))
-    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=1)
+    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=101)
     assert victim.psnr(result.images) > 40
 
 
@@ -106,14 +109,14 @@ DEFENDED = {
 @pytest.mark.parametrize(("defend", "defence", "threshold"), DEFENDED.values(), ids=DEFENDED)
 def test_it_matches_through_a_defence_that_the_server_knows(defend, defence, threshold):
     victim = make_victim((200,), defend=defend, defence=defence)
-    result = create("residual", {"max_evaluations": 900}).reconstruct(victim.observation, seed=1)
+    result = create("residual", {"max_evaluations": 900}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [200]
     assert victim.psnr(result.images) > threshold
 
 
 def test_adams_first_step_gives_the_image_away():
     victim = make_victim((350,), optimizer=LocalOptimizer(name="adam", lr=1e-2))
-    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=1)
+    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [350]
     assert victim.psnr(result.images) > 24
 
@@ -126,7 +129,7 @@ def matched_psnr(victim: Victim, images: torch.Tensor) -> float:
 def test_two_local_steps_are_told_apart_and_simulated():
     optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
     victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE)
-    result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=1)
+    result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [150, 400]
     assert matched_psnr(victim, result.images) > 35
 
@@ -159,7 +162,7 @@ def steps_mean_gradient(victim: Victim, weights: tuple[float, float]) -> dict[st
 
 def test_of_timesteps_drawn_twice_the_matching_loss_chooses():
     victim = make_victim((300, 300, 700), model_config=WIDE)
-    result = Residual(max_evaluations=600).reconstruct(victim.observation, seed=0)
+    result = Residual(max_evaluations=600).reconstruct(victim.observation, seed=100)
     assert result.timesteps.tolist() == [300, 300, 700]
 
 
@@ -169,7 +172,7 @@ def without_time_layers(update: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 def test_a_timestep_that_cannot_be_read_off_is_matched():
     victim = make_victim((700,), defend=without_time_layers, model_config=WIDE)
-    result = Residual().reconstruct(victim.observation, seed=0)
+    result = Residual().reconstruct(victim.observation, seed=100)
     assert result.timesteps.tolist() == [700]
     assert victim.psnr(result.images) > 40
 
@@ -180,7 +183,7 @@ def test_a_matched_timestep_that_explains_nothing_is_not_claimed():
     def replaced(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: torch.randn(value.shape, generator=noise) for name, value in update.items()}
 
-    result = Residual(max_evaluations=60).reconstruct(make_victim((300,), defend=replaced).observation, seed=0)
+    result = Residual(max_evaluations=60).reconstruct(make_victim((300,), defend=replaced).observation, seed=100)
     assert result.timesteps.tolist() == [-1]
 
 
@@ -188,7 +191,7 @@ def test_a_matched_timestep_that_explains_nothing_is_not_claimed():
 def test_timesteps_that_cannot_be_told_are_one_line(timesteps, arguments):
     victim = make_victim(timesteps, defend=without_time_layers, model_config=WIDE)
     with pytest.raises(AttackError, match=r"^timesteps cannot be read off this update \(margin 0.0\)$"):
-        Residual(**arguments).reconstruct(victim.observation, seed=0)
+        Residual(**arguments).reconstruct(victim.observation, seed=100)
 
 
 def test_the_expected_residual_is_of_the_size_of_the_true_one():
@@ -198,3 +201,16 @@ def test_the_expected_residual_is_of_the_size_of_the_true_one():
     rms = residual.square().mean(dim=(1, 2, 3)).sqrt()
     assert ((rms > 0.5) & (rms < 2)).all()
     assert expected_residual(space.problem, space.timesteps).shape == (2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", [PrivateSpace, KnownSpace])
+def test_the_derivative_is_the_difference_of_values(kind, prediction_type):
+    victim = make_victim((80, 600), prediction_type=prediction_type, known=True)
+    problem = InversionProblem(victim.observation, "cpu")
+    space = next(space for space in spaces(problem) if isinstance(space, kind))
+    to_double(problem)
+    for derivative, relative in (("double-backward", 1e-5), ("central", 1e-4), ("one-sided", 1e-2)):
+        matching = GradientMatching(problem, space.training_loss, distance_for(problem, balance=1.5), derivative)
+        shapes = [tuple(victim.images.shape)] * (2 if kind is PrivateSpace else 1)
+        assert_derivative(matching, shapes, relative, step=1e-5)
