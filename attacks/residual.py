@@ -62,7 +62,7 @@ _TEMPERATURES = (0.1, 0.01)
 
 
 class Residual(Attack):
-    """Search over (x_t, r), private noise and timesteps (or over x_t alone where the server dictated them).
+    """Search over (x_t, r), private noise and timesteps (or first over x_t alone, where the server dictated them).
 
     A start is worked on as long as its matching loss at least halves every 80 evaluations (times
     the square root of the number of images).

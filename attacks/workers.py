@@ -63,7 +63,8 @@ class AttackWorker:
     """The actor: an attack in a process of its own, with a fixed number of torch threads."""
 
     def __init__(self, threads: int, on_gpu: bool) -> None:
-        os.nice(_GIVES_WAY)
+        if hasattr(os, "nice"):  # not on Windows
+            os.nice(_GIVES_WAY)
         torch.set_num_threads(threads)
         self._on_gpu = on_gpu
 

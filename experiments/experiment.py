@@ -1,12 +1,23 @@
 """What a run starts from: everything that can be wrong with its settings is found here, before anything is written."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.serverapp.strategy import Bulyan, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+    Strategy,
+)
 from torch import Tensor
 
 from attacks.attack import available, create
@@ -29,6 +40,17 @@ from fl_sim.draws import derive_seed
 from fl_sim.images import load_images, partition
 from fl_sim.wire import Recipe
 from strategies.registry import build_strategy, strategy_class
+
+_NEEDS_EVERY_UPDATE = (
+    Bulyan,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,8 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     recipe = _recipe(settings, checkpoint)
     defence = registry.create(settings.defence.name, settings.defence.args)
     defence.check(recipe)
+    if defence.sum_only:
+        _check_sum_is_enough(settings, strategy)
     _check_trainable(recipe)
     return Experiment(settings, checkpoint.weights, recipe, defence, strategy)
 
@@ -186,18 +210,30 @@ def _gossip(settings: ExperimentSettings) -> Strategy:
 
 def _check_enough_clients(settings: ExperimentSettings, strategy: Strategy) -> None:
     """Bulyan (arXiv 1802.07927) combines nothing below 4 f + 3 replies, f of them malicious."""
-    while not isinstance(strategy, Bulyan):
-        inner = getattr(strategy, "strategy", None)
-        if inner is None:
-            return
-        strategy = inner
-    malicious = strategy.num_malicious_nodes
     per_round = settings.federation.clients_per_round or settings.federation.clients
-    if per_round < 4 * malicious + 3:
-        raise SettingsError(
-            f"federation.clients_per_round = {per_round}: Bulyan with strategy.args.num_malicious_nodes = {malicious} "
-            f"needs at least {4 * malicious + 3}"
-        )
+    for layer in _layers(strategy):
+        if isinstance(layer, Bulyan) and per_round < 4 * layer.num_malicious_nodes + 3:
+            raise SettingsError(
+                f"federation.clients_per_round = {per_round}: Bulyan with strategy.args.num_malicious_nodes = "
+                f"{layer.num_malicious_nodes} needs at least {4 * layer.num_malicious_nodes + 3}"
+            )
+
+
+def _check_sum_is_enough(settings: ExperimentSettings, strategy: Strategy) -> None:
+    """Where clients aggregate securely the server has nothing to take a median of, or to clip."""
+    for layer in _layers(strategy):
+        if isinstance(layer, _NEEDS_EVERY_UPDATE):
+            raise SettingsError(
+                f"defence.name = {settings.defence.name!r}: the server sees a sum, but {type(layer).__name__} needs "
+                "every client's update; allowed: FedAvg and what else takes their mean"
+            )
+
+
+def _layers(strategy: Strategy | None) -> Iterator[Strategy]:
+    """A strategy, the one that it wraps, and so on."""
+    while strategy is not None:
+        yield strategy
+        strategy = getattr(strategy, "strategy", None)
 
 
 def _known_arguments(settings: ExperimentSettings, name: str, args: dict[str, Any]) -> dict[str, Any]:

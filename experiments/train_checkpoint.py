@@ -7,7 +7,7 @@ Adam with warm-up and cosine decay, an exponential moving average of the weights
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,6 +15,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from experiments.bench.cases import NETWORKS
 from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
 from fl_sim import diffusion
 from fl_sim.draws import derive_seed, generator
@@ -27,10 +28,10 @@ WARM_UP_STEPS = 100
 AVERAGING = 0.005
 
 
-def train(image_size: int, steps: int, seed: int) -> Checkpoint:
-    """Train from random initial weights; the same arguments give the same weights on a CPU."""
+def train(model_config: dict[str, Any], steps: int, seed: int) -> Checkpoint:
+    """Train a U-Net from random initial weights; the same arguments give the same weights on a CPU."""
     scheduler_config = diffusion.scheduler_config()
-    model_config = diffusion.unet_config(image_size)
+    image_size = model_config["sample_size"]
     scheduler = diffusion.build_scheduler(scheduler_config)
     torch.manual_seed(derive_seed(seed, "weights"))
     model = diffusion.build_model(model_config)
@@ -81,13 +82,15 @@ def _random_crop(pictures: list[Tensor], size: int, source: torch.Generator) -> 
 
 def main(
     out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = BUNDLED,
-    image_size: Annotated[int, typer.Option(help="Side of the square crops in pixels.")] = 16,
+    network: Annotated[str, typer.Option(help=f"One of the benchmark's: {', '.join(NETWORKS)}.")] = "16",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops, noise and timesteps.")] = 0,
 ) -> None:
-    """Train a small DDPM on bundled photographs and write it as a checkpoint."""
+    """Train a DDPM on bundled photographs and write it as a checkpoint."""
     torch.set_num_threads(1)
-    checkpoint = train(image_size, steps, seed)
+    if network not in NETWORKS:
+        raise typer.BadParameter(f"{network}: allowed: {', '.join(NETWORKS)}", param_hint="--network")
+    checkpoint = train(NETWORKS[network], steps, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, checkpoint)
     typer.echo(f"wrote {out}: {diffusion.count_parameters(checkpoint.weights.values()):,} parameters")

@@ -45,7 +45,7 @@ class DataSettings(Section):
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
-    image_size: Literal[16, 32, 64] = 16
+    image_size: Literal[16, 32, 64, 128] = 16
     partition: Literal["iid", "dirichlet", "photo"] = "iid"
     dirichlet_alpha: Positive = 0.5
 

@@ -52,7 +52,7 @@ def make_plan(options: Options) -> Plan:
     suites = [_one_of("--only", name, SUITES) for name in options.only or SUITES]
     networks = [_one_of("--networks", name, NETWORKS) for name in options.networks or NETWORKS]
     named = [CONTENDERS.get(name) or Contender(attack_class(name).name, name) for name in options.attacks]
-    checkpoints = {"16": BUNDLED} | {str(load_checkpoint(path).image_size): path for path in options.checkpoints}
+    checkpoints = {"16": BUNDLED} | {_network_of(path): path for path in options.checkpoints}
     jobs: list[Job] = []
     left_out: list[str] = []
     for entry in (entry for suite in suites for entry in SUITES[suite] if entry.case.network in networks):
@@ -98,6 +98,15 @@ def _reason_to_leave_out(entry: Entry, device: str, checkpoints: dict[str, Path]
     if entry.case.model == "trained" and network not in checkpoints:
         return f"network {network}, trained: there is no checkpoint (--checkpoint FILE)"
     return None
+
+
+def _network_of(path: Path) -> str:
+    model = load_checkpoint(path).model
+    if model not in NETWORKS.values():
+        raise SettingsError(
+            f"--checkpoint {path}: its model is none of the benchmark's; allowed: {', '.join(NETWORKS)}"
+        )
+    return next(name for name, config in NETWORKS.items() if config == model)
 
 
 def _one_of(option: str, name: str, allowed: Mapping[str, object]) -> str:

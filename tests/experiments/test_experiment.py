@@ -79,6 +79,7 @@ def test_a_defence_that_cannot_be_is_refused_before_anything_is_written() -> Non
         (["strategy.name=FedYogi"], "FedYogi does not combine gradients"),
         (["strategy.name=Bulyan", "federation.clients=4", "strategy.args.num_malicious_nodes=1"], "at least 7"),
         (["strategy.name=FedXgbCyclic"], "unknown"),
+        (["strategy.name=FedMedian", "defence.name=secure-aggregation"], "FedMedian needs every client's update"),
     ],
 )
 def test_strategies_that_do_not_go_with_what_clients_send_are_refused(overrides: list[str], complaint: str) -> None:

@@ -54,7 +54,7 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
         ("client.btch_size=3", ["client.btch_size = 3", "unknown setting", "did you mean 'client.batch_size'?"]),
         ("fedration.clients=3", ["fedration", "did you mean 'federation'?"]),
         ("client.update=gradiant", ["client.update = 'gradiant'", "'weights'", "did you mean 'gradient'?"]),
-        ("data.image_size=20", ["data.image_size = 20", "16, 32 or 64"]),
+        ("data.image_size=20", ["data.image_size = 20", "16, 32, 64 or 128"]),
         ("client.batch_size=0", ["client.batch_size = 0", "greater than or equal to 1"]),
         ("client.lr=nan", ["client.lr = nan", "finite"]),
         ("seed=true", ["seed = True", "integer"]),

@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,13 +46,23 @@ def test_a_gpu_has_all_networks() -> None:
     assert networks == set(NETWORKS)
 
 
-def test_a_checkpoint_brings_in_the_network_of_its_size(tmp_path: Path) -> None:
-    config = unet_config(32, block_out_channels=(8, 8))
-    path = tmp_path / "mine.safetensors"
+def saved_checkpoint(path: Path, config: dict[str, Any]) -> Path:
     save_checkpoint(path, Checkpoint(dict(build_model(config).state_dict()), config, scheduler_config(), {}))
+    return path
+
+
+@pytest.mark.parametrize("network", ["32-narrow", "32"])
+def test_a_checkpoint_brings_in_its_network(network: str, tmp_path: Path) -> None:
+    path = saved_checkpoint(tmp_path / "mine.safetensors", NETWORKS[network])
     jobs = make_plan(Options(only=["strata"], checkpoints=[path])).jobs
     trained = {(job.case.network, job.checkpoint) for job in jobs if job.case.model == "trained"}
-    assert trained == {("16", BUNDLED), ("32", path)}
+    assert trained == {("16", BUNDLED), (network, path)}
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = saved_checkpoint(tmp_path / "mine.safetensors", unet_config(32, block_out_channels=(8, 8)))
+    with pytest.raises(SettingsError, match=r"mine\.safetensors: its model is none of the benchmark's; allowed: 16, "):
+        make_plan(Options(checkpoints=[path]))
 
 
 def test_attacks_contend_only_where_they_know_enough() -> None:

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from attacks.observation import Defence, ThreatModel
-from experiments.bench.cases import SUITES, Case
+from experiments.bench.cases import NETWORKS, SUITES, Case
 from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
 from experiments.checkpoint import BUNDLED
 from fl_sim import diffusion
+from fl_sim.config import DataSettings
 from fl_sim.diffusion import LocalOptimizer
-from fl_sim.images import TRAINING_PHOTOGRAPHS
+from fl_sim.images import TRAINING_PHOTOGRAPHS, load_images
 
 SEED = 5
 
@@ -115,6 +116,12 @@ def test_the_other_defences_leave_what_they_say(plain: Victim) -> None:
     signs = victim(defence="signs").observation
     assert torch.equal(flat(signs.update), clean.sign())
     assert signs.circumstances.defence == Defence(signs=True)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_there_are_images_for_every_network(network: str) -> None:
+    size = NETWORKS[network]["sample_size"]
+    assert len(load_images(DataSettings(photographs=PHOTOGRAPHS, image_size=size)).images) == 32
 
 
 def test_every_kind_of_case_makes_an_observation() -> None:
