@@ -35,12 +35,14 @@ from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
-from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts, successive_halving
+from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
 from attacks.timesteps import HiddenTimestepsError
 from attacks.weighing import distance_for, noise_floor
 
 _HALVING_SLICE = 15
+_FINALISTS = 3
+"""Orders of the local steps whose searches go on until one leads clearly: early losses mislead."""
 _HALVING_SHARE = 1 / 64
 """Of ``max_evaluations``, for each search in a round of the contest of timesteps."""
 _MATCHING = 2
@@ -115,7 +117,7 @@ class Residual(Attack):
             below = max(found_below, _WORTH_SIMULATING if simulates else 0)
             found = self._redraw_misfits(found, distance, generator, before_simulation, below)
         if simulates:
-            found = self._simulation(found, distance, generator)
+            found = self._simulation(found, distance, generator, allowed)
         return self._end_well(found, allowed, solved_below, finer).outcome()
 
     def _search_with_timestep(
@@ -181,11 +183,13 @@ class Residual(Attack):
             found = min(found, run, key=lambda run: run.loss)
         return found
 
-    def _simulation(self, found: SpaceRun, distance: Distance, generator: torch.Generator) -> SpaceRun:
+    def _simulation(
+        self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int
+    ) -> SpaceRun:
         """A search that simulates the client's steps, from what was ``found`` as one batch at the weights sent.
 
         Where timesteps were read off the update it does not tell which step a sample belongs to: all ways to deal them
-        out compete, by successive halving on the matching loss.
+        out compete, by successive halving on the matching loss and then in a race of the best few.
         """
         space, problem = found.space, found.space.problem
         in_order = list(torch.arange(problem.samples).split(problem.circumstances.batch_size))
@@ -196,4 +200,4 @@ class Residual(Attack):
         runs = [
             SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
         ]
-        return successive_halving(runs, _HALVING_SLICE)
+        return race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)

@@ -14,6 +14,10 @@ PROGRESS = 2.0
 STANDSTILL = 1 + 1e-5
 """The same for a search that is worth ending well: noise makes up most of a matching loss, and the image the rest."""
 
+_BEHIND = 2.0
+"""Times the matching loss of the first, for those who drop out of a race."""
+_GETS_ON = 1.1
+"""By how much the loss falls over two slices while a race is open: near the end a few per cent decide."""
 _SLICE = 40
 """Evaluations between two looks at a run's progress, times the square root of the number of images."""
 _PATIENCE = 4
@@ -34,14 +38,22 @@ def search_starts(starts: Iterable[ARun], problem: InversionProblem, max_evaluat
     return min(tried, key=lambda run: run.loss)
 
 
-def successive_halving(runs: list[ARun], evaluations: int) -> ARun:
-    """The winner of rounds of so many evaluations a run, in which the better half by matching loss stays.
+def successive_halving(runs: list[ARun], evaluations: int, finalists: int = 1) -> list[ARun]:
+    """Who is left of rounds of so many evaluations a run, in which the better half by matching loss stays.
 
     Jamieson and Talwalkar 2016, arXiv 1502.07943.
     """
-    while len(runs) > 1:
+    while len(runs) > finalists:
         runs = sorted(runs, key=lambda run: run.advance(evaluations))[: len(runs) // 2]
-    return runs[0]
+    return runs
+
+
+def race(runs: list[ARun], problem: InversionProblem, max_evaluations: int) -> ARun:
+    """The winner of a race in which who has twice the matching loss of the first drops out, until nobody gets on."""
+    while len(runs) > 1 and problem.evaluations < max_evaluations and any(_progresses(run, _GETS_ON) for run in runs):
+        best = min(run.advance(_SLICE) for run in runs)
+        runs = [run for run in runs if run.loss <= _BEHIND * best]
+    return min(runs, key=lambda run: run.loss)
 
 
 def search_on(run: LBFGSRun, problem: InversionProblem, max_evaluations: int, below: float, progress: float) -> None:

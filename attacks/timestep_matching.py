@@ -34,11 +34,11 @@ def match_timestep(
     last = int(problem.scheduler.config.num_train_timesteps) - 1
     spread = {round(last * (2 * k + 1) / (2 * _SPREAD)) for k in range(_SPREAD)}
     spaces = [PrivateSpace(problem, _one(problem, timestep)) for timestep in sorted(spread)]
-    best = successive_halving([run(space, space.start(generator, *scales)) for space in spaces], evaluations)
+    [best] = successive_halving([run(space, space.start(generator, *scales)) for space in spaces], evaluations)
     for distance in dict.fromkeys(max(1, round(distance * last / 999)) for distance in _DISTANCES):
         here = int(best.space.timesteps)
         neighbours = [timestep for timestep in (here - distance, here + distance) if 0 <= timestep <= last]
-        best = successive_halving([best, *(_moved(best, timestep, run) for timestep in neighbours)], evaluations)
+        [best] = successive_halving([best, *(_moved(best, timestep, run) for timestep in neighbours)], evaluations)
     return best
 
 

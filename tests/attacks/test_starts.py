@@ -2,7 +2,7 @@ import math
 from collections.abc import Sequence
 
 from attacks.problem import InversionProblem
-from attacks.starts import PROGRESS, STANDSTILL, search_on, search_starts
+from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 
 
 class ScriptedRun:
@@ -50,6 +50,37 @@ def test_the_budget_ends_the_search(victim):
 def test_a_start_that_breaks_down_is_left_at_once(victim):
     _, slices = search(InversionProblem(victim.observation, "cpu"), [math.inf, math.inf], 1000)
     assert slices == [1, 1]
+
+
+def test_in_a_race_who_falls_behind_drops_out_and_the_lead_may_change(victim):
+    problem = InversionProblem(victim.observation, "cpu")
+    late, steady, hopeless = (ScriptedRun(problem, factor) for factor in (0.7, 0.75, 0.2))
+    late.losses, steady.losses, hopeless.losses = [1.0] * 3, [0.8] * 3, [3.0] * 3
+    hopeless.factor = 0.99
+    assert race([late, steady, hopeless], problem, 10_000) is late
+    assert len(hopeless.losses) == 4
+    assert len(late.losses) == len(steady.losses) > 8
+
+
+def test_a_race_ends_when_nobody_gets_on(victim):
+    problem = InversionProblem(victim.observation, "cpu")
+    first, second = ScriptedRun(problem, 0.98), ScriptedRun(problem, 0.985)
+    assert race([first, second], problem, 10_000) is first
+    assert len(first.losses) == 4
+    assert race([second], problem, 10_000) is second
+
+
+def test_the_budget_ends_a_race(victim):
+    problem = InversionProblem(victim.observation, "cpu")
+    runs = [ScriptedRun(problem, 0.5), ScriptedRun(problem, 0.51)]
+    race(runs, problem, 200)
+    assert [len(run.losses) for run in runs] == [3, 3]
+
+
+def test_halving_leaves_as_many_finalists_as_are_asked_for(victim):
+    problem = InversionProblem(victim.observation, "cpu")
+    runs = [ScriptedRun(problem, 0.9 - 0.01 * index) for index in range(24)]
+    assert successive_halving(list(runs), 15, finalists=3) == [runs[23], runs[22], runs[21]]
 
 
 def test_a_slow_search_goes_on_until_it_stands_still(victim):
