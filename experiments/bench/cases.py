@@ -89,6 +89,7 @@ CONTENDERS = {
         Contender("residual", "residual"),
         Contender("dlg", "dlg"),
         Contender("gidm", "gidm", cost=1),
+        Contender("gidm-latent", "gidm", {"phases": "latent"}, cost=1),
         Contender("gidm-pixels", "gidm", {"phases": "pixels"}, cost=1),
         Contender("gidm-plus", "gidm-plus", cost=1),
         Contender("inverting-gradients", "inverting-gradients", cost=1),
@@ -170,7 +171,7 @@ def _sum() -> Iterator[Entry]:
 
 def _speed() -> Iterator[Entry]:
     """Both threats see the same gradients, so that one table may show who needs to know what."""
-    known = ("residual", "dlg", "gidm", "gidm-pixels", "gidm-pixels-published", "gidm-published")
+    known = ("residual", "dlg", "gidm", "gidm-latent", "gidm-pixels", "gidm-pixels-published", "gidm-published")
     yield Entry(Case(suite="speed", timesteps=(21, 800), threat=KNOWN), known, ("residual", "dlg", "gidm-pixels"))
     yield Entry(Case(suite="speed", timesteps=(21, 800)), ("residual", "gidm-plus-published"))
 
