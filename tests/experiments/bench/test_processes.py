@@ -23,7 +23,8 @@ def test_a_process_that_dies_is_one_line() -> None:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_first(ending: signal.Signals) -> None:
     code = (
-        "import time\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from experiments.bench.processes import side_by_side\n"
         "if __name__ == '__main__':\n"
         "    for _ in side_by_side(time.sleep, [0, 600, 600], 2): print('started', flush=True)\n"
