@@ -7,17 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.serverapp.strategy import (
-    Bulyan,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedMedian,
-    FedTrimmedAvg,
-    Krum,
-    MultiKrum,
-    QFedAvg,
-    Strategy,
-)
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from attacks.attack import available, create
@@ -42,14 +33,13 @@ from fl_sim.wire import Recipe
 from strategies.registry import build_strategy, strategy_class
 
 _NEEDS_EVERY_UPDATE = (
-    Bulyan,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedMedian,
-    FedTrimmedAvg,
-    Krum,
-    MultiKrum,
-    QFedAvg,
+    flower.Bulyan,
+    flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    flower.DifferentialPrivacyServerSideFixedClipping,
+    flower.FedMedian,
+    flower.FedTrimmedAvg,
+    flower.MultiKrum,  # and with it Krum
+    flower.QFedAvg,
 )
 
 
@@ -212,7 +202,7 @@ def _check_enough_clients(settings: ExperimentSettings, strategy: Strategy) -> N
     """Bulyan (arXiv 1802.07927) combines nothing below 4 f + 3 replies, f of them malicious."""
     per_round = settings.federation.clients_per_round or settings.federation.clients
     for layer in _layers(strategy):
-        if isinstance(layer, Bulyan) and per_round < 4 * layer.num_malicious_nodes + 3:
+        if isinstance(layer, flower.Bulyan) and per_round < 4 * layer.num_malicious_nodes + 3:
             raise SettingsError(
                 f"federation.clients_per_round = {per_round}: Bulyan with strategy.args.num_malicious_nodes = "
                 f"{layer.num_malicious_nodes} needs at least {4 * layer.num_malicious_nodes + 3}"

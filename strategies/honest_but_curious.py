@@ -125,10 +125,11 @@ class HonestButCurious(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Observe every reply, then delegate."""
+        """Delegate, and have the replies observed as they were: some strategies empty them while they aggregate."""
         replies = list(replies)
         views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
         wait(self._observing)
+        self._observing = [observed for observed in self._observing if observed.exception()]  # raised in the end
         try:
             return self.strategy.aggregate_train(server_round, replies)
         finally:
@@ -210,8 +211,10 @@ def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tens
 
 
 def copy_of(content: RecordDict) -> RecordDict:
-    """The records as they are now: some strategies empty replies while they aggregate. The arrays are shared."""
-    return RecordDict({key: type(record)(dict(record)) for key, record in content.items()})  # type: ignore[arg-type]
+    """The records as they are now; the arrays are shared."""
+    # A record takes back its own items, but mypy sees one of three types.
+    copies = {key: type(record)(dict(record)) for key, record in content.items()}  # type: ignore[arg-type]
+    return RecordDict(copies)
 
 
 def _sent(messages: Sequence[Message]) -> dict[int, Callable[[], dict[str, Tensor]]]:

@@ -102,11 +102,10 @@ def _reason_to_leave_out(entry: Entry, device: str, checkpoints: dict[str, Path]
 
 def _network_of(path: Path) -> str:
     model = load_checkpoint(path).model
-    if model not in NETWORKS.values():
-        raise SettingsError(
-            f"--checkpoint {path}: its model is none of the benchmark's; allowed: {', '.join(NETWORKS)}"
-        )
-    return next(name for name, config in NETWORKS.items() if config == model)
+    for name, config in NETWORKS.items():
+        if config == model:
+            return name
+    raise SettingsError(f"--checkpoint {path}: its model is none of the benchmark's; allowed: {', '.join(NETWORKS)}")
 
 
 def _one_of(option: str, name: str, allowed: Mapping[str, object]) -> str:
