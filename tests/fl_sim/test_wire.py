@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from fl_sim.diffusion import LocalOptimizer, build_model
@@ -97,3 +98,38 @@ def test_the_dictated_draw_follows_the_noise_seed_client_and_round() -> None:
     assert not torch.equal(noise, dictated_draw(recipe, 2, 6)[0])
     with pytest.raises(ValueError, match="noise_seed"):
         dictated_draw(tiny_recipe(), 2, 5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array(2.5, np.float32),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+        np.zeros((0, 3), np.float32),
+        np.arange(4, dtype=np.float16),
+    ],
+    ids=["scalar", "matrix", "fortran", "empty", "half"],
+)
+def test_arrays_are_read_as_flower_reads_them(values: np.ndarray) -> None:
+    content = RecordDict({"arrays": ArrayRecord({"w": Array(values)})})
+    update = read_update({}, content, tiny_recipe())["w"]
+    assert update.shape == values.shape
+    assert update.dtype == torch.float32
+    assert np.array_equal(update.numpy(), values)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY"),
+        Array("float32", (2,), "pickle", b""),
+        Array("float32", (2,), "numpy.ndarray", Array(np.ones(2, np.float32)).data[:-1]),
+        Array("object", (1,), "numpy.ndarray", Array(np.ones(1)).data.replace(b"'<f8'", b"'|O' ")),
+    ],
+    ids=["header only", "another format", "cut short", "objects"],
+)
+def test_what_is_no_array_of_numbers_is_refused(array: Array) -> None:
+    content = RecordDict({"arrays": ArrayRecord({"w": array})})
+    with pytest.raises((ValueError, TypeError)):
+        read_update({}, content, tiny_recipe())
