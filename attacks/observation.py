@@ -247,8 +247,9 @@ def _check_tensors(kind: str, tensors: dict[str, Tensor], expected: dict[str, An
             raise CaptureError(f"{kind}/{name} has shape {list(value.shape)}, the model has {list(expected[name])}")
         if value.dtype != torch.float32:
             raise CaptureError(f"{kind}/{name} is {value.dtype}, expected torch.float32")
-        if not torch.isfinite(value).all():
-            raise CaptureError(f"{kind}/{name} holds NaN or infinite values")
+    if tensors and not torch.cat([value.reshape(-1) for value in tensors.values()]).isfinite().all():
+        name = next(name for name, value in tensors.items() if not value.isfinite().all())
+        raise CaptureError(f"{kind}/{name} holds NaN or infinite values")
 
 
 def _check_known(observation: Observation, num_train_timesteps: int) -> None:

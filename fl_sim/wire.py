@@ -8,6 +8,7 @@ Neither images, noise, timesteps nor the private seed have a name here.
 """
 
 import math
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from io import BytesIO
 from typing import Any, Literal
@@ -135,12 +136,21 @@ def _read_base(path: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def read_update(sent: dict[str, Tensor], reply: RecordDict, recipe: Recipe) -> dict[str, Tensor]:
-    """The update in a reply, float32 by trainable parameter: the gradient, or weights after minus weights before."""
-    arrays = {name: _tensor(array) for name, array in next(iter(reply.array_records.values())).items()}
+def arrays_in(content: RecordDict) -> dict[str, Array]:
+    """What the one ArrayRecord of a message holds now: some strategies empty it while they aggregate."""
+    return dict(next(iter(content.array_records.values()), {}))
+
+
+def read_update(sent: dict[str, Tensor], arrays: Mapping[str, Array], recipe: Recipe) -> dict[str, Tensor]:
+    """The update in a reply's ``arrays``, float32 by trainable parameter: the gradient, or weights after minus before.
+
+    Raises:
+        KeyError: if weights are missing.
+        ValueError, TypeError: if an array is none of numbers.
+    """
     if recipe.update == "gradient":
-        return {name: value.float() for name, value in arrays.items()}
-    return {name: arrays[name].float() - sent[name].float() for name in recipe.trained_names()}
+        return {name: _tensor(array).float() for name, array in arrays.items()}
+    return {name: _tensor(arrays[name]).float() - sent[name].float() for name in recipe.trained_names()}
 
 
 def _tensor(array: Array) -> Tensor:

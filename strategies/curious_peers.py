@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from attacks.observation import Sighting
 from strategies.errors import StrategyError
 from strategies.gossip import Gossip, State, average, state_in
-from strategies.honest_but_curious import HonestButCurious, View, copy_of
+from strategies.honest_but_curious import HonestButCurious, View
 from strategies.topology import among
 
 
@@ -63,7 +63,7 @@ class CuriousPeers(HonestButCurious):
             for peer, message in heard.items():
                 if peer != observer:
                     sighting = Sighting(server_round, peer, observer)
-                    yield View(sighting, partial(dict, beliefs[peer]), copy_of(message.content))
+                    yield View.of(sighting, partial(dict, beliefs[peer]), message.content)
             self._beliefs[observer] = self._follow(beliefs, {peer: state_in(m) for peer, m in heard.items()})
 
     def _follow(self, beliefs: dict[int, State], heard: dict[int, State]) -> dict[int, State]:

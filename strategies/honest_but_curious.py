@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
@@ -24,6 +24,7 @@ from fl_sim.wire import (
     PARTITION,
     RECIPE,
     Recipe,
+    arrays_in,
     dictated_draw,
     read_update,
     whole_model,
@@ -39,12 +40,21 @@ class View:
     Attributes:
         sighting: whose it is, and who sees it.
         weights: reads the weights that they take it to belong to.
-        reply: what is in it.
+        arrays: what is in it, by parameter name.
+        num_examples: how many samples it says that it is about, if it does.
     """
 
     sighting: Sighting
     weights: Callable[[], dict[str, Tensor]]
-    reply: RecordDict
+    arrays: dict[str, Array]
+    num_examples: float | None
+
+    @classmethod
+    def of(cls, sighting: Sighting, weights: Callable[[], dict[str, Tensor]], content: RecordDict) -> "View":
+        """The view of a reply as it is now."""
+        stated = (record.get(NUM_EXAMPLES) for record in content.metric_records.values())
+        num_examples = next((number for number in stated if isinstance(number, int | float)), None)
+        return cls(sighting, weights, arrays_in(content), num_examples)
 
 
 class HonestButCurious(Strategy):
@@ -157,7 +167,7 @@ class HonestButCurious(Strategy):
         for reply in replies:
             node = reply.metadata.src_node_id
             client = _partition_of(reply.content, default=self._numbers[node])
-            yield View(Sighting(server_round, client), self._sent[node], copy_of(reply.content))
+            yield View.of(Sighting(server_round, client), self._sent[node], reply.content)
 
     def _observe(self, views: Sequence[View], defence: Defence | None) -> None:
         """Observe one reply, or the sum of several."""
@@ -174,7 +184,7 @@ class HonestButCurious(Strategy):
         assert recipe is not None  # configure_train saw to it
         views = sorted(views, key=lambda view: view.sighting.client)
         weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
-        num_examples = [_num_examples(view.reply, recipe.samples(images=1)) for view in views]
+        num_examples = [_num_examples(view, recipe) for view in views]
         recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
         noise, timesteps = None, None
         if recipe.noise_seed is not None:
@@ -198,7 +208,7 @@ class HonestButCurious(Strategy):
                 observer=sighting.observer,
             ),
             weights,
-            _sum([read_update(weights, view.reply, recipe) for view in views], recipe),
+            _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
             noise,
             timesteps,
         )
@@ -206,15 +216,11 @@ class HonestButCurious(Strategy):
 
 def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tensor]:
     """The sum of the updates, without weights that came back from everybody as they were sent: nobody trained them."""
-    totals = {name: torch.stack([update[name].double() for update in updates]).sum(dim=0) for name in updates[0]}
-    return {name: total.float() for name, total in totals.items() if recipe.update == "gradient" or total.any()}
-
-
-def copy_of(content: RecordDict) -> RecordDict:
-    """The records as they are now; the arrays are shared."""
-    # A record takes back its own items, but mypy sees one of three types.
-    copies = {key: type(record)(dict(record)) for key, record in content.items()}  # type: ignore[arg-type]
-    return RecordDict(copies)
+    total = updates[0]
+    if len(updates) > 1:
+        totals = {name: torch.stack([update[name].double() for update in updates]).sum(dim=0) for name in total}
+        total = {name: value.float() for name, value in totals.items()}
+    return {name: value for name, value in total.items() if recipe.update == "gradient" or value.any()}
 
 
 def _sent(messages: Sequence[Message]) -> dict[int, Callable[[], dict[str, Tensor]]]:
@@ -265,8 +271,5 @@ def _partition_of(content: RecordDict, default: int) -> int:
     return stated if isinstance(stated, int) and stated >= 0 else default
 
 
-def _num_examples(content: RecordDict, default: int) -> int:
-    for metrics in content.metric_records.values():
-        if NUM_EXAMPLES in metrics:
-            return int(metrics[NUM_EXAMPLES])  # type: ignore[arg-type]  # a scalar, or aggregation refuses the reply
-    return default
+def _num_examples(view: View, recipe: Recipe) -> int:
+    return recipe.samples(images=1) if view.num_examples is None else int(view.num_examples)

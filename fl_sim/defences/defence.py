@@ -20,7 +20,7 @@ from typing_extensions import override
 from fl_sim import diffusion
 from fl_sim.defences.privacy import Privacy
 from fl_sim.draws import derive_seed, generator
-from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, read_update, replace_update
+from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, arrays_in, read_update, replace_update
 
 Update = dict[str, Tensor]
 
@@ -92,7 +92,7 @@ class UpdateDefence(Defence, ABC):
             source = private_source(private_seed, int(str(client)), int(str(config[ROUND])))
             recipe = Recipe.from_config(config)
             sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-            update = self.protect(read_update(sent, reply.content, recipe), source)
+            update = self.protect(read_update(sent, arrays_in(reply.content), recipe), source)
             replace_update(sent, reply, update, recipe)
             return reply
 

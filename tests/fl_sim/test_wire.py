@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from fl_sim.diffusion import LocalOptimizer, build_model
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
-from fl_sim.wire import Recipe, dictated_draw, pack_reply, read_update
+from fl_sim.wire import Recipe, arrays_in, dictated_draw, pack_reply, read_update
 from tests.fl_sim.federations import tiny_recipe, weights_recipe
 
 
@@ -67,8 +67,8 @@ def test_a_gradient_is_read_as_it_is_and_weights_become_a_difference() -> None:
     name = "conv_in.bias"
     after[name] = torch.full_like(after[name], 3.0, dtype=torch.float64)
     sent = {key: value.float() for key, value in after.items()} | {name: torch.full_like(after[name], 1.0)}
-    gradient = read_update(sent, reply(after).content, tiny_recipe())[name]
-    delta = read_update(sent, reply(after).content, weights_recipe())
+    gradient = read_update(sent, arrays_in(reply(after).content), tiny_recipe())[name]
+    delta = read_update(sent, arrays_in(reply(after).content), weights_recipe())
     assert gradient.dtype == delta[name].dtype == torch.float32
     assert set(gradient.tolist()) == {3.0}
     assert set(delta.pop(name).tolist()) == {2.0}
@@ -81,7 +81,7 @@ def test_a_difference_holds_trainable_parameters_only() -> None:
     after = build_model(recipe.model).state_dict()
     frozen = "time_proj.weight"
     assert frozen in after
-    assert set(read_update(after, reply(after).content, recipe)) == set(after) - {frozen}
+    assert set(read_update(after, arrays_in(reply(after).content), recipe)) == set(after) - {frozen}
 
 
 def test_arrays_cross_bit_for_bit() -> None:
@@ -113,7 +113,7 @@ def test_the_dictated_draw_follows_the_noise_seed_client_and_round() -> None:
 )
 def test_arrays_are_read_as_flower_reads_them(values: np.ndarray) -> None:
     content = RecordDict({"arrays": ArrayRecord({"w": Array(values)})})
-    update = read_update({}, content, tiny_recipe())["w"]
+    update = read_update({}, arrays_in(content), tiny_recipe())["w"]
     assert update.shape == values.shape
     assert update.dtype == torch.float32
     assert np.array_equal(update.numpy(), values)
@@ -132,4 +132,4 @@ def test_arrays_are_read_as_flower_reads_them(values: np.ndarray) -> None:
 def test_what_is_no_array_of_numbers_is_refused(array: Array) -> None:
     content = RecordDict({"arrays": ArrayRecord({"w": array})})
     with pytest.raises((ValueError, TypeError)):
-        read_update({}, content, tiny_recipe())
+        read_update({}, arrays_in(content), tiny_recipe())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fl_sim.defences.defence import Defence
 from fl_sim.defences.registry import create
-from fl_sim.wire import ARRAYS, CONFIG, ROUND, Recipe, pack_reply, read_update
+from fl_sim.wire import ARRAYS, CONFIG, ROUND, Recipe, arrays_in, pack_reply, read_update
 from tests.fl_sim.federations import initial_arrays, node_context, tiny_recipe, weights_recipe
 
 RECIPES = {"gradient": tiny_recipe(), "weights": weights_recipe(1)}
@@ -18,7 +18,7 @@ def own_update(recipe: Recipe, scale: float = 0.01) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(3)
     message = train_message(recipe)
     sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-    names = read_update(sent, pack_reply(sent, 1, 0.5, 0, "cpu"), recipe)
+    names = read_update(sent, arrays_in(pack_reply(sent, 1, 0.5, 0, "cpu")), recipe)
     return {
         name: scale * (1 + index % 5) * torch.randn(value.shape, generator=source)
         for index, (name, value) in enumerate(names.items())
@@ -55,7 +55,7 @@ def sent_update(
         return Message(pack_reply(arrays, 1, 0.5, client, "cpu"), reply_to=message)
 
     reply = chosen.mod(private_seed)(message, node_context(client), train)
-    return read_update(weights, reply.content, recipe)
+    return read_update(weights, arrays_in(reply.content), recipe)
 
 
 def flat(update: dict[str, Tensor]) -> Tensor:

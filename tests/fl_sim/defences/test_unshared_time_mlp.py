@@ -7,7 +7,7 @@ from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
 from fl_sim.defences.registry import create
 from fl_sim.diffusion import trainable_names
-from fl_sim.wire import ARRAYS, CONFIG, ROUND, Recipe, read_update
+from fl_sim.wire import ARRAYS, CONFIG, ROUND, Recipe, arrays_in, read_update
 from tests.fl_sim.defences.stub import train_message
 from tests.fl_sim.federations import node_context, tiny_recipe, tiny_settings, weights_recipe
 
@@ -18,7 +18,7 @@ def update_of(recipe: Recipe, *arguments: str) -> dict[str, Tensor]:
     settings = tiny_settings("defence.name=unshared-time-mlp", *arguments)
     message = train_message(recipe)
     sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-    return read_update(sent, build_client_app(settings)(message, node_context(1)).content, recipe)
+    return read_update(sent, arrays_in(build_client_app(settings)(message, node_context(1)).content), recipe)
 
 
 def plain(recipe: Recipe) -> dict[str, Tensor]:
