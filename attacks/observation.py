@@ -11,11 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
 from fl_sim.diffusion import ConfigError, LocalOptimizer, build_model, build_scheduler, trainable_parameters
@@ -165,9 +163,10 @@ class Observation:
         tensors |= {f"update/{name}": value for name, value in self.update.items()}
         if self.noise is not None and self.timesteps is not None:
             tensors |= {"noise": self.noise, "timesteps": self.timesteps}
-        # safetensors.torch takes three times as long for the same bytes, in every round for every client.
-        arrays = {name: np.ascontiguousarray(value.numpy(force=True)) for name, value in tensors.items()}
-        save_file(arrays, path, metadata={"observation": self.circumstances.model_dump_json()})
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        # safetensors.torch.save_file takes seven times as long for the same bytes, for every client in every round.
+        specs = {name: _spec(value) for name, value in tensors.items()}
+        serialize_file(specs, path, metadata={"observation": self.circumstances.model_dump_json()})
 
     @classmethod
     def load(cls, path: Path) -> "Observation":
@@ -183,6 +182,11 @@ class Observation:
             return cls(circumstances, weights, update, tensors.get("noise"), tensors.get("timesteps"))
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
+
+
+def _spec(value: Tensor) -> TensorSpec:
+    dtype = str(value.dtype).removeprefix("torch.")
+    return TensorSpec(dtype=dtype, shape=value.shape, data_ptr=value.data_ptr(), data_len=value.nbytes)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Circumstances]:
