@@ -12,7 +12,7 @@ double backward stands beside it as reference.
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,23 @@ TrainingLoss = Callable[[Sequence[Tensor]], Tensor]
 Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Images = Callable[[Sequence[Tensor]], Tensor]
 Derivative = Literal["one-sided", "central", "double-backward"]
+
+
+class Matching(Protocol):
+    """A matching loss over unknowns, as a search takes it."""
+
+    def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Its value (a detached scalar) and its derivative for each unknown; counts as one evaluation."""
+
+    def value(self, unknowns: Sequence[Tensor]) -> float:
+        """D alone."""
+
+    def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
+        """g(u) by parameter."""
+
+    def images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """The images [N,C,H,W] that the unknowns stand for."""
+
 
 RELATIVE_STEP = 1e-4
 """Length of the finite-difference step relative to the weights' norm: small against curvature, large against

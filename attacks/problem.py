@@ -83,6 +83,14 @@ class InversionProblem:
                 return False
         return not self.signs_only
 
+    @property
+    def noisy(self) -> bool:
+        """Whether ``gradient`` is the gradient itself plus random noise that a defence put there, of a known size."""
+        defence = self.circumstances.defence
+        if defence is None or not self.scale_known:
+            return False
+        return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+
     def randn(self, generator: torch.Generator, samples: int | None = None) -> Tensor:
         """Standard normal images [samples or N,C,H,W] on the device, drawn on the CPU so that devices agree."""
         shape = (samples or self.samples, *self.image_shape)

@@ -14,7 +14,8 @@ noise is therefore no protection: it is found along with the image. Four things 
 - a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
   that do not fit are drawn anew while the others stay (attacks/sample_misfit.py).
 
-Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Where the timestep of a
+Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Of a noisy gradient the
+most probable image is searched for in the end (attacks/posterior.py). Where the timestep of a
 single image cannot be read off, it is found by matching (attacks/timestep_matching.py).
 """
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from attacks.attack import Attack, Needs, Outcome
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
+from attacks.posterior import Posterior
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
@@ -59,6 +61,8 @@ _MISFIT = 0.1
 """Part of the largest of the ``sample_misfits`` from which on a sample is drawn anew."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
+_POSTERIOR_SHARE = 1 / 8
+"""Of the evaluations, for the most probable image where the gradient is noisy."""
 _TEMPERATURES = (0.1, 0.01)
 """Of ``sign_distance``: the first finds the image, the others make it sharper."""
 
@@ -105,7 +109,7 @@ class Residual(Attack):
         allowed = int(self.max_evaluations * math.sqrt(problem.samples))
         one_client = problem.circumstances.num_clients == 1
         simulates = one_client and problem.circumstances.local_steps > 1 and problem.scale_known
-        before_simulation = allowed // 2 if simulates else allowed
+        before_simulation = allowed // 2 if simulates else _before_posterior(problem, allowed)
         starts = (
             self._run(space, space.start(generator, *scales), distance)
             for scales in cycle(self.starts)
@@ -137,12 +141,15 @@ class Residual(Attack):
         return outcome
 
     def _end_well(self, found: SpaceRun, budget: int, solved_below: float, finer: Sequence[Distance]) -> SpaceRun:
-        """Search on, in the end by the finer distances, while it helps at all."""
+        """Search on, in the end by the finer distances or for the most probable image, while it helps at all."""
         problem = found.space.problem
-        search_on(found, problem, budget, solved_below, STANDSTILL)
+        search_on(found, problem, _before_posterior(problem, budget), solved_below, STANDSTILL)
         for distance in finer:
             found = self._run(found.space, found.unknowns, distance)
             search_on(found, problem, budget, solved_below, STANDSTILL)
+        if problem.noisy and isinstance(found.matching, GradientMatching):
+            found = SpaceRun(found.space, Posterior(found.space, self.derivative), found.unknowns, self.history)
+            search_on(found, problem, budget, 0.0, STANDSTILL)
         return found
 
     def _solved_below(self, *possible: Space) -> float:
@@ -201,3 +208,8 @@ class Residual(Attack):
             SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
         ]
         return race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)
+
+
+def _before_posterior(problem: InversionProblem, budget: int) -> int:
+    """What is left of a budget of evaluations for the search by matching alone."""
+    return budget - int(_POSTERIOR_SHARE * budget) if problem.noisy else budget

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from attacks.attack import Outcome
 from attacks.lbfgs import LBFGSRun
-from attacks.local_steps import SimulatedTraining
-from attacks.matching import GradientMatching
+from attacks.matching import Matching
+from attacks.natural_images import natural_image_energy
 from attacks.problem import InversionProblem
 from attacks.revealed import momentum_weights
 from attacks.sample_misfit import sample_misfits
@@ -48,6 +48,9 @@ class Space(Protocol):
 
     def images(self, unknowns: Sequence[Tensor]) -> Tensor:
         """x0 [N,C,H,W]."""
+
+    def energy(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """Minus twice the log-likelihood of what is unknown before anything was observed, less a constant; a scalar."""
 
 
 def spaces(problem: InversionProblem) -> list[Space]:
@@ -114,6 +117,15 @@ class PrivateSpace:
         """x_t and r, each [N,C,H,W]."""
         return unknowns[0] * self.image_scale, unknowns[1] * self.residual_scale
 
+    def energy(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """|eps|^2 + E(x0), for an r of known scale."""
+        x_t, residual = self.noisy_images_and_residuals(unknowns)
+        scheduler, timesteps = self.problem.scheduler, self.timesteps
+        prediction = diffusion.predict(self.problem.model, x_t, timesteps)
+        noise = diffusion.noise_from_target(scheduler, x_t, prediction - residual, timesteps)
+        images = diffusion.x0_from_residual(scheduler, x_t, prediction, residual, timesteps)
+        return noise.square().sum() + natural_image_energy(images)
+
     def images_from(self, x_t: Tensor, prediction: Tensor, residual: Tensor) -> Tensor:
         """x0 [N,C,H,W]; an unknown scale of r is estimated."""
         if not self.problem.scale_known:
@@ -173,13 +185,15 @@ class KnownSpace:
         """x0 [N,C,H,W]."""
         return unknowns[0] * self.image_scale
 
+    def energy(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """E(x0)."""
+        return natural_image_energy(self.images(unknowns))
+
 
 class SpaceRun(LBFGSRun):
     """L-BFGS on a matching loss over the unknowns of a space."""
 
-    def __init__(
-        self, space: Space, matching: GradientMatching | SimulatedTraining, start: Sequence[Tensor], history: int
-    ) -> None:
+    def __init__(self, space: Space, matching: Matching, start: Sequence[Tensor], history: int) -> None:
         super().__init__(matching, start, history)
         self.space, self.matching = space, matching
 

@@ -1,0 +1,48 @@
+"""What anybody knows of a photograph: its power falls with the square of the frequency.
+
+Field 1987, "Relations between the statistics of natural images and the response properties of cortical cells", J. Opt.
+Soc. Am. A 4 (12). In the basis of the two-dimensional DCT-II, which has no seam at the border as Fourier's has, an
+H x W image has coefficients of variance a H W / f^2 at frequency f = sqrt(i^2 + j^2), whatever its size.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_BRIGHTNESS, _COLOUR = 0.0117, 0.0032
+"""a, per channel, for the mean of the channels and for what they differ by. Measured for f = 1 to 8 on 68 crops of
+three photographs that nobody attacks here, at 16, 32 and 64 pixels, where it is the same within a factor of 1.3."""
+_CONSTANT = 22.0
+"""1 / f^2 of the constant coefficient, measured in the same way."""
+
+
+def natural_image_energy(images: Tensor) -> Tensor:
+    """Minus twice the log-likelihood of images [N,C,H,W] in [-1, 1] under that law, less a constant; a scalar.
+
+    About the number of their elements for photographs, and far more for noise.
+    """
+    height, width = images.shape[-2:]
+    coefficients = _dct(height).to(images) @ images @ _dct(width).to(images).T
+    brightness = coefficients.mean(dim=1, keepdim=True)
+    variance = _inverse_square(height, width).to(images) * (height * width)
+    colour = (coefficients - brightness) / (_COLOUR * variance).sqrt()
+    return colour.square().sum() + (brightness / (_BRIGHTNESS * variance).sqrt()).square().sum()
+
+
+@cache
+def _dct(size: int) -> Tensor:
+    """The orthonormal DCT-II, float64 [size, size]."""
+    index = torch.arange(size, dtype=torch.float64)
+    rows = torch.cos(math.pi / size * (index + 0.5) * index.unsqueeze(1)) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    return rows
+
+
+@cache
+def _inverse_square(height: int, width: int) -> Tensor:
+    """1 / f^2 of every coefficient, float64 [height, width]."""
+    rows, columns = (torch.arange(size, dtype=torch.float64) for size in (height, width))
+    squared = rows.unsqueeze(1).square() + columns.square()
+    return torch.where(squared > 0, 1 / squared, _CONSTANT)

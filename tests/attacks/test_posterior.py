@@ -1,0 +1,112 @@
+"""The most probable image behind a noisy gradient, and what anybody knows of photographs."""
+
+import pytest
+import torch
+
+from attacks.attack import create
+from attacks.natural_images import natural_image_energy
+from attacks.observation import Defence
+from attacks.posterior import Posterior
+from attacks.problem import InversionProblem
+from attacks.residual_spaces import KnownSpace, PrivateSpace, spaces
+from fl_sim.config import DataSettings
+from fl_sim.images import load_images
+from tests.attacks.conftest import SHAPE, Victim, make_victim
+from tests.attacks.finite_differences import assert_derivative, to_double
+
+SHARE = 0.5
+"""The noise's norm over the gradient's."""
+
+
+def noisy_victim(told: bool = True, known: bool = False, clip_norm: float | None = None) -> Victim:
+    update = make_victim((200,)).observation.update
+    deviation = SHARE * float(torch.cat([value.flatten() for value in update.values()]).square().mean().sqrt())
+    source = torch.Generator().manual_seed(7)
+    defence = Defence(noise_std=deviation, clip_norm=clip_norm) if told else None
+    return make_victim(
+        (200,),
+        known=known,
+        defend=lambda sent: {n: v + deviation * torch.randn(v.shape, generator=source) for n, v in sent.items()},
+        defence=defence,
+    )
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_photographs_have_an_energy_of_about_their_number_of_elements_at_any_size(size):
+    images = load_images(DataSettings(photographs=("coffee", "hopper"), image_size=size)).images
+    assert 0.2 < float(natural_image_energy(images)) / images.numel() < 1.5
+    noise = images.std() * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    assert float(natural_image_energy(noise)) > 10 * images.numel()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 8, 12), (1, 4, 9, 9)])
+def test_the_energy_of_what_the_law_describes_is_the_number_of_elements(shape):
+    """Of images with that spectrum, made the other way round: by the inverse of SciPy's DCT."""
+    fft = pytest.importorskip("scipy.fft")
+    source = torch.Generator().manual_seed(1)
+    count, channels, height, width = shape
+    total = 0.0
+    for _ in range(200):
+        f2 = torch.arange(height)[:, None] ** 2 + torch.arange(width)[None] ** 2
+        deviation = (height * width * torch.where(f2 > 0, 1 / f2, 22.0)).sqrt()
+        white = torch.randn(count, channels, height, width, generator=source)
+        common = torch.randn(count, 1, height, width, generator=source)
+        colour = white - white.mean(dim=1, keepdim=True)
+        coefficients = deviation * (0.0117**0.5 * common + 0.0032**0.5 * colour)
+        images = torch.from_numpy(fft.idctn(coefficients.numpy(), axes=(2, 3), norm="ortho"))
+        total += float(natural_image_energy(images)) / 200
+    assert total == pytest.approx(count * channels * height * width, rel=0.05)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["private", "known"])
+def test_its_derivative_is_right(known):
+    problem = InversionProblem(noisy_victim(known=known).observation, "cpu")
+    space = KnownSpace(problem) if known else PrivateSpace(problem, torch.tensor([200]))
+    to_double(problem)
+    problem.uncertainty = {name: value.double() for name, value in problem.uncertainty.items()}
+    posterior = Posterior(space, "double-backward")
+    assert_derivative(posterior, [(1, *SHAPE)] * (1 if known else 2), relative=1e-4, step=1e-5)
+
+
+def test_its_value_is_the_matching_loss_and_noise_leaves_what_it_must():
+    """At the truth D is the noise's share, and Z D the number of entries."""
+    victim = noisy_victim()
+    problem = InversionProblem(victim.observation, "cpu")
+    [space] = spaces(problem)
+    signal_scale, noise_scale = (
+        problem.scheduler.alphas_cumprod[200] ** 0.5,
+        (1 - problem.scheduler.alphas_cumprod[200]) ** 0.5,
+    )
+    x_t = signal_scale * victim.images + noise_scale * victim.noise
+    with torch.no_grad():
+        residual = problem.model(x_t, victim.timesteps).sample - victim.noise
+    truth = [unknown.requires_grad_() for unknown in space.unknowns_of(x_t, residual)]
+    posterior = Posterior(space, "one-sided")
+    assert posterior.value(truth) == pytest.approx(SHARE**2 / (1 + SHARE**2), rel=0.05)
+    energy = float(posterior(truth)[0]) - posterior.value(truth)
+    expected = float(victim.noise.square().sum() + natural_image_energy(victim.images))
+    assert energy == pytest.approx(expected / (victim_entries(problem) * (1 + 1 / SHARE**2)), rel=0.05)
+
+
+def victim_entries(problem: InversionProblem) -> int:
+    return sum(value.numel() for value in problem.gradient.values())
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["private", "known"])
+def test_it_beats_least_squares_where_the_noise_is_known(known, monkeypatch):
+    victim = noisy_victim(known=known)
+    attack = create("residual", {"max_evaluations": 400})
+    probable = attack.reconstruct(victim.observation, seed=101)
+    monkeypatch.setattr(InversionProblem, "noisy", False)
+    least_squares = attack.reconstruct(victim.observation, seed=101)
+    assert probable.evaluations <= 405
+    assert victim.psnr(probable.images) > victim.psnr(least_squares.images) + 1
+
+
+def test_where_the_scale_is_unknown_it_is_left_alone():
+    victim = noisy_victim(clip_norm=0.01)
+    problem = InversionProblem(victim.observation, "cpu")
+    assert not problem.scale_known
+    assert not problem.noisy
+    assert not InversionProblem(noisy_victim(told=False).observation, "cpu").noisy
+    assert InversionProblem(noisy_victim().observation, "cpu").noisy
