@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.matching import Derivative, GradientMatching, flatten, weighted_squared_error
+from attacks.matching import Derivative, GradientMatching, Matching, flatten, weighted_squared_error
+from attacks.problem import InversionProblem
 from attacks.residual_spaces import Space
 
 
@@ -24,8 +25,7 @@ class Posterior:
 
     def __init__(self, space: Space, derivative: Derivative) -> None:
         problem = space.problem
-        deviations = flatten(list(problem.uncertainty.values()))
-        precisions = torch.where(deviations > 0, deviations.square().reciprocal(), 0.0)
+        precisions = _precisions(problem)
         z = (precisions * flatten(list(problem.gradient.values())).square()).sum()
         distance = weighted_squared_error(precisions / z)
         matching = GradientMatching(problem, space.training_loss, distance, derivative, space.images)
@@ -38,3 +38,18 @@ class Posterior:
         energy = self._weight * self.space.energy(unknowns)
         slopes = torch.autograd.grad(energy, list(unknowns))
         return value + energy.detach(), [a + b for a, b in zip(derivatives, slopes, strict=True)]
+
+
+def settle_scale(space: Space, matching: Matching, unknowns: Sequence[Tensor]) -> list[Tensor]:
+    """Have the problem take its gradient's unknown scale for the likeliest at these unknowns; returns them at scale."""
+    problem = space.problem
+    scaled = [unknown.requires_grad_() for unknown in space.at_scale(unknowns)]
+    gradient = flatten(list(matching.gradient(scaled).values()))
+    weighted = _precisions(problem) * gradient
+    problem.settle_scale((weighted @ flatten(list(problem.gradient.values()))) / (weighted @ gradient))
+    return scaled
+
+
+def _precisions(problem: InversionProblem) -> Tensor:
+    deviations = flatten(list(problem.uncertainty.values()))
+    return torch.where(deviations > 0, deviations.square().reciprocal(), 0.0)

@@ -24,6 +24,8 @@ class InversionProblem:
         samples: N, the number of images behind the update.
         image_shape: (C, H, W).
         noise, timesteps: dictated by the server in the known threat model, else None.
+        scale_known: whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of
+            such ones; ``settle_scale`` makes it known.
         evaluations: how many gradients of the training loss the attack has spent; the budget of every attack.
         trace: what takes down the images on the way, if anyone wants them.
     """
@@ -54,6 +56,7 @@ class InversionProblem:
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
         self.evaluations = 0
         self.trace = trace
+        self.scale_known = self._scale_known()
 
     @property
     def signs_only(self) -> bool:
@@ -61,9 +64,7 @@ class InversionProblem:
         defence = self.circumstances.defence
         return defence is not None and defence.signs
 
-    @property
-    def scale_known(self) -> bool:
-        """Whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of such ones."""
+    def _scale_known(self) -> bool:
         defence, optimizer = self.circumstances.defence, self.circumstances.local_optimizer
         if optimizer is not None and optimizer.max_grad_norm is not None:
             # Of several steps each may have been clipped by a factor of its own.
@@ -85,11 +86,17 @@ class InversionProblem:
 
     @property
     def noisy(self) -> bool:
-        """Whether ``gradient`` is the gradient itself plus random noise that a defence put there, of a known size."""
+        """Whether a defence put random noise of a known size on ``gradient``."""
         defence = self.circumstances.defence
-        if defence is None or not self.scale_known:
+        if defence is None or self.signs_only:
             return False
         return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+
+    def settle_scale(self, scale: Tensor) -> None:
+        """Take ``gradient`` for that many times the gradient, from now on."""
+        self.gradient = {name: value / scale for name, value in self.gradient.items()}
+        self.uncertainty = {name: value / scale for name, value in self.uncertainty.items()}
+        self.scale_known = True
 
     def randn(self, generator: torch.Generator, samples: int | None = None) -> Tensor:
         """Standard normal images [samples or N,C,H,W] on the device, drawn on the CPU so that devices agree."""

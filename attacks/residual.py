@@ -33,7 +33,7 @@ from torch import Tensor
 from attacks.attack import Attack, Needs, Outcome
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
-from attacks.posterior import Posterior
+from attacks.posterior import Posterior, settle_scale
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
@@ -148,7 +148,10 @@ class Residual(Attack):
             found = self._run(found.space, found.unknowns, distance)
             search_on(found, problem, budget, solved_below, STANDSTILL)
         if problem.noisy and isinstance(found.matching, GradientMatching):
-            found = SpaceRun(found.space, Posterior(found.space, self.derivative), found.unknowns, self.history)
+            unknowns: Sequence[Tensor] = found.unknowns
+            if not problem.scale_known:
+                unknowns = settle_scale(found.space, found.matching, unknowns)
+            found = SpaceRun(found.space, Posterior(found.space, self.derivative), unknowns, self.history)
             search_on(found, problem, budget, 0.0, STANDSTILL)
         return found
 

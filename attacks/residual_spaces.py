@@ -49,6 +49,9 @@ class Space(Protocol):
     def images(self, unknowns: Sequence[Tensor]) -> Tensor:
         """x0 [N,C,H,W]."""
 
+    def at_scale(self, unknowns: Sequence[Tensor]) -> list[Tensor]:
+        """Unknowns of the same images, with the residual itself rather than an unknown multiple of it."""
+
     def energy(self, unknowns: Sequence[Tensor]) -> Tensor:
         """Minus twice the log-likelihood of what is unknown before anything was observed, less a constant; a scalar."""
 
@@ -117,6 +120,13 @@ class PrivateSpace:
         """x_t and r, each [N,C,H,W]."""
         return unknowns[0] * self.image_scale, unknowns[1] * self.residual_scale
 
+    def at_scale(self, unknowns: Sequence[Tensor]) -> list[Tensor]:
+        """Multiply r by its estimated scale."""
+        x_t, residual = self.noisy_images_and_residuals(unknowns)
+        with torch.no_grad():
+            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
+            return [unknowns[0].detach(), unknowns[1].detach() * self._scale(x_t, prediction, residual)]
+
     def energy(self, unknowns: Sequence[Tensor]) -> Tensor:
         """|eps|^2 + E(x0), for an r of known scale."""
         x_t, residual = self.noisy_images_and_residuals(unknowns)
@@ -184,6 +194,10 @@ class KnownSpace:
     def images(self, unknowns: Sequence[Tensor]) -> Tensor:
         """x0 [N,C,H,W]."""
         return unknowns[0] * self.image_scale
+
+    def at_scale(self, unknowns: Sequence[Tensor]) -> list[Tensor]:
+        """Leave them: there is no residual."""
+        return list(unknowns)
 
     def energy(self, unknowns: Sequence[Tensor]) -> Tensor:
         """E(x0)."""

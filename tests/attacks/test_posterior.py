@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from attacks.attack import create
+from attacks.matching import GradientMatching, flatten
 from attacks.natural_images import natural_image_energy
 from attacks.observation import Defence
-from attacks.posterior import Posterior
+from attacks.posterior import Posterior, settle_scale
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import KnownSpace, PrivateSpace, spaces
 from fl_sim.config import DataSettings
@@ -103,10 +104,32 @@ def test_it_beats_least_squares_where_the_noise_is_known(known, monkeypatch):
     assert victim.psnr(probable.images) > victim.psnr(least_squares.images) + 1
 
 
-def test_where_the_scale_is_unknown_it_is_left_alone():
-    victim = noisy_victim(clip_norm=0.01)
-    problem = InversionProblem(victim.observation, "cpu")
-    assert not problem.scale_known
-    assert not problem.noisy
-    assert not InversionProblem(noisy_victim(told=False).observation, "cpu").noisy
-    assert InversionProblem(noisy_victim().observation, "cpu").noisy
+def test_a_clipped_gradients_scale_is_settled_first(monkeypatch):
+    norm = float(torch.cat([v.flatten() for v in noisy_victim().observation.update.values()]).norm())
+    victim = noisy_victim(clip_norm=0.8 * norm)
+    assert not InversionProblem(victim.observation, "cpu").scale_known
+    attack = create("residual", {"max_evaluations": 900})
+    probable = attack.reconstruct(victim.observation, seed=101)
+    monkeypatch.setattr(InversionProblem, "noisy", False)
+    least_squares = attack.reconstruct(victim.observation, seed=101)
+    assert victim.psnr(probable.images) > victim.psnr(least_squares.images) + 1
+
+
+def test_the_settled_scale_is_the_one_that_fits_best():
+    problem = InversionProblem(noisy_victim(clip_norm=0.01).observation, "cpu")
+    [space] = spaces(problem)
+    unknowns = space.start(torch.Generator().manual_seed(1), 0.3, 0.3)
+    images = space.images(unknowns)
+    torch.testing.assert_close(space.images([unknowns[0], 5 * unknowns[1]]), images, rtol=1e-3, atol=1e-3)
+    matching = GradientMatching(problem, space.training_loss, images=space.images)
+    scaled = settle_scale(space, matching, unknowns)
+    assert problem.scale_known
+    torch.testing.assert_close(space.images(scaled), images)
+    gradient = flatten(list(matching.gradient(scaled).values()))
+    left_over = flatten(list(problem.gradient.values())) - gradient
+    assert abs(float(left_over @ gradient)) < 1e-4 * float(gradient @ gradient)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_only_where_noise_is_known_anything_is_more_probable(told):
+    assert InversionProblem(noisy_victim(told).observation, "cpu").noisy == told
