@@ -4,7 +4,8 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from hashlib import sha256
 from statistics import fmean
 from typing import Any
@@ -139,8 +140,8 @@ class _Run:
             return
         if server_round == self._experiment.settings.federation.rounds:
             utility |= self._keep_final(server_round, weights)
-        privacy = privacy_spent(self._experiment, self._grid.rounds)
-        finished = _round(self._grid.rounds[-1], arrays, privacy, utility)
+        spent = privacy_spent(self._experiment, self._grid.rounds)
+        finished = _round(self._grid.rounds[-1], arrays, spent, utility)
         self._rounds.append(finished)
         self._leakage.save()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
@@ -176,17 +177,23 @@ class _Run:
         return distance
 
 
-def privacy_spent(experiment: Experiment, rounds: Iterable[RoundLog]) -> Privacy | None:
-    """The privacy of the client that has spent most, having sent something in every round in which it was asked."""
+def privacy_spent(experiment: Experiment, rounds: Iterable[RoundLog]) -> dict[int, Privacy]:
+    """Of every client that was asked, having sent something each time; empty where the defence proves nothing."""
     settings = experiment.settings
     held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)
     asked = Counter(client for log in rounds for client in log.asked)
-    spenders = {(len(held[client]), times) for client, times in asked.items()}
-    spent = [experiment.defence.privacy(experiment.recipe, *spender) for spender in spenders]
-    return max((privacy for privacy in spent if privacy), key=lambda privacy: privacy.epsilon, default=None)
+    privacy = cache(partial(experiment.defence.privacy, experiment.recipe))
+    spent = {client: privacy(len(held[client]), times) for client, times in sorted(asked.items())}
+    return {client: privacy for client, privacy in spent.items() if privacy}
 
 
-def _round(log: RoundLog, arrays: ArrayRecord, privacy: Privacy | None, utility: dict[str, float]) -> Round:
+def most_spent(spent: Mapping[int, Privacy]) -> Privacy | None:
+    """The privacy of the client that has least of it left."""
+    return max(spent.values(), key=lambda privacy: privacy.epsilon, default=None)
+
+
+def _round(log: RoundLog, arrays: ArrayRecord, spent: Mapping[int, Privacy], utility: dict[str, float]) -> Round:
+    most = most_spent(spent)
     return Round(
         round=log.round,
         train_loss=fmean(log.losses),
@@ -195,8 +202,10 @@ def _round(log: RoundLog, arrays: ArrayRecord, privacy: Privacy | None, utility:
         missing_because=list(log.failed.values()),
         client_device=", ".join(sorted(set(log.devices))),
         weights_sha256=weights_sha256(arrays),
-        epsilon=privacy.epsilon if privacy else math.nan,
-        delta=privacy.delta if privacy else math.nan,
+        epsilon=most.epsilon if most else math.nan,
+        delta=most.delta if most else math.nan,
+        clients_asked=list(spent),
+        epsilons=[privacy.epsilon for privacy in spent.values()],
         utility=utility,
     )
 

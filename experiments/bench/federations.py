@@ -20,7 +20,7 @@ from experiments.bench.jobs import attempt, compared
 from experiments.bench.measuring import Row, device_name, software
 from experiments.experiment import Experiment, prepare
 from experiments.leakage import Truth, client_truth, summed_truth
-from experiments.server_app import privacy_spent
+from experiments.server_app import most_spent, privacy_spent
 from experiments.settings import ExperimentSettings
 from experiments.utility import DISTANCE, LOSS, Utility
 from fl_sim.client_app import build_client_app
@@ -105,7 +105,7 @@ def measure(job: Job) -> Row:
     started = time.perf_counter()
     weights, rounds = _train(experiment, sink)
     training_seconds = time.perf_counter() - started
-    privacy = privacy_spent(experiment, rounds)
+    privacy = most_spent(privacy_spent(experiment, rounds))
     attacks = [row for sighting, seen in sink.seen.items() for row in _attack(job, experiment, sighting, seen)]
     return job.identity() | {
         "disclosed": experiment.defence.disclosure(experiment.recipe),

@@ -15,7 +15,7 @@ from attacks.reconstruction_file import load_reconstruction
 from experiments.experiment import build_recipe, prepare
 from experiments.leakage import client_truth
 from experiments.run_directory import RunDirectory
-from experiments.server_app import privacy_spent
+from experiments.server_app import most_spent, privacy_spent
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import local_training, private_draw
 from fl_sim.defences.registry import create
@@ -137,6 +137,8 @@ def test_the_privacy_spent_stands_in_the_table_of_rounds_and_in_the_report(tmp_p
     for number in (0, 1):
         accountant.step(noise_multiplier=2.0, sample_rate=1.0)
         assert rounds["epsilon"][number] == pytest.approx(accountant.get_epsilon(1e-5))
+        assert rounds["clients_asked"][number].tolist() == sorted(rounds["clients_seen"][number])
+        assert rounds["epsilons"][number].tolist() == [rounds["epsilon"][number]] * len(rounds["clients_seen"][number])
     assert rounds["delta"].tolist() == [1e-5, 1e-5]
     assert f"{rounds['epsilon'][1]:.3g}" in directory.report.read_text()
     told = next(iter(captures(directory).values())).circumstances.defence
@@ -150,8 +152,11 @@ def test_the_client_that_was_asked_most_often_has_spent_most() -> None:
         return RoundLog(number, asked, asked[:1], (0.1,), ("cpu",), {})
 
     spent = privacy_spent(experiment, [log(1, 0), log(2, 0, 1), log(3, 1), log(4, 1)])
-    assert spent == experiment.defence.privacy(experiment.recipe, 1, 3)
-    assert privacy_spent(prepare(tiny_settings()), [log(1, 0)]) is None
+    once_less, most = (experiment.defence.privacy(experiment.recipe, 1, times) for times in (2, 3))
+    assert spent == {0: once_less, 1: most}
+    assert most_spent(spent) == most
+    assert privacy_spent(prepare(tiny_settings()), [log(1, 0)]) == {}
+    assert most_spent({}) is None
 
 
 @pytest.mark.parametrize("name", ["clip-noise", "dp-sgd", "signs", "stochastic-quantisation"])
