@@ -14,9 +14,9 @@ class Round:
     """One round: the clients' mean training loss, who answered and who did not, and the weights that came of it.
 
     ``epsilon`` and ``delta`` are the differential privacy of the client that has spent most of it so far, NaN where the
-    defence proves none. ``epsilons`` are those of ``clients_asked``, everybody so far, at the same delta; both are empty
-    where none is proven. ``utility`` has what experiments/utility.py measured of those weights, by column; not every
-    round is measured.
+    defence proves none. ``epsilons`` are those of ``clients_asked``, everybody so far, at the same delta; both are
+    empty where none is proven. ``utility`` has what experiments/utility.py measured of those weights, by column; not
+    every round is measured.
     """
 
     round: int
