@@ -7,7 +7,8 @@ the squared gradient in units of them, -2 ln p(g*|u) = Z D(u) up to a constant, 
 
     -2 ln p(u|g*) / Z = D(g(u), g*) + (|eps(u)|^2 + E(x0(u))) / Z.
 
-The less noise there is the larger is Z; an exact gradient leaves the prior nothing to say.
+The less noise there is the larger is Z; an exact gradient leaves the prior nothing to say. For quantisation, whose
+errors are not normal, this is an approximation.
 """
 
 from collections.abc import Sequence
@@ -15,9 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.matching import Derivative, GradientMatching, Matching, flatten, weighted_squared_error
+from attacks.matching import Derivative, GradientMatching, flatten, weighted_squared_error
 from attacks.problem import InversionProblem
-from attacks.residual_spaces import Space
+from attacks.residual_spaces import KnownSpace, PrivateSpace, Space
+from attacks.weighing import ROUNDING
 
 
 class Posterior:
@@ -33,23 +35,33 @@ class Posterior:
         self.images, self.value, self.gradient = matching.images, matching.value, matching.gradient
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """A detached scalar and its derivative for each unknown; counts as one evaluation."""
+        """A detached scalar and its derivative for each unknown; one evaluation, which takes half more than others."""
         value, derivatives = self._matching(unknowns)
         energy = self._weight * self.space.energy(unknowns)
         slopes = torch.autograd.grad(energy, list(unknowns))
         return value + energy.detach(), [a + b for a, b in zip(derivatives, slopes, strict=True)]
 
 
-def settle_scale(space: Space, matching: Matching, unknowns: Sequence[Tensor]) -> list[Tensor]:
-    """Have the problem take its gradient's unknown scale for the likeliest at these unknowns; returns them at scale."""
+def with_all_that_is_known(space: Space, unknowns: Sequence[Tensor]) -> tuple[Space, list[Tensor]]:
+    """The same images where dictated noise is used and, if it can be told, the gradient's scale is settled."""
     problem = space.problem
-    scaled = [unknown.requires_grad_() for unknown in space.at_scale(unknowns)]
-    gradient = flatten(list(matching.gradient(scaled).values()))
+    if problem.noise is not None and isinstance(space, PrivateSpace):
+        images, space = space.images(unknowns).detach(), KnownSpace(problem)
+        unknowns = [images / space.image_scale]
+    if problem.scale_known:
+        return space, list(unknowns)
+    unknowns = space.at_scale(unknowns)
+    problem.evaluations += 1
+    parameters = list(problem.parameters.values())
+    gradient = flatten(torch.autograd.grad(space.training_loss(unknowns), parameters))
     weighted = _precisions(problem) * gradient
-    problem.settle_scale((weighted @ flatten(list(problem.gradient.values()))) / (weighted @ gradient))
-    return scaled
+    scale = (weighted @ flatten(list(problem.gradient.values()))) / (weighted @ gradient)
+    if scale > 0:  # which a search that got nowhere does not always end with
+        problem.settle_scale(scale.clamp_max(1))
+    return space, unknowns
 
 
 def _precisions(problem: InversionProblem) -> Tensor:
-    deviations = flatten(list(problem.uncertainty.values()))
-    return torch.where(deviations > 0, deviations.square().reciprocal(), 0.0)
+    observed, deviations = (flatten(list(named.values())) for named in (problem.gradient, problem.uncertainty))
+    floor = ROUNDING * observed.square().mean().sqrt()
+    return torch.where(deviations > 0, (deviations.square() + floor.square()).reciprocal(), 0.0)

@@ -25,7 +25,7 @@ class InversionProblem:
         image_shape: (C, H, W).
         noise, timesteps: dictated by the server in the known threat model, else None.
         scale_known: whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of
-            such ones; ``settle_scale`` makes it known.
+            such ones; after ``settle_scale`` it is taken to be.
         evaluations: how many gradients of the training loss the attack has spent; the budget of every attack.
         trace: what takes down the images on the way, if anyone wants them.
     """

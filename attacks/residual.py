@@ -14,9 +14,9 @@ noise is therefore no protection: it is found along with the image. Four things 
 - a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
   that do not fit are drawn anew while the others stay (attacks/sample_misfit.py).
 
-Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Of a noisy gradient the
-most probable image is searched for in the end (attacks/posterior.py). Where the timestep of a
-single image cannot be read off, it is found by matching (attacks/timestep_matching.py).
+Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Else, of a noisy
+gradient the most probable image is searched for in the end (attacks/posterior.py). Where the timestep of a single image
+cannot be read off, it is found by matching (attacks/timestep_matching.py).
 """
 
 import math
@@ -33,7 +33,7 @@ from torch import Tensor
 from attacks.attack import Attack, Needs, Outcome
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
-from attacks.posterior import Posterior, settle_scale
+from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
@@ -59,6 +59,8 @@ _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _MISFIT = 0.1
 """Part of the largest of the ``sample_misfits`` from which on a sample is drawn anew."""
+_FITS = 1e-2
+"""Misfit below which a sample is on its way, if slowly; those that are stuck have 0.4 to 0.9."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _POSTERIOR_SHARE = 1 / 8
@@ -109,7 +111,8 @@ class Residual(Attack):
         allowed = int(self.max_evaluations * math.sqrt(problem.samples))
         one_client = problem.circumstances.num_clients == 1
         simulates = one_client and problem.circumstances.local_steps > 1 and problem.scale_known
-        before_simulation = allowed // 2 if simulates else _before_posterior(problem, allowed)
+        reserve = int(_POSTERIOR_SHARE * allowed) if problem.noisy and not simulates else 0
+        before_simulation = allowed // 2 if simulates else allowed - reserve
         starts = (
             self._run(space, space.start(generator, *scales), distance)
             for scales in cycle(self.starts)
@@ -122,7 +125,7 @@ class Residual(Attack):
             found = self._redraw_misfits(found, distance, generator, before_simulation, below)
         if simulates:
             found = self._simulation(found, distance, generator, allowed)
-        return self._end_well(found, allowed, solved_below, finer).outcome()
+        return self._end_well(found, allowed, reserve, solved_below, finer).outcome()
 
     def _search_with_timestep(
         self, problem: InversionProblem, generator: torch.Generator, distance: Distance, finer: Sequence[Distance]
@@ -135,23 +138,26 @@ class Residual(Attack):
         found_below = self._found_below(problem, self._solved_below(PrivateSpace(problem, halfway)))
         found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
         budget = problem.evaluations + self.max_evaluations // 2
-        outcome = self._end_well(found, budget, self._solved_below(found.space), finer).outcome()
+        reserve = int(_POSTERIOR_SHARE * self.max_evaluations) if problem.noisy else 0
+        outcome = self._end_well(found, budget, reserve, self._solved_below(found.space), finer).outcome()
         if found.loss > min(found_below, _CLEAR):
             return replace(outcome, timesteps=torch.full_like(outcome.timesteps, -1))
         return outcome
 
-    def _end_well(self, found: SpaceRun, budget: int, solved_below: float, finer: Sequence[Distance]) -> SpaceRun:
-        """Search on, in the end by the finer distances or for the most probable image, while it helps at all."""
+    def _end_well(
+        self, found: SpaceRun, budget: int, reserve: int, solved_below: float, finer: Sequence[Distance]
+    ) -> SpaceRun:
+        """Search on while it helps: by the finer distances, and with the ``reserve`` for the most probable image."""
         problem = found.space.problem
-        search_on(found, problem, _before_posterior(problem, budget), solved_below, STANDSTILL)
+        search_on(found, problem, budget - reserve, solved_below, STANDSTILL)
         for distance in finer:
             found = self._run(found.space, found.unknowns, distance)
             search_on(found, problem, budget, solved_below, STANDSTILL)
-        if problem.noisy and isinstance(found.matching, GradientMatching):
-            unknowns: Sequence[Tensor] = found.unknowns
-            if not problem.scale_known:
-                unknowns = settle_scale(found.space, found.matching, unknowns)
-            found = SpaceRun(found.space, Posterior(found.space, self.derivative), unknowns, self.history)
+        if not reserve:
+            return found
+        space, unknowns = with_all_that_is_known(found.space, found.unknowns)
+        if problem.scale_known:
+            found = SpaceRun(space, Posterior(space, self.derivative), unknowns, self.history)
             search_on(found, problem, budget, 0.0, STANDSTILL)
         return found
 
@@ -176,13 +182,16 @@ class Residual(Attack):
     def _redraw_misfits(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
-        """Search on, and whenever that stands still draw anew the samples of the batch that do not fit."""
+        """Search on, and whenever that stands still draw anew the samples of the batch that do not fit, if any."""
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
         for scales in cycle(self.starts):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
             misfits = found.misfits().to(problem.device)
+            if misfits.max() < _FITS:
+                search_on(found, problem, max_evaluations, below, STANDSTILL)
+                break
             worst = misfits >= _MISFIT * misfits.max()
             fresh = space.start(generator, *scales)
             redrawn = [
@@ -211,8 +220,3 @@ class Residual(Attack):
             SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
         ]
         return race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)
-
-
-def _before_posterior(problem: InversionProblem, budget: int) -> int:
-    """What is left of a budget of evaluations for the search by matching alone."""
-    return budget - int(_POSTERIOR_SHARE * budget) if problem.noisy else budget

@@ -8,6 +8,10 @@ from torch import Tensor
 from attacks.matching import Distance, flatten, weighted_cosine_distance, weighted_squared_error
 from attacks.problem import InversionProblem
 
+ROUNDING = 1e-6
+"""Smallest uncertainty of an entry, in parts of the gradient's root mean square. There are tensors whose gradient is
+zero but for rounding (the bias of an attention layer's keys): they would weigh more than all others together."""
+
 _EXACT = 0.1
 """How small noise has to be, in parts of the gradient's root mean square, before balance matters more than noise."""
 
@@ -39,7 +43,8 @@ def balanced_weights(gradient: Mapping[str, Tensor], uncertainty: Mapping[str, T
         seen = deviation.isfinite()
         share = _signal(value[seen], deviation[seen]) / overall.clamp_min(torch.finfo(overall.dtype).tiny)
         variance = deviation.square() + (_EXACT * overall) ** 2 * share**power
-        pieces.append(torch.where(seen & (variance > 0), 1 / variance, 0.0).reshape(-1))
+        floor = (ROUNDING * overall) ** 2
+        pieces.append(torch.where(seen & (variance > 0), 1 / (variance + floor), 0.0).reshape(-1))
     weights = torch.cat(pieces)
     return weights / (weights * values.square()).sum()
 

@@ -40,6 +40,9 @@ CLIPPING_NORM = KEY_CLIPPING_NORM
 """Flower's key for the norm to which its differential privacy asks clients to clip their updates."""
 
 
+_NPY_1_0 = b"\x93NUMPY\x01\x00"
+
+
 class Recipe(BaseModel):
     """How clients train, dictated by the server and therefore known to it.
 
@@ -155,13 +158,16 @@ def read_update(sent: dict[str, Tensor], arrays: Mapping[str, Array], recipe: Re
 
 def _tensor(array: Array) -> Tensor:
     """What ``Array.numpy`` holds. That parses a header for every array, which takes twenty times as long as this."""
-    version, length = array.data[6:8], int.from_bytes(array.data[8:10], "little")
-    if array.stype != "numpy.ndarray" or version != b"\x01\x00":
+    data = array.data
+    if array.stype != "numpy.ndarray" or data[:8] != _NPY_1_0:
         return torch.from_numpy(array.numpy())
-    start = 10 + length
-    shape, fortran_order, dtype = _npy_header(array.data[8:start])
-    values = np.frombuffer(bytearray(array.data[start:]), dtype)  # torch wants them writable
-    return torch.from_numpy(values.reshape(shape, order="F" if fortran_order else "C"))
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran_order, dtype = _npy_header(data[8:start])
+    # As Flower does, this ignores what comes after the array: a client must not be able to hide behind it.
+    values = (
+        np.frombuffer(data, dtype, count=math.prod(shape), offset=start) if math.prod(shape) else np.empty(0, dtype)
+    )
+    return torch.from_numpy(values.reshape(shape, order="F" if fortran_order else "C").copy())
 
 
 @lru_cache(maxsize=4096)

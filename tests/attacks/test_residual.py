@@ -8,7 +8,7 @@ from attacks.matching import GradientMatching
 from attacks.observation import Defence
 from attacks.problem import InversionProblem
 from attacks.residual import Residual
-from attacks.residual_spaces import KnownSpace, PrivateSpace, expected_residual, spaces
+from attacks.residual_spaces import KnownSpace, PrivateSpace, SpaceRun, expected_residual, spaces
 from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
@@ -214,3 +214,15 @@ def test_the_derivative_is_the_difference_of_values(kind, prediction_type):
         matching = GradientMatching(problem, space.training_loss, distance_for(problem, balance=1.5), derivative)
         shapes = [tuple(victim.images.shape)] * (2 if kind is PrivateSpace else 1)
         assert_derivative(matching, shapes, relative, step=1e-5)
+
+
+def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
+    problem = InversionProblem(make_victim((700, 150), model_config=WIDE).observation, "cpu")
+    [space] = spaces(problem)
+    attack, distance, source = Residual(), distance_for(problem, balance=1.5), torch.Generator().manual_seed(1)
+    found = attack._run(space, space.start(source, 0.3, 0.3), distance)
+    found.advance(5)
+    monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.tensor([1e-3, 1e-6]))
+    monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
+    assert attack._redraw_misfits(found, distance, source, 100, 0.0) is found
+    assert problem.evaluations >= 100

@@ -82,3 +82,11 @@ def test_a_gradient_below_the_clipping_norm_has_its_scale():
     flat = flatten(list(problem.gradient.values()))
     assert problem.scale_known
     assert float(distance_for(problem, 1.5)(2 * flat, flat)[0]) == pytest.approx(1, rel=1e-5)
+
+
+def test_tensors_whose_gradient_is_rounding_do_not_outweigh_the_others():
+    source = torch.Generator().manual_seed(0)
+    gradient = {"kernel": torch.randn(1000, generator=source), "keys.bias": 1e-10 * torch.randn(10, generator=source)}
+    uncertainty = {"kernel": torch.full((1000,), 0.1), "keys.bias": torch.full((10,), 1e-11)}
+    weights = balanced_weights(gradient, uncertainty, 1.5)
+    assert float((weights[1000:] * gradient["keys.bias"].square()).sum()) < 1e-4

@@ -119,6 +119,13 @@ def test_arrays_are_read_as_flower_reads_them(values: np.ndarray) -> None:
     assert np.array_equal(update.numpy(), values)
 
 
+def test_what_comes_after_an_array_hides_it_from_nobody() -> None:
+    array = Array(np.ones(2, np.float32))
+    longer = Array("float32", (2,), "numpy.ndarray", array.data + b"\0")
+    assert longer.numpy().tolist() == [1, 1]
+    assert read_update({}, {"w": longer}, tiny_recipe())["w"].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     "array",
     [
