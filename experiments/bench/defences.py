@@ -69,7 +69,7 @@ SETUPS = (
 
 _ROUNDS, _QUICK_ROUNDS = 100, 30
 _VICTIMS, _QUICK_VICTIMS = 4, 2
-_QUICK_EVALUATIONS, _QUICK_EVALUATIONS_OF_SEVERAL = 500, 400
+_QUICK_EVALUATIONS = 500
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def make_plan(options: Options) -> list[Job]:
             victims=options.victims or (_QUICK_VICTIMS if options.quick else _VICTIMS),
             seed=options.seed,
             attack=options.attack,
-            arguments=_quick_arguments(setup) if options.quick and residual else {},
+            arguments={"max_evaluations": _QUICK_EVALUATIONS} if options.quick and residual else {},
             device=options.device,
         )
         for setup in _chosen(options.only)
@@ -191,10 +191,6 @@ def _chosen(names: Sequence[str]) -> list[Setup]:
         registry.create(name)
     own = [Setup(name, overrides=(f"defence.name={name}",)) for name in strangers]
     return [*(setup for setup in SETUPS if not names or setup.name in names), *own]
-
-
-def _quick_arguments(setup: Setup) -> dict[str, Any]:
-    return {"max_evaluations": _QUICK_EVALUATIONS if setup.images == 1 else _QUICK_EVALUATIONS_OF_SEVERAL}
 
 
 def _write_results(options: Options, rows: list[Row], jobs: int, out: Path) -> Table:
