@@ -51,9 +51,7 @@ def with_all_that_is_known(space: Space, unknowns: Sequence[Tensor]) -> tuple[Sp
     if problem.scale_known:
         return space, list(unknowns)
     unknowns = space.at_scale(unknowns)
-    problem.evaluations += 1
-    parameters = list(problem.parameters.values())
-    gradient = flatten(torch.autograd.grad(space.training_loss(unknowns), parameters))
+    gradient = flatten(list(GradientMatching(problem, space.training_loss).gradient(unknowns).values()))
     weighted = _precisions(problem) * gradient
     scale = (weighted @ flatten(list(problem.gradient.values()))) / (weighted @ gradient)
     if scale > 0:  # which a search that got nowhere does not always end with

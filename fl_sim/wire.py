@@ -164,6 +164,7 @@ def _tensor(array: Array) -> Tensor:
     start = 10 + int.from_bytes(data[8:10], "little")
     shape, fortran_order, dtype = _npy_header(data[8:start])
     # As Flower does, this ignores what comes after the array: a client must not be able to hide behind it.
+    # Not np.ndarray over the buffer, which takes hostile bytes for the addresses of objects.
     values = (
         np.frombuffer(data, dtype, count=math.prod(shape), offset=start) if math.prod(shape) else np.empty(0, dtype)
     )

@@ -12,6 +12,7 @@ from attacks.gidm import RECIPES, Recipe
 from attacks.observation import Circumstances, Defence, Observation
 from attacks.prior import load_prior
 from attacks.problem import InversionProblem
+from attacks.residual_spaces import PrivateSpace
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 
@@ -102,6 +103,16 @@ def make_victim(
     )
     dictated = {"noise": noise, "timesteps": steps} if known else {}
     return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)
+
+
+def true_unknowns(space: PrivateSpace, victim: Victim) -> list[Tensor]:
+    """Those that stand for the victim's own x_t and r."""
+    problem = space.problem
+    x_t = diffusion.add_noise(problem.scheduler, victim.images, victim.noise, victim.timesteps)
+    with torch.no_grad():
+        prediction = diffusion.predict(problem.model, x_t, victim.timesteps)
+    residual = prediction - diffusion.target(problem.scheduler, victim.images, victim.noise, victim.timesteps)
+    return [x_t / space.image_scale, residual / space.residual_scale]
 
 
 @pytest.fixture(scope="session")

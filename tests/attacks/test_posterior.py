@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.fft import idctn
 
 from attacks.attack import create
 from attacks.natural_images import natural_image_energy
@@ -9,10 +10,9 @@ from attacks.observation import Defence
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import KnownSpace, PrivateSpace, spaces
-from fl_sim import diffusion
 from fl_sim.config import DataSettings
 from fl_sim.images import load_images
-from tests.attacks.conftest import SHAPE, Victim, make_victim
+from tests.attacks.conftest import SHAPE, Victim, make_victim, true_unknowns
 from tests.attacks.finite_differences import assert_derivative, to_double
 
 SHARE = 0.5
@@ -21,10 +21,9 @@ SHARE = 0.5
 
 def noisy_victim(told: bool = True, known: bool = False, clipped: bool = False) -> Victim:
     """Noise of half the norm of what is sent, which is half the gradient where it was clipped."""
-    norm = float(torch.cat([value.flatten() for value in make_victim((200,)).observation.update.values()]).norm())
-    factor = 0.5 if clipped else 1.0
-    entries = sum(value.numel() for value in make_victim((200,)).observation.update.values())
-    deviation = SHARE * factor * norm / entries**0.5
+    flat = torch.cat([value.flatten() for value in make_victim((200,)).observation.update.values()])
+    norm, factor = float(flat.norm()), 0.5 if clipped else 1.0
+    deviation = SHARE * factor * norm / len(flat) ** 0.5
     source = torch.Generator().manual_seed(7)
 
     def defend(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -46,7 +45,6 @@ def test_photographs_have_an_energy_of_about_their_number_of_elements_at_any_siz
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 8, 12), (1, 4, 9, 9)])
 def test_the_energy_of_what_the_law_describes_is_the_number_of_elements(shape):
     """Of images with that spectrum, made the other way round: by the inverse of SciPy's DCT."""
-    fft = pytest.importorskip("scipy.fft")
     source = torch.Generator().manual_seed(1)
     count, channels, height, width = shape
     total = 0.0
@@ -57,7 +55,7 @@ def test_the_energy_of_what_the_law_describes_is_the_number_of_elements(shape):
         common = torch.randn(count, 1, height, width, generator=source)
         colour = white - white.mean(dim=1, keepdim=True)
         coefficients = deviation * (0.0117**0.5 * common + 0.0032**0.5 * colour)
-        images = torch.from_numpy(fft.idctn(coefficients.numpy(), axes=(2, 3), norm="ortho"))
+        images = torch.from_numpy(idctn(coefficients.numpy(), axes=(2, 3), norm="ortho"))
         total += float(natural_image_energy(images)) / 200
     assert total == pytest.approx(count * channels * height * width, rel=0.05)
 
@@ -83,13 +81,6 @@ def test_its_value_is_the_matching_loss_and_noise_leaves_what_it_must():
     energy = float(posterior(truth)[0]) - posterior.value(truth)
     expected = float(victim.noise.square().sum() + natural_image_energy(victim.images))
     assert energy == pytest.approx(expected / (victim_entries(problem) * (1 + 1 / SHARE**2)), rel=0.05)
-
-
-def true_unknowns(space: PrivateSpace, victim: Victim) -> list[torch.Tensor]:
-    x_t = diffusion.add_noise(space.problem.scheduler, victim.images, victim.noise, victim.timesteps)
-    with torch.no_grad():
-        residual = diffusion.predict(space.problem.model, x_t, victim.timesteps) - victim.noise
-    return space.unknowns_of(x_t, residual)
 
 
 def victim_entries(problem: InversionProblem) -> int:

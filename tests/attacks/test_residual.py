@@ -12,7 +12,7 @@ from attacks.residual_spaces import KnownSpace, PrivateSpace, SpaceRun, expected
 from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import MODEL, Victim, make_victim
+from tests.attacks.conftest import MODEL, Victim, make_victim, true_unknowns
 from tests.attacks.finite_differences import assert_derivative, to_double
 
 WIDE = MODEL | {"block_out_channels": [32, 32]}
@@ -20,15 +20,6 @@ WIDE = MODEL | {"block_out_channels": [32, 32]}
 
 def matching_of(problem: InversionProblem, space: PrivateSpace | KnownSpace) -> GradientMatching:
     return GradientMatching(problem, space.training_loss, distance_for(problem, balance=1.5))
-
-
-def true_unknowns(space: PrivateSpace, victim: Victim) -> list[torch.Tensor]:
-    problem = space.problem
-    x_t = diffusion.add_noise(problem.scheduler, victim.images, victim.noise, victim.timesteps)
-    with torch.no_grad():
-        prediction = diffusion.predict(problem.model, x_t, victim.timesteps)
-    residual = prediction - diffusion.target(problem.scheduler, victim.images, victim.noise, victim.timesteps)
-    return [x_t / space.image_scale, residual / space.residual_scale]
 
 
 @pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
