@@ -1,4 +1,4 @@
-"""Runs a federation on Ray, on this machine or on an existing cluster, and makes its runs repeatable.
+"""Runs a federation on Ray, on this machine or on an existing cluster.
 
 Flower starts as many client actors as fit the cluster, so the attack workers' share is set aside before: they ask for
 the custom resource ``attack`` and no CPU, and the GPUs are split between both.
@@ -8,32 +8,23 @@ import faulthandler
 import logging
 import math
 import os
-import random
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from fl_sim.config import Settings, SettingsError
-from fl_sim.draws import derive_seed
-from fl_sim.wire import CLIENT, DEVICE, METRICS, PARTITION, TRAIN_LOSS
+from fl_sim.repeatable_grid import FederationError, GridProxy, one_line
 
-POLL_SECONDS = 0.05
 CONNECT_SECONDS = 10.0
-
-
-class FederationError(RuntimeError):
-    """The federation cannot go on: no client answered, or the backend failed."""
 
 
 @dataclass(frozen=True)
@@ -42,163 +33,6 @@ class AttackResources:
 
     workers: int = 0
     gpus_per_worker: float = 0.0
-
-
-@dataclass(frozen=True)
-class RoundLog:
-    """Who took part in one training round; clients are partition indices, in order.
-
-    ``losses`` and ``devices`` follow ``replied``; ``failed`` says why a client that was asked did not.
-    """
-
-    round: int
-    asked: tuple[int, ...]
-    replied: tuple[int, ...]
-    losses: tuple[float, ...]
-    devices: tuple[str, ...]
-    failed: dict[int, str]
-
-
-class GridProxy(Grid):
-    """A Grid that hands everything to another one; subclasses change a part of it."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-
-    @property
-    def run(self) -> Run:
-        """The run of the Grid behind."""
-        return self.grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Delegates."""
-        self.grid.set_run(run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Delegates."""
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Delegates."""
-        return self.grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegates."""
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegates."""
-        return self.grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Delegates."""
-        return self.grid.send_and_receive(messages, timeout=timeout)
-
-
-class RepeatableGrid(GridProxy):
-    """A Grid on which the same federation runs twice alike, and which stops loudly where Flower would go on quietly.
-
-    Flower's node ids are random and replies come as they please. This Grid waits for all ``clients``, asks each once
-    for its partition index, and returns node ids and replies in that order. Flower's strategies sample with Python's
-    global ``random`` and draw their noise from numpy's: both are reseeded from (``seed``, "sampling", round) whenever a
-    strategy asks for the nodes.
-
-    Attributes:
-        rounds: one RoundLog per training round so far.
-    """
-
-    def __init__(self, grid: Grid, seed: int, clients: int, timeout: float = 600.0) -> None:
-        """``timeout``: seconds, at most, that a round (and the wait for the clients before the first) may take."""
-        super().__init__(grid)
-        self.seed = seed
-        self.clients = clients
-        self.timeout = timeout
-        self.rounds: list[RoundLog] = []
-        self._partitions: dict[int, int] = {}
-
-    def get_node_ids(self) -> list[int]:
-        """Node ids in partition order; reseeds the sampler for the coming round."""
-        partitions = self.partitions()
-        seed = derive_seed(self.seed, "sampling", len(self.rounds) + 1)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        return list(partitions)
-
-    def partitions(self) -> dict[int, int]:
-        """Node id -> partition index, in partition order; waits for all clients the first time.
-
-        Raises:
-            FederationError: if they do not all register and answer in time, or are not 0..clients-1, each once.
-        """
-        if not self._partitions:
-            nodes = self._wait_for_nodes()
-            queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-            replies = self._exchange(queries, self.timeout)
-            _stop_if_a_process_died(replies)
-            answers = {
-                reply.metadata.src_node_id: int(str(reply.content.config_records[CLIENT][PARTITION]))
-                for reply in replies
-                if not reply.has_error()
-            }
-            if len(answers) < self.clients:
-                reason = next((_reason(reply) for reply in replies if reply.has_error()), "no answer")
-                raise FederationError(f"{len(answers)} of {self.clients} clients gave a partition index: {reason}")
-            if sorted(answers.values()) != list(range(self.clients)):
-                raise FederationError(
-                    f"clients gave the partition indices {sorted(answers.values())}: federation.clients = "
-                    f"{self.clients} needs as many SuperNodes, with the indices 0..{self.clients - 1}"
-                )
-            self._partitions = dict(sorted(answers.items(), key=lambda item: item[1]))
-        return self._partitions
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send, and return the replies in partition order; training rounds are written down in ``rounds``.
-
-        Raises:
-            FederationError: if nobody trained, or a client's process died that the backend does not start again.
-        """
-        messages = list(messages)
-        if not messages:
-            return []
-        partitions = self.partitions()
-        training = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
-        asked = [message.metadata.dst_node_id for message in messages]
-        replies = self._exchange(messages, self.timeout if timeout is None else min(timeout, self.timeout))
-        replies.sort(key=lambda reply: partitions[reply.metadata.src_node_id])
-        if training:
-            self.rounds.append(_round_log(len(self.rounds) + 1, asked, replies, partitions))
-        _stop_if_a_process_died(replies)
-        if training and not self.rounds[-1].replied:
-            reasons = self.rounds[-1].failed
-            client = min(reasons)
-            raise FederationError(f"round {len(self.rounds)}: no client trained; client {client}: {reasons[client]}")
-        return replies
-
-    def _wait_for_nodes(self) -> list[int]:
-        end = time.monotonic() + self.timeout
-        logging.getLogger("flwr").info("waiting for %d clients (SuperNodes), at most %g s", self.clients, self.timeout)
-        while len(nodes := list(self.grid.get_node_ids())) < self.clients:
-            if time.monotonic() > end:
-                raise FederationError(f"{len(nodes)} of {self.clients} clients registered within {self.timeout:g} s")
-            time.sleep(POLL_SECONDS)
-        return nodes
-
-    def _exchange(self, messages: Sequence[Message], timeout: float) -> list[Message]:
-        """Push and poll; Flower's own Grids do the same at twice the interval or more."""
-        end = time.monotonic() + timeout
-        for message in messages:
-            message.metadata.ttl = timeout
-        waiting = set(self.grid.push_messages(messages))
-        replies: list[Message] = []
-        while waiting and time.monotonic() < end:
-            arrived = list(self.grid.pull_messages(waiting))
-            replies += arrived
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if not arrived:
-                time.sleep(POLL_SECONDS)
-        return replies
 
 
 def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackResources) -> tuple[int, float]:
@@ -268,7 +102,7 @@ def run_federation(
     except SettingsError:
         raise
     except Exception as error:
-        raise guard.failure or FederationError(f"the simulation backend failed: {_line(_root(error))}") from error
+        raise guard.failure or FederationError(f"the simulation backend failed: {one_line(_root(error))}") from error
     finally:
         guard.stopped.set()
         ray.shutdown()
@@ -286,7 +120,7 @@ def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> di
             _check_reachable(settings.ray.address)
             ray.init(address=settings.ray.address, **logs)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"ray.address = {settings.ray.address!r}: {_line(str(error))}") from error
+            raise SettingsError(f"ray.address = {settings.ray.address!r}: {one_line(str(error))}") from error
         total = ray.cluster_resources()
         _, client_gpus = split_resources(settings, int(total.get("CPU", 1)), int(total.get("GPU", 0)), attack)
         return {"num_cpus": settings.federation.client_cpus, "num_gpus": client_gpus}
@@ -390,40 +224,5 @@ class _StoppableGrid(GridProxy):
             raise FederationError("the simulation backend has stopped")
 
 
-def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], partitions: dict[int, int]) -> RoundLog:
-    trained = [reply for reply in replies if not reply.has_error()]
-    failed = {partitions[node]: "no reply in time" for node in asked}
-    failed |= {partitions[reply.metadata.src_node_id]: _reason(reply) for reply in replies if reply.has_error()}
-    for reply in trained:
-        del failed[partitions[reply.metadata.src_node_id]]
-    return RoundLog(
-        round=number,
-        asked=tuple(sorted(partitions[node] for node in asked)),
-        replied=tuple(partitions[reply.metadata.src_node_id] for reply in trained),
-        losses=tuple(float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])) for reply in trained),
-        devices=tuple(str(reply.content.config_records[CLIENT][DEVICE]) for reply in trained),
-        failed=dict(sorted(failed.items())),
-    )
-
-
-def _stop_if_a_process_died(replies: Sequence[Message]) -> None:
-    """A process that died for good, as under ``flwr run``, where nothing can tell Ray to start it again.
-
-    Flower's actor pool hands its actor out again and again, so every later round would fail quietly.
-    """
-    for reply in replies:
-        if reply.has_error() and "ActorDiedError" in str(reply.error.reason):
-            raise FederationError(f"a client process died: {_reason(reply)}")
-
-
-def _reason(reply: Message) -> str:
-    """Why a client did not answer, in one line, without the traceback in which Flower and Ray hand on an exception."""
-    return _line(str(reply.error.reason).rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>"))
-
-
 def _root(error: BaseException) -> BaseException:
     return _root(error.__cause__) if error.__cause__ else error
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())[:300]

@@ -70,8 +70,10 @@ class LocalGrid(Grid):
 
     @override
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """All replies that are there."""
-        replies, self.replies = self.replies, []
+        """The replies to these messages that are there; each is handed out once."""
+        ids = set(message_ids)
+        replies = [reply for reply in self.replies if reply.metadata.reply_to_message_id in ids]
+        self.replies = [reply for reply in self.replies if reply not in replies]
         return replies
 
     @override

@@ -26,8 +26,8 @@ from experiments.utility import DISTANCE, LOSS, Utility
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
 from fl_sim.draws import derive_seed
-from fl_sim.federation import RepeatableGrid, RoundLog
 from fl_sim.local_grid import LocalGrid
+from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
 from strategies.honest_but_curious import HonestButCurious
 
 UNDEFENDED = {

@@ -28,7 +28,8 @@ from experiments.run_directory import environment, make_empty_folder, write_atom
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
-from fl_sim.federation import AttackResources, RepeatableGrid, run_federation
+from fl_sim.federation import AttackResources, run_federation
+from fl_sim.repeatable_grid import RepeatableGrid
 from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink
 

@@ -20,7 +20,7 @@ from experiments.settings import ExperimentSettings
 from fl_sim.client_app import local_training, private_draw
 from fl_sim.defences.registry import create
 from fl_sim.diffusion import trainable_names
-from fl_sim.federation import RoundLog
+from fl_sim.repeatable_grid import RoundLog
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 

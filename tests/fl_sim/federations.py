@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
 
 from fl_sim import diffusion, local_grid
+from fl_sim.client_app import build_client_app
 from fl_sim.config import Settings, load_settings
 from fl_sim.local_grid import Client
+from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.wire import Recipe
 
 
@@ -28,6 +32,9 @@ def weights_recipe(steps: int = 2, optimizer: str = "sgd", momentum: float = 0.0
     return tiny_recipe(update="weights", local_steps=steps, optimizer=local)
 
 
+RECIPE = weights_recipe()
+
+
 def initial_arrays(recipe: Recipe) -> ArrayRecord:
     torch.manual_seed(0)
     return ArrayRecord(diffusion.build_model(recipe.model).state_dict())
@@ -42,7 +49,7 @@ def node_context(partition: int) -> Context:
 class LocalGrid(local_grid.LocalGrid):
     """Random node ids and replies in random order, as Flower has them; ``chance`` seeds both.
 
-    A reason in ``errors`` replaces a client's reply; an empty one loses it.
+    Replies come one by one. A reason in ``errors`` replaces a client's reply; an empty one loses it.
     """
 
     def __init__(self, client_app: Client, clients: int, chance: int = 0) -> None:
@@ -65,4 +72,21 @@ class LocalGrid(local_grid.LocalGrid):
         return Message(Error(code=0, reason=reason), reply_to=message) if reason else None
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self.replies.pop()] if self.replies else []
+        arrived = super().pull_messages(message_ids)
+        self.replies = arrived[1:] + self.replies
+        return arrived[:1]
+
+
+def fed_avg(grid: Grid, rounds: int = 2, clients: int = 2) -> dict[str, torch.Tensor]:
+    """Final weights of FedAvg with so many of three clients in each round."""
+    strategy = FedAvg(fraction_train=clients / 3 + 0.01, fraction_evaluate=0.0)
+    result = strategy.start(grid, initial_arrays(RECIPE), num_rounds=rounds, train_config=RECIPE.to_config())
+    return result.arrays.to_torch_state_dict()
+
+
+def repeatable_grid(seed: int = 0, chance: int = 0) -> RepeatableGrid:
+    return RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3, chance), seed, 3, timeout=1.0)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)

@@ -5,115 +5,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 
 from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
-from fl_sim.federation import (
-    AttackResources,
-    FederationError,
-    RepeatableGrid,
-    _StoppableGrid,
-    _Supervised,
-    run_federation,
-    split_resources,
-)
+from fl_sim.federation import AttackResources, _StoppableGrid, _Supervised, run_federation, split_resources
+from fl_sim.repeatable_grid import FederationError, RepeatableGrid
 from fl_sim.wire import ARRAYS, CONFIG, ROUND, pack_reply
-from tests.fl_sim.federations import LocalGrid, initial_arrays, node_context, tiny_settings, weights_recipe
-
-RECIPE = weights_recipe()
-
-
-def fed_avg(grid: Grid, rounds: int = 2, clients: int = 2) -> dict[str, torch.Tensor]:
-    """Final weights of FedAvg with so many of three clients in each round."""
-    strategy = FedAvg(fraction_train=clients / 3 + 0.01, fraction_evaluate=0.0)
-    result = strategy.start(grid, initial_arrays(RECIPE), num_rounds=rounds, train_config=RECIPE.to_config())
-    return result.arrays.to_torch_state_dict()
-
-
-def local_grid(seed: int = 0, chance: int = 0) -> RepeatableGrid:
-    return RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3, chance), seed, 3, timeout=1.0)
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.parametrize("clients", [2, 3])
-def test_node_ids_and_reply_order_are_random_and_yet_runs_are_bitwise_the_same(clients: int) -> None:
-    grids = [local_grid(chance=chance) for chance in range(4)]
-    results = [fed_avg(grid, clients=clients) for grid in grids]
-    for grid, result in zip(grids[1:], results[1:], strict=True):
-        assert grid.partitions() != grids[0].partitions()
-        assert list(grid.partitions().values()) == [0, 1, 2]
-        assert equal(result, results[0])
-        assert grid.rounds == grids[0].rounds
-
-
-def test_sampling_follows_the_public_seed_and_the_round() -> None:
-    asked = set()
-    for seed in range(4):
-        grid = local_grid(seed)
-        fed_avg(grid, rounds=2)
-        asked.add(tuple(log.asked for log in grid.rounds))
-    assert len(asked) > 1
-    assert any(first != second for first, second in asked)
-
-
-def test_the_noise_that_a_strategy_draws_from_numpy_repeats() -> None:
-    drawn = []
-    for _ in range(2):
-        local_grid().get_node_ids()
-        drawn.append(np.random.rand())
-    assert drawn[0] == drawn[1]
-
-
-def test_a_round_log_says_who_trained_and_who_did_not() -> None:
-    grid = local_grid()
-    grid.grid.errors = {0: "out of\nluck", 2: ""}
-    FedAvg(fraction_evaluate=0.0).start(grid, initial_arrays(RECIPE), num_rounds=1, train_config=RECIPE.to_config())
-    log = grid.rounds[0]
-    assert (log.round, log.asked, log.replied, log.devices) == (1, (0, 1, 2), (1,), ("cpu",))
-    assert log.failed == {0: "out of luck", 2: "no reply in time"}
-    assert 0 < log.losses[0] < 10
-
-
-@pytest.mark.parametrize(
-    ("errors", "message"),
-    [
-        ({1: "<class 'ray.exceptions.ActorDiedError'>:<'worker gone'>"}, "a client process died.*worker gone"),
-        ({0: "no", 1: "no", 2: "no"}, "round 1: no client trained; client 0: no"),
-    ],
-)
-def test_a_process_dead_for_good_or_a_round_without_training_stops_the_run(
-    errors: dict[int, str], message: str
-) -> None:
-    grid = local_grid()
-    grid.grid.errors = errors
-    with pytest.raises(FederationError, match=message):
-        FedAvg(fraction_evaluate=0.0).start(grid, initial_arrays(RECIPE), num_rounds=2, train_config=RECIPE.to_config())
-
-
-def test_missing_clients_are_waited_for_only_so_long() -> None:
-    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 2), 0, 3, timeout=0.1)
-    with pytest.raises(FederationError, match="2 of 3 clients registered"):
-        grid.get_node_ids()
-
-
-def test_more_supernodes_than_clients_are_refused() -> None:
-    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 2, timeout=1.0)
-    with pytest.raises(FederationError, match=r"indices \[0, 1, 2\]: federation\.clients = 2 needs as many SuperNodes"):
-        grid.get_node_ids()
+from tests.fl_sim.federations import equal, fed_avg, node_context, repeatable_grid, tiny_settings
 
 
 def test_a_backend_that_is_gone_ends_the_wait_for_replies() -> None:
-    grid, stopped = local_grid(), threading.Event()
+    grid, stopped = repeatable_grid(), threading.Event()
     grid.grid = _StoppableGrid(grid.grid, stopped)
     grid.partitions()
     stopped.set()
@@ -175,7 +82,7 @@ def test_on_ray_the_weights_are_those_of_this_process() -> None:
 
     run_federation(server_app(twice), build_client_app(settings), settings, AttackResources(1))
     assert equal(results[0], results[1])
-    assert equal(results[0], fed_avg(local_grid()))
+    assert equal(results[0], fed_avg(repeatable_grid()))
 
 
 def answers_with_what_it_got(message: Message, client: int) -> Message:

@@ -13,7 +13,8 @@ from flwr.serverapp.strategy import Strategy
 from attacks.attack import create
 from attacks.workers import AttackPool
 from fl_sim.client_app import build_client_app
-from fl_sim.federation import AttackResources, RepeatableGrid, run_federation
+from fl_sim.federation import AttackResources, run_federation
+from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.wire import CLIPPING_NORM, METRICS, Recipe
 from strategies.honest_but_curious import HonestButCurious
 from strategies.registry import available, build_strategy
