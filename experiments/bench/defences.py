@@ -205,9 +205,8 @@ def _write_results(options: Options, rows: list[Row], jobs: int, out: Path) -> T
 
 _HEADINGS = (
     "defence",
-    "strength",
     "round",
-    "attacker",
+    "told",
     "n",
     "dB",
     f">= {RECOGNISABLE_DB:.0f} dB",
@@ -216,12 +215,13 @@ _HEADINGS = (
     "patch distance",
     "epsilon",
 )
-_BRIEF = ("defence", "strength", "attacker", "dB", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps", "held-out loss")
-_ATTACKER = {True: "knows", False: "does not", None: "-"}
-_KNOWLEDGE = {True: " (attacker knows)", False: " (attacker does not)", None: ""}
+_BRIEF = ("defence", "round", "told", "dB", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps", "held-out loss")
+_TOLD = {True: "yes", False: "no", None: "-"}
+_KNOWLEDGE = {True: ", attacker told", False: ", attacker not told", None: ""}
 _LEGEND = (
-    "timesteps: exact / unknown / wrong; held-out loss and patch distance: before the first round -> after the last; "
-    "epsilon at delta: of the client that has spent most, after the last round"
+    "told: whether the attacker knows of the defence; timesteps: exact / unknown / wrong; held-out loss and patch "
+    "distance: before the first round -> after the last; epsilon at delta: of the client that has spent most, after "
+    "the last round"
 )
 
 
@@ -242,10 +242,9 @@ def _table(found: Sequence[Cell], rows: Sequence[Row]) -> Table:
 
 def _cell_row(cell: Cell) -> tuple[str, ...]:
     return (
-        cell.defence,
-        cell.strength or "-",
+        _where(cell.defence, cell.strength),
         str(cell.round),
-        _ATTACKER[cell.told],
+        _TOLD[cell.told],
         str(cell.images),
         f"{cell.median_psnr:.1f}",
         f"{100 * cell.share_recognisable:.0f} %",

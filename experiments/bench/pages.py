@@ -117,9 +117,13 @@ def rich_table(table: Table, width: int) -> RichTable:
         box=box.SIMPLE_HEAD,
         header_style="dim",
         padding=(0, 1),
+        collapse_padding=True,
+        show_edge=False,
+        pad_edge=False,
     )
+    longest_word = max((len(word) for row in table.rows for word in row[0].split()), default=0)
     for index in chosen:
-        shown.add_column(table.headings[index], no_wrap=index > 0)
+        shown.add_column(table.headings[index], no_wrap=index > 0, min_width=None if index else longest_word)
     for row in table.rows:
         shown.add_row(*(row[index] for index in chosen))
     return shown

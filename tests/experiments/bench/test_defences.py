@@ -155,8 +155,8 @@ def test_the_table_from_the_command_line_and_nothing_is_measured_twice(tmp_path:
     assert content["cells"] == json.loads(json.dumps([asdict(c) for row in content["rows"] for c in cells(row)]))
     assert content["about"]["packages"]["torch"]
     page = (tmp_path / "defences.md").read_text()
-    assert "| none | much | 1 | - | 2 |" in page
-    assert "| signs | much | 1 | does not | 2 |" in page
+    assert "| none (much) | 1 | - | 2 |" in page
+    assert "| signs (much) | 1 | no | 2 |" in page
     assert str(tmp_path) not in page + json.dumps(content)
     assert fl_sim(*command, "--seed", "4", "--only", "none").exit_code == 0
     assert [measured.seed for measured in tiny_setups] == [40961, 40961, 4]
