@@ -134,7 +134,7 @@ def bench_attacks(
         ),
     ] = "",
     networks: Annotated[
-        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32, 64, 128.", show_default="all")
+        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32-deep, 32, 64, 128.", show_default="all")
     ] = "",
     victims: Annotated[
         int | None, typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10")
@@ -423,7 +423,7 @@ def _one_line_errors(interrupted: str) -> Iterator[None]:
     from attacks.observation import CaptureError
     from fl_sim.config import SettingsError
     from fl_sim.diffusion import ConfigError
-    from fl_sim.federation import FederationError
+    from fl_sim.repeatable_grid import FederationError
     from strategies.errors import StrategyError
 
     try:
