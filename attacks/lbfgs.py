@@ -21,11 +21,20 @@ class LBFGSRun:
     """
 
     def __init__(self, objective: Objective, start: Sequence[Tensor], history: int = 300) -> None:
-        self.objective = objective
         self.unknowns = [value.detach().clone().contiguous().requires_grad_() for value in start]
         self.losses: list[float] = []
+        self.history = history
+        self.change_objective(objective)
+
+    def change_objective(self, objective: Objective) -> None:
+        """Search on from the current point with another objective, of whose curvature nothing is known yet."""
+        self.objective = objective
         self._optimizer = torch.optim.LBFGS(
-            self.unknowns, history_size=history, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
+            self.unknowns,
+            history_size=self.history,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=0,
+            tolerance_change=0,
         )
 
     @property

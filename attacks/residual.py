@@ -6,13 +6,16 @@ With the residual r = f_theta(x_t, t) - target the gradient of the training loss
 
 a function of (x_t, t, r) only, and linear in r. The timesteps are read off the gradient (attacks/timesteps.py), (x_t,
 r) are searched for with L-BFGS, and the image follows in closed form (``fl_sim.diffusion.x0_from_residual``). Private
-noise is therefore no protection: it is found along with the image. Four things make the search short and reliable:
+noise is therefore no protection: it is found along with the image. Six things make the search short and reliable:
 
 - the squared error is weighed by what is uncertain and balanced over the parameter tensors (attacks/weighing.py);
 - r is measured in units of its expected size rho(t), which the attacker finds on random smooth images;
 - in a batch x_t is measured in units of 1 / rho(t), so that every sample's unknowns move the gradient alike;
+- where the layers' inputs span spaces that the gradient shows, x_t is found by these alone, and then r
+  (attacks/input_spans.py);
 - a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
-  that do not fit are drawn anew while the others stay (attacks/sample_misfit.py).
+  that do not fit are drawn anew while the others stay (attacks/sample_misfit.py);
+- an exact gradient that nearly matches is matched on in a metric that shortens the end (attacks/whitening.py).
 
 Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Else, of a noisy
 gradient the most probable image is searched for in the end (attacks/posterior.py). Where the timestep of a single image
@@ -20,7 +23,7 @@ cannot be read off, it is found by matching (attacks/timestep_matching.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -31,16 +34,19 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
+from attacks.input_spans import InputSpans
+from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
-from attacks.residual_spaces import PrivateSpace, Space, SpaceRun, spaces
+from attacks.residual_spaces import NEARLY_RIGHT, PrivateSpace, Sharper, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
 from attacks.timesteps import HiddenTimestepsError
 from attacks.weighing import distance_for, noise_floor
+from attacks.whitening import can_be_whitened, whitened_squared_error
 
 _HALVING_SLICE = 15
 _FINALISTS = 3
@@ -55,6 +61,10 @@ _FOUND = 100
 """Times the matching loss of a solved search: a start that gets there is on its way, and the others are not tried."""
 _NEAR = 1.05
 """Times the matching loss that noise alone leaves: the end of a search comes near it slowly."""
+_INSIDE = 1e-6
+"""Share of the layers' inputs outside their spans that is as good as none; a search that is stuck ends above 0.1."""
+_SPAN_START = 0.3
+"""Scale of the random start of x_t for it: from 1 some searches get stuck."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _MISFIT = 0.1
@@ -113,11 +123,7 @@ class Residual(Attack):
         simulates = one_client and problem.circumstances.local_steps > 1 and problem.scale_known
         reserve = int(_POSTERIOR_SHARE * allowed) if problem.noisy and not simulates else 0
         before_simulation = allowed // 2 if simulates else allowed - reserve
-        starts = (
-            self._run(space, space.start(generator, *scales), distance)
-            for scales in cycle(self.starts)
-            for space in possible
-        )
+        starts = self._starts(possible, generator, distance, problem.evaluations + allowed // 4)
         good_enough = found_below if problem.samples == 1 else max(found_below, _PROMISING)
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
@@ -176,8 +182,44 @@ class Residual(Attack):
         return [distance_for(problem, self.balance)]
 
     def _run(self, space: Space, start: Sequence[Tensor], distance: Distance) -> SpaceRun:
-        matching = GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
-        return SpaceRun(space, matching, start, self.history)
+        return SpaceRun(space, self._matching(space, distance), start, self.history, self._sharper(space))
+
+    def _matching(self, space: Space, distance: Distance) -> GradientMatching:
+        return GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
+
+    def _sharper(self, space: Space) -> Sharper | None:
+        """The matching loss in the metric of attacks/whitening.py, where the gradient is exact enough for that."""
+        if not can_be_whitened(space.problem):
+            return None
+        return lambda unknowns: self._matching(space, self._whitened(space, unknowns))
+
+    def _whitened(self, space: Space, unknowns: Sequence[Tensor]) -> Distance:
+        x_t = space.noisy_images(unknowns).detach()
+        return whitened_squared_error(space.problem, x_t, space.timesteps, self.balance)
+
+    def _starts(
+        self, possible: Sequence[Space], generator: torch.Generator, distance: Distance, span_budget: int
+    ) -> Iterator[SpaceRun]:
+        """Random starts without end, the first in each space with the x_t that the layers' inputs tell, if they do."""
+        for number, scales in enumerate(cycle(self.starts)):
+            for space in possible:
+                unknowns = space.start(generator, *scales)
+                if number == 0 and isinstance(space, PrivateSpace):
+                    unknowns = self._guided(space, unknowns, generator, span_budget)
+                yield self._run(space, unknowns, distance)
+
+    def _guided(
+        self, space: PrivateSpace, unknowns: list[Tensor], generator: torch.Generator, budget: int
+    ) -> list[Tensor]:
+        """The same residual, and the x_t that the spans of the layers' inputs tell (attacks/input_spans.py), if any."""
+        problem = space.problem
+        spans = InputSpans(problem, space.timesteps)
+        while spans.enough and problem.evaluations < budget:
+            run = LBFGSRun(spans, [_SPAN_START * problem.randn(generator)], self.history)
+            search_on(run, problem, budget, _INSIDE, PROGRESS)
+            if run.loss < NEARLY_RIGHT:
+                return space.unknowns_of(run.unknowns[0], space.noisy_images_and_residuals(unknowns)[1])
+        return unknowns
 
     def _redraw_misfits(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float

@@ -1,13 +1,14 @@
 """What the residual attack searches over: (x_t, r) in units that make all of them count alike, or x0 alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from attacks.attack import Outcome
-from attacks.lbfgs import LBFGSRun
+from attacks.lbfgs import LBFGSRun, Objective
 from attacks.matching import Matching
 from attacks.natural_images import natural_image_energy
 from attacks.problem import InversionProblem
@@ -20,6 +21,10 @@ _PUBLIC_IMAGES = 8
 _LOG_SIZE, _LOG_SIZE_SPREAD = -0.2, 0.35
 """Of the logarithm of r's size over its expected one: measured -0.3 +- 0.3 for photographs on a trained network, and
 0 +- 0.03 on an untrained one, where the noise's variance tells it anyway."""
+
+
+NEARLY_RIGHT = 1e-2
+"""Matching loss of searches that are on their way; those that are stuck stay above."""
 
 
 class Space(Protocol):
@@ -48,6 +53,9 @@ class Space(Protocol):
 
     def images(self, unknowns: Sequence[Tensor]) -> Tensor:
         """x0 [N,C,H,W]."""
+
+    def noisy_images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """x_t [N,C,H,W]."""
 
     def at_scale(self, unknowns: Sequence[Tensor]) -> list[Tensor]:
         """Unknowns of the same images, with the residual itself rather than an unknown multiple of it."""
@@ -112,13 +120,17 @@ class PrivateSpace:
             prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
             return self.images_from(x_t, prediction, residual)
 
+    def noisy_images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """x_t [N,C,H,W]."""
+        return unknowns[0] * self.image_scale
+
     def unknowns_of(self, x_t: Tensor, residual: Tensor) -> list[Tensor]:
         """The unknowns that stand for x_t and r, each [N,C,H,W]."""
         return [(x_t / self.image_scale).detach(), (residual / self.residual_scale).detach()]
 
     def noisy_images_and_residuals(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """x_t and r, each [N,C,H,W]."""
-        return unknowns[0] * self.image_scale, unknowns[1] * self.residual_scale
+        return self.noisy_images(unknowns), unknowns[1] * self.residual_scale
 
     def at_scale(self, unknowns: Sequence[Tensor]) -> list[Tensor]:
         """Multiply r by its estimated scale."""
@@ -195,6 +207,10 @@ class KnownSpace:
         """x0 [N,C,H,W]."""
         return unknowns[0] * self.image_scale
 
+    def noisy_images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """x_t [N,C,H,W]."""
+        return diffusion.add_noise(self.problem.scheduler, self.images(unknowns), self.noise, self.timesteps)
+
     def at_scale(self, unknowns: Sequence[Tensor]) -> list[Tensor]:
         """Leave them: there is no residual."""
         return list(unknowns)
@@ -204,12 +220,31 @@ class KnownSpace:
         return natural_image_energy(self.images(unknowns))
 
 
-class SpaceRun(LBFGSRun):
-    """L-BFGS on a matching loss over the unknowns of a space."""
+Sharper = Callable[[Sequence[Tensor]], Objective]
+"""From unknowns that are nearly right to an objective that is searched for faster from there."""
 
-    def __init__(self, space: Space, matching: Matching, start: Sequence[Tensor], history: int) -> None:
+
+class SpaceRun(LBFGSRun):
+    """L-BFGS on a matching loss over the unknowns of a space.
+
+    ``losses`` are matching losses all along, also when the search has gone over to the ``sharper`` objective.
+    """
+
+    def __init__(
+        self, space: Space, matching: Matching, start: Sequence[Tensor], history: int, sharper: Sharper | None = None
+    ) -> None:
         super().__init__(matching, start, history)
-        self.space, self.matching = space, matching
+        self.space, self.matching, self.sharper = space, matching, sharper
+
+    def advance(self, evaluations: int) -> float:
+        """As for any run; once the loss is ``NEARLY_RIGHT`` the search goes over to the sharper objective."""
+        loss = super().advance(evaluations)
+        if self.sharper and loss < NEARLY_RIGHT:
+            self.change_objective(self.sharper(self.unknowns))
+            self.sharper = None
+        elif self.objective is not self.matching and math.isfinite(loss):
+            self.losses[-1] = self.matching.value(self.unknowns)
+        return self.loss
 
     def misfits(self) -> Tensor:
         """How badly each sample fits, [N] (attacks/sample_misfit.py)."""

@@ -1,5 +1,7 @@
 """Updates of a part of the model: what does not travel cannot be matched, and little else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from attacks.observation import Observation
 from attacks.problem import InversionProblem
 from attacks.timesteps import recover_timesteps
 from fl_sim import diffusion
-from tests.attacks.conftest import MODEL, make_victim
+from tests.attacks.conftest import MODEL, Victim, make_victim
 
 ADAPTED = {**MODEL, "lora": {"rank": 4, "alpha": 8, "targets": ["*"]}}
 
@@ -28,17 +30,30 @@ def test_adapters_tell_timesteps(timesteps):
     assert recover_timesteps(InversionProblem(victim.observation, "cpu")).timesteps.tolist() == list(timesteps)
 
 
-def test_once_the_second_matrix_is_not_zero_the_first_tells_them_too():
-    victim = make_victim(model_config=ADAPTED)
+def after_a_round(victim: Victim) -> Observation:
+    """The same images, noise and timesteps at adapters of which the second matrix is no longer zero."""
     circumstances, weights = victim.observation.circumstances, dict(victim.observation.weights)
     weights |= {name: 0.1 * torch.randn_like(value) for name, value in weights.items() if "lora_B" in name}
     model = diffusion.build_model(ADAPTED)
     model.load_state_dict(weights)
     scheduler = diffusion.build_scheduler(circumstances.scheduler)
-    gradient = diffusion.gradient(model, scheduler, victim.images, victim.noise, victim.timesteps)
-    update = {name: value for name, value in gradient.items() if "lora_A" in name}
-    problem = InversionProblem(Observation(circumstances, weights, update), "cpu")
+    return Observation(
+        circumstances, weights, diffusion.gradient(model, scheduler, victim.images, victim.noise, victim.timesteps)
+    )
+
+
+def test_once_the_second_matrix_is_not_zero_the_first_tells_them_too():
+    seen = after_a_round(make_victim(model_config=ADAPTED))
+    update = {name: value for name, value in seen.update.items() if "lora_A" in name}
+    problem = InversionProblem(replace(seen, update=update), "cpu")
     assert recover_timesteps(problem).timesteps.tolist() == [400]
+
+
+def test_the_image_behind_adapters_that_were_trained_before_is_found():
+    victim = make_victim((300,), model_config=ADAPTED)
+    found = create("residual", {"precision": 1e-3}).reconstruct(after_a_round(victim), seed=100)
+    assert found.timesteps.tolist() == [300]
+    assert victim.psnr(found.images) > 40
 
 
 def test_the_image_behind_some_of_the_parameters_is_found():

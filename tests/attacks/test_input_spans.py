@@ -1,0 +1,111 @@
+"""Noisy images from the spaces that layers' inputs span."""
+
+import pytest
+import torch
+
+from attacks.attack import create
+from attacks.input_spans import InputSpans
+from attacks.layer_inputs import convolution_inputs
+from attacks.lbfgs import LBFGSRun
+from attacks.observation import Defence
+from attacks.problem import InversionProblem
+from fl_sim import diffusion
+from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
+from tests.attacks.finite_differences import assert_derivative, double_problem
+
+DEEP = diffusion.unet_config(8, block_out_channels=(16, 16, 32), norm_num_groups=4)
+"""Its levels have 64, 16 and 4 positions."""
+
+
+def noisy_images(victim: Victim) -> torch.Tensor:
+    scheduler = diffusion.build_scheduler(victim.observation.circumstances.scheduler)
+    return diffusion.add_noise(scheduler, victim.images, victim.noise, victim.timesteps)
+
+
+def spans_of(victim: Victim) -> InputSpans:
+    return InputSpans(InversionProblem(victim.observation, "cpu"), victim.timesteps)
+
+
+@pytest.mark.parametrize("timesteps", [(300,), (60, 500)])
+@pytest.mark.parametrize("attention", [False, True])
+def test_the_true_inputs_lie_inside_and_others_do_not(timesteps, attention):
+    config = diffusion.unet_config(8, block_out_channels=(16, 32, 32), norm_num_groups=4, attention=attention)
+    victim = make_victim(timesteps, model_config=config)
+    spans = spans_of(victim)
+    assert spans.enough
+    x_t = noisy_images(victim)
+    assert abs(float(spans([x_t.requires_grad_()])[0])) < 1e-4
+    assert spans([torch.randn(x_t.shape, requires_grad=True)])[0] > 0.1
+    assert spans.problem.evaluations == 2
+
+
+@pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
+def test_they_tell_the_noisy_image_from_any_start_without_the_residual(prediction_type):
+    victim = make_victim((300,), model_config=DEEP, prediction_type=prediction_type)
+    x_t = noisy_images(victim)
+    for seed, scale in ((101, 1.0), (102, 0.1)):
+        start = scale * torch.randn(x_t.shape, generator=torch.Generator().manual_seed(seed))
+        run = LBFGSRun(spans_of(victim), [start])
+        run.advance(300)
+        assert (run.unknowns[0] - x_t).norm() < 0.05 * x_t.norm()
+
+
+def test_the_derivative_is_that_of_the_value():
+    victim = make_victim((300,), model_config=DEEP)
+    spans = InputSpans(double_problem(victim.observation), victim.timesteps)
+    assert_derivative(spans, [(1, *SHAPE)], relative=1e-6, step=1e-5)
+
+
+def test_the_scale_of_the_gradient_does_not_count():
+    victim = make_victim((300,), model_config=DEEP)
+    scaled = make_victim((300,), model_config=DEEP, defend=lambda update: {n: 1e-3 * v for n, v in update.items()})
+    point = [torch.randn(1, *SHAPE, requires_grad=True)]
+    torch.testing.assert_close(spans_of(victim)(point)[0], spans_of(scaled)(point)[0], rtol=1e-4, atol=0)
+
+
+def test_a_batch_with_more_positions_than_channels_tells_too_little():
+    """The inner level of the network has 16 positions and 16 channels."""
+    assert spans_of(make_victim((100,))).enough
+    assert not spans_of(make_victim((100, 600))).enough
+
+
+DEFENDED = {
+    "noise": (lambda v: v + torch.randn_like(v), Defence(noise_std=1.0)),
+    "signs": (torch.sign, Defence(signs=True)),
+    "top-k": (lambda v: v * (v.abs() > v.abs().median()), Defence(sparsified=True)),
+}
+
+
+@pytest.mark.parametrize(("change", "defence"), DEFENDED.values(), ids=DEFENDED)
+def test_what_is_left_of_a_defended_gradient_tells_too_little(change, defence):
+    victim = make_victim(
+        (300,), model_config=DEEP, defend=lambda update: {n: change(v) for n, v in update.items()}, defence=defence
+    )
+    assert not spans_of(victim).enough
+
+
+def test_the_residual_attack_starts_from_them(monkeypatch):
+    victim = make_victim((300,), model_config=MODEL)
+    starts = []
+    monkeypatch.setattr(
+        "attacks.residual.GradientMatching.__call__",
+        lambda self, unknowns: starts.append(self.images(unknowns)) or (torch.tensor(0.0), [u * 0 for u in unknowns]),
+    )
+    monkeypatch.setattr("attacks.residual_spaces.PrivateSpace.images", lambda space, u: space.noisy_images(u).detach())
+    create("residual", {"max_evaluations": 1200}).reconstruct(victim.observation, seed=101)
+    x_t = noisy_images(victim)
+    assert (starts[0] - x_t).norm() < 0.05 * x_t.norm()
+
+
+def test_inputs_are_those_of_the_convolutions_and_no_hook_stays():
+    victim = make_victim((300, 20), model_config=DEEP)
+    model, outputs = InversionProblem(victim.observation, "cpu").model, {}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+    inputs = convolution_inputs(model, noisy_images(victim), victim.timesteps)
+    assert inputs.keys() == {f"{name}.weight" for name in layers}
+    assert not any(layer._forward_pre_hooks for layer in layers.values())
+    for name, layer in layers.items():
+        computed = inputs[f"{name}.weight"] @ layer.weight.flatten(1).T + layer.bias
+        torch.testing.assert_close(computed, outputs[name].permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-4)
