@@ -29,12 +29,13 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
     cells = Counter((job.case, job.contender.name) for job in plan.jobs)
     assert set(cells.values()) == {10}
     strata = {(case.network, case.model, case.timesteps, case.threat, attack) for case, attack in cells}
-    for model, network in (("trained", "16"), ("untrained", "16"), ("untrained", "32"), ("untrained", "32-narrow")):
+    for model, network in (("trained", "16"), ("untrained", "16"), ("untrained", "32"), ("untrained", "32-deep")):
         for timesteps in ((0, 20), (21, 200), (201, 500), (501, 800), (801, 950), (951, 999)):
             assert (network, model, timesteps, PRIVATE, "residual") in strata
             assert (network, model, timesteps, KNOWN, "dlg") in strata
     assert plan.left_out == [
         "network 32-narrow, trained: there is no checkpoint (--checkpoint FILE)",
+        "network 32-deep, trained: there is no checkpoint (--checkpoint FILE)",
         "network 32, trained: there is no checkpoint (--checkpoint FILE)",
         "network 64: it takes a GPU",
         "network 128: it takes a GPU",
@@ -51,7 +52,7 @@ def saved_checkpoint(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("network", ["32-narrow", "32"])
+@pytest.mark.parametrize("network", ["32-narrow", "32-deep", "32"])
 def test_a_checkpoint_brings_in_its_network(network: str, tmp_path: Path) -> None:
     path = saved_checkpoint(tmp_path / "mine.safetensors", NETWORKS[network])
     jobs = make_plan(Options(only=["strata"], checkpoints=[path])).jobs
@@ -120,6 +121,7 @@ def test_the_networks_are_as_large_as_they_say() -> None:
     assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
         "16": 0.6,
         "32-narrow": 0.6,
+        "32-deep": 2.5,
         "32": 3.6,
         "64": 38.0,
         "128": 38.0,
