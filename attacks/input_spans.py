@@ -13,12 +13,12 @@ inputs are functions of an unknown image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 
 import torch
 from torch import Tensor
 
-from attacks.layer_inputs import convolution_inputs
+from attacks.layer_inputs import Result, of_convolution_inputs
 from attacks.problem import InversionProblem
 
 _CLEAR = 10.0
@@ -27,6 +27,8 @@ _ROUNDING = 1e-6
 """The same in parts of the largest singular value, for float32."""
 _EQUATIONS = 2.0
 """How many there have to be for every unknown."""
+_ALIKE = 0.1
+"""Distance of images, in parts of their norm, below which they are the same one."""
 
 
 class InputSpans:
@@ -38,27 +40,39 @@ class InputSpans:
 
     def __init__(self, problem: InversionProblem, timesteps: Tensor) -> None:
         self.problem, self.timesteps = problem, timesteps
-        self._bases: dict[str, Tensor] = {}
-        equations = 0
         blank = next(iter(problem.gradient.values())).new_zeros(problem.samples, *problem.image_shape)
-        for name, inputs in convolution_inputs(problem.model, blank, timesteps).items():
-            positions, width = inputs.shape
-            basis = _row_space(problem, name, positions)
-            if basis is not None:
-                self._bases[name] = basis
-                equations += positions * (width - positions)
-        self.enough = equations > _EQUATIONS * blank.numel()
+        with torch.no_grad():
+            shown = self._of_inputs(blank, problem.gradient, lambda name, h: _row_space(problem, name, len(h)))
+        self._bases = {name: basis for name, basis in shown.items() if basis is not None}
+        self.enough = sum(map(_equations, self._bases.values())) > _EQUATIONS * blank.numel()
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """For [x_t], [N,C,H,W]: a detached scalar in 0..1 and its derivative; counts as one evaluation."""
         self.problem.evaluations += 1
         [x_t] = unknowns
-        inputs = convolution_inputs(self.problem.model, x_t, self.timesteps)
-        inside = [
-            (inputs[name] @ basis).square().sum() / inputs[name].square().sum() for name, basis in self._bases.items()
-        ]
-        value = 1 - torch.stack(inside).mean()
+        shares = self._of_inputs(x_t, self._bases, lambda name, h: _share_outside(h, self._bases[name]))
+        value = torch.stack(list(shares.values())).mean()
         return value.detach(), list(torch.autograd.grad(value, [x_t]))
+
+    def _of_inputs(self, x_t: Tensor, names: Container[str], use: Callable[[str, Tensor], Result]) -> dict[str, Result]:
+        return of_convolution_inputs(self.problem.model, x_t, self.timesteps, names, use)
+
+
+def alike(images: Tensor) -> bool:
+    """Whether two of the images [N,C,H,W] nearly coincide: twice the same one lies inside wherever it does once."""
+    flat = images.detach().flatten(1)
+    return len(flat) > 1 and bool(torch.pdist(flat).min() < _ALIKE * flat.norm(dim=1).max())
+
+
+def _share_outside(inputs: Tensor, basis: Tensor) -> Tensor:
+    outside = inputs - (inputs @ basis) @ basis.T
+    return outside.square().sum() / inputs.square().sum().clamp_min(torch.finfo(inputs.dtype).tiny)
+
+
+def _equations(basis: Tensor) -> int:
+    """P (K - P), not counting inputs that are always zero, as padding is."""
+    positions = basis.shape[1]
+    return positions * (int((basis.abs().amax(dim=1) > _ROUNDING).sum()) - positions)
 
 
 def _row_space(problem: InversionProblem, name: str, dimensions: int) -> Tensor | None:

@@ -1,27 +1,35 @@
 """The inputs of a network's convolutions as matrices, one row for every position of every sample (im2col)."""
 
+from collections.abc import Callable, Container
 from functools import partial
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from fl_sim import diffusion
 
+Result = TypeVar("Result")
 
-def convolution_inputs(model: nn.Module, x_t: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
-    """By name of the weight, in the order of computation: H [P,K], with which its gradient is D^T H, [O,K].
 
-    K counts input channels times kernel positions, the latter running fastest. Convolutions with groups are left out.
+def of_convolution_inputs(
+    model: nn.Module, x_t: Tensor, timesteps: Tensor, names: Container[str], use: Callable[[str, Tensor], Result]
+) -> dict[str, Result]:
+    """By name of the weight, what ``use`` makes of the layer's H [P,K]; the weight's gradient is D^T H, [O,K].
+
+    K counts input channels times kernel positions, the latter running fastest. No H is kept: they are large. Weights
+    that are not among ``names`` are left out, and so are convolutions with groups.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Result] = {}
 
-    def put_down(name: str, layer: nn.Conv2d, inputs: tuple[Tensor]) -> None:
+    def before(name: str, layer: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         assert not isinstance(layer.padding, str)  # diffusers gives numbers
         columns = unfold(inputs[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        found[f"{name}.weight"] = columns.transpose(1, 2).flatten(0, 1)
+        found[name] = use(name, columns.transpose(1, 2).flatten(0, 1))
 
-    convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
-    handles = [layer.register_forward_pre_hook(partial(put_down, name)) for name, layer in convolutions]
+    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    wanted = {name: layer for name, layer in layers.items() if name in names and layer.groups == 1}
+    handles = [layer.register_forward_pre_hook(partial(before, name)) for name, layer in wanted.items()]
     try:
         diffusion.predict(model, x_t, timesteps)
     finally:

@@ -58,13 +58,14 @@ class LBFGSRun:
 
         self._optimizer.step(closure)
         if all(torch.isfinite(unknown).all() for unknown in self.unknowns):
-            self.losses.append(min(seen))
+            self.losses.append(min(filter(math.isfinite, seen), default=math.inf))
         else:
-            self._put_back(before)
+            self.put_back(before)
             self.losses.append(math.inf)
         return self.loss
 
-    def _put_back(self, point: Sequence[Tensor]) -> None:
+    def put_back(self, point: Sequence[Tensor]) -> None:
+        """Go to another point."""
         with torch.no_grad():
             for unknown, value in zip(self.unknowns, point, strict=True):
                 unknown.copy_(value)

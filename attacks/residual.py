@@ -34,13 +34,14 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
-from attacks.input_spans import InputSpans
+from attacks.input_spans import InputSpans, alike
 from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
-from attacks.residual_spaces import NEARLY_RIGHT, PrivateSpace, Sharper, Space, SpaceRun, spaces
+from attacks.residual_spaces import PrivateSpace, Sharper, Space, SpaceRun, spaces
+from attacks.sample_misfit import FITS
 from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
@@ -62,15 +63,15 @@ _FOUND = 100
 _NEAR = 1.05
 """Times the matching loss that noise alone leaves: the end of a search comes near it slowly."""
 _INSIDE = 1e-6
-"""Share of the layers' inputs outside their spans that is as good as none; a search that is stuck ends above 0.1."""
-_SPAN_START = 0.3
-"""Scale of the random start of x_t for it: from 1 some searches get stuck."""
+"""Share of the layers' inputs outside their spans that is as good as none."""
+_TOLD = 3e-3
+"""The same for a search that has told x_t. Stuck it ends above 0.1, or with two samples of a batch alike above 0.01."""
+_SPAN_STARTS, _SPAN_START = 3, 0.3
+"""How many random starts of x_t it has, and their scale: from 1 some get stuck."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _MISFIT = 0.1
 """Part of the largest of the ``sample_misfits`` from which on a sample is drawn anew."""
-_FITS = 1e-2
-"""Misfit below which a sample is on its way, if slowly; those that are stuck have 0.4 to 0.9."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _POSTERIOR_SHARE = 1 / 8
@@ -123,7 +124,7 @@ class Residual(Attack):
         simulates = one_client and problem.circumstances.local_steps > 1 and problem.scale_known
         reserve = int(_POSTERIOR_SHARE * allowed) if problem.noisy and not simulates else 0
         before_simulation = allowed // 2 if simulates else allowed - reserve
-        starts = self._starts(possible, generator, distance, problem.evaluations + allowed // 4)
+        starts = self._starts(possible, generator, distance, allowed // 4)
         good_enough = found_below if problem.samples == 1 else max(found_below, _PROMISING)
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
@@ -137,12 +138,13 @@ class Residual(Attack):
         self, problem: InversionProblem, generator: torch.Generator, distance: Distance, finer: Sequence[Distance]
     ) -> Outcome:
         """Find the timestep of one image along with it; -1 where none explains the update."""
-        run = partial(self._run, distance=distance)
+        run = partial(self._run, distance=distance, sharpen=False)  # contests need one objective
         evaluations = math.ceil(self.max_evaluations * _HALVING_SHARE)
         starts = (match_timestep(problem, run, generator, scales, evaluations) for scales in cycle(self.starts))
         halfway = torch.tensor([problem.scheduler.config.num_train_timesteps // 2], device=problem.device)
         found_below = self._found_below(problem, self._solved_below(PrivateSpace(problem, halfway)))
         found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
+        found.sharper = self._sharper(found.space)
         budget = problem.evaluations + self.max_evaluations // 2
         reserve = int(_POSTERIOR_SHARE * self.max_evaluations) if problem.noisy else 0
         outcome = self._end_well(found, budget, reserve, self._solved_below(found.space), finer).outcome()
@@ -181,8 +183,9 @@ class Residual(Attack):
             return [sign_distance(list(problem.gradient.values()), temperature) for temperature in _TEMPERATURES]
         return [distance_for(problem, self.balance)]
 
-    def _run(self, space: Space, start: Sequence[Tensor], distance: Distance) -> SpaceRun:
-        return SpaceRun(space, self._matching(space, distance), start, self.history, self._sharper(space))
+    def _run(self, space: Space, start: Sequence[Tensor], distance: Distance, sharpen: bool = True) -> SpaceRun:
+        sharper = self._sharper(space) if sharpen else None
+        return SpaceRun(space, self._matching(space, distance), start, self.history, sharper)
 
     def _matching(self, space: Space, distance: Distance) -> GradientMatching:
         return GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
@@ -198,26 +201,28 @@ class Residual(Attack):
         return whitened_squared_error(space.problem, x_t, space.timesteps, self.balance)
 
     def _starts(
-        self, possible: Sequence[Space], generator: torch.Generator, distance: Distance, span_budget: int
+        self, possible: Sequence[Space], generator: torch.Generator, distance: Distance, for_spans: int
     ) -> Iterator[SpaceRun]:
         """Random starts without end, the first in each space with the x_t that the layers' inputs tell, if they do."""
         for number, scales in enumerate(cycle(self.starts)):
             for space in possible:
                 unknowns = space.start(generator, *scales)
                 if number == 0 and isinstance(space, PrivateSpace):
-                    unknowns = self._guided(space, unknowns, generator, span_budget)
+                    unknowns = self._guided(space, unknowns, generator, for_spans // len(possible))
                 yield self._run(space, unknowns, distance)
 
     def _guided(
-        self, space: PrivateSpace, unknowns: list[Tensor], generator: torch.Generator, budget: int
+        self, space: PrivateSpace, unknowns: list[Tensor], generator: torch.Generator, evaluations: int
     ) -> list[Tensor]:
         """The same residual, and the x_t that the spans of the layers' inputs tell (attacks/input_spans.py), if any."""
         problem = space.problem
-        spans = InputSpans(problem, space.timesteps)
-        while spans.enough and problem.evaluations < budget:
+        if problem.circumstances.local_steps > 1:  # whose inputs are not those at the weights sent
+            return unknowns
+        spans, budget = InputSpans(problem, space.timesteps), problem.evaluations + evaluations
+        for _ in range(_SPAN_STARTS if spans.enough else 0):
             run = LBFGSRun(spans, [_SPAN_START * problem.randn(generator)], self.history)
             search_on(run, problem, budget, _INSIDE, PROGRESS)
-            if run.loss < NEARLY_RIGHT:
+            if run.loss < _TOLD and not alike(run.unknowns[0]):
                 return space.unknowns_of(run.unknowns[0], space.noisy_images_and_residuals(unknowns)[1])
         return unknowns
 
@@ -231,7 +236,7 @@ class Residual(Attack):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
             misfits = found.misfits().to(problem.device)
-            if misfits.max() < _FITS:
+            if misfits.max() < FITS:
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
                 break
             worst = misfits >= _MISFIT * misfits.max()

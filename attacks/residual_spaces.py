@@ -13,7 +13,7 @@ from attacks.matching import Matching
 from attacks.natural_images import natural_image_energy
 from attacks.problem import InversionProblem
 from attacks.revealed import momentum_weights
-from attacks.sample_misfit import sample_misfits
+from attacks.sample_misfit import FITS, sample_misfits
 from attacks.timesteps import possible_timesteps
 from fl_sim import diffusion
 
@@ -237,13 +237,21 @@ class SpaceRun(LBFGSRun):
         self.space, self.matching, self.sharper = space, matching, sharper
 
     def advance(self, evaluations: int) -> float:
-        """As for any run; once the loss is ``NEARLY_RIGHT`` the search goes over to the sharper objective."""
+        """As for any run; goes over to the sharper objective once the loss is ``NEARLY_RIGHT`` and all samples fit.
+
+        It goes back for good where that does not make the matching loss smaller.
+        """
+        before, loss_before = [unknown.detach().clone() for unknown in self.unknowns], self.loss
         loss = super().advance(evaluations)
-        if self.sharper and loss < NEARLY_RIGHT:
+        if self.objective is not self.matching:
+            self.losses[-1] = self.matching.value(self.unknowns) if math.isfinite(loss) else math.inf
+            if not self.losses[-1] < loss_before:
+                self.put_back(before)
+                self.losses[-1] = loss_before
+                self.change_objective(self.matching)
+        elif self.sharper and loss < NEARLY_RIGHT and self.misfits().max() < FITS:
             self.change_objective(self.sharper(self.unknowns))
             self.sharper = None
-        elif self.objective is not self.matching and math.isfinite(loss):
-            self.losses[-1] = self.matching.value(self.unknowns)
         return self.loss
 
     def misfits(self) -> Tensor:

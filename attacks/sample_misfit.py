@@ -12,6 +12,9 @@ from torch import Tensor
 from attacks.problem import InversionProblem
 from attacks.timestep_layers import time_projection_inputs
 
+FITS = 1e-2
+"""Misfit below which a sample is on its way, if slowly; those that are stuck have 0.4 to 0.9."""
+
 
 def sample_misfits(problem: InversionProblem, timesteps: Tensor, gradient: Mapping[str, Tensor]) -> Tensor:
     """Squared sine between every sample's own vector in ``gradient`` and in the observed one, [N] on the CPU.

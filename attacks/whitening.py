@@ -14,7 +14,7 @@ the squared error.
 import torch
 from torch import Tensor
 
-from attacks.layer_inputs import convolution_inputs
+from attacks.layer_inputs import of_convolution_inputs
 from attacks.matching import Distance
 from attacks.problem import InversionProblem
 from attacks.weighing import balanced_weights, noise_floor
@@ -26,41 +26,51 @@ _EXACT = 1e-5
 
 
 def can_be_whitened(problem: InversionProblem) -> bool:
-    """Whether all of the gradient was revealed, exactly or nearly so."""
+    """Whether what was sent is the gradient at the weights sent, of a known scale, and exact or nearly so."""
     revealed = all(deviation.isfinite().all() for deviation in problem.uncertainty.values())
-    return revealed and problem.scale_known and not problem.noisy and noise_floor(problem, 0.0) < _EXACT
+    one_step = problem.circumstances.local_steps == 1
+    return revealed and one_step and problem.scale_known and not problem.noisy and noise_floor(problem, 0.0) < _EXACT
 
 
 def whitened_squared_error(problem: InversionProblem, x_t: Tensor, timesteps: Tensor, balance: float) -> Distance:
     """The D above, 1 for no gradient at all, for noisy images near ``x_t`` [N,C,H,W] at ``timesteps`` int64 [N]."""
+
+    def metric_of(name: str, inputs: Tensor) -> Tensor | None:
+        return _metric(inputs, problem.gradient[name][0, 0].numel())
+
     with torch.no_grad():
-        inputs = convolution_inputs(problem.model, x_t, timesteps)
-    metrics = [_metric(value, inputs.get(name)) for name, value in problem.gradient.items()]
-    roots = {
-        name: value if metric is None else (value.flatten(2) @ torch.linalg.cholesky(metric)).view_as(value)
-        for (name, value), metric in zip(problem.gradient.items(), metrics, strict=True)
+        metrics = of_convolution_inputs(problem.model, x_t, timesteps, problem.gradient, metric_of)
+    measured = {
+        name: value if (metric := metrics.get(name)) is None else _times(value, torch.linalg.cholesky(metric))
+        for name, value in problem.gradient.items()
     }
-    weights = balanced_weights(roots, problem.uncertainty, balance)
-    sizes = [value.numel() for value in problem.gradient.values()]
+    roots = balanced_weights(measured, problem.uncertainty, balance).sqrt()
 
     def distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        error = gradient - observed
-        measured = [
-            piece if metric is None else (piece.view(-1, len(metric)) @ metric).view(-1)
-            for piece, metric in zip(error.split(sizes), metrics, strict=True)
-        ]
-        derivative = weights * torch.cat(measured)
-        return error @ derivative, 2 * derivative
+        error = roots * (gradient - observed)
+        pieces = error.split([value.numel() for value in problem.gradient.values()])
+        derivative = torch.cat(
+            [
+                piece if (metric := metrics.get(name)) is None else _times(piece, metric)
+                for name, piece in zip(problem.gradient, pieces, strict=True)
+            ]
+        )
+        return error @ derivative, 2 * roots * derivative
 
     return distance
 
 
-def _metric(gradient: Tensor, inputs: Tensor | None) -> Tensor | None:
-    """B^-1 [k,k] for the inputs [P, C k] of a convolution with weights [O,C,height,width], k = height width."""
-    if inputs is None or gradient[0, 0].numel() == 1:
-        return None
-    patches = inputs.reshape(-1, gradient[0, 0].numel()).double()
+def _times(values: Tensor, matrix: Tensor) -> Tensor:
+    """Every patch of k values times a matrix [k,k], in the shape that they came in."""
+    return (values.reshape(-1, len(matrix)) @ matrix).view_as(values)
+
+
+def _metric(inputs: Tensor, places: int) -> Tensor | None:
+    """B^-1 [k,k], of mean 1 on its diagonal, for the inputs [P, C k] of a convolution; None if they say nothing."""
+    patches = inputs.reshape(-1, places).double()
     moments = patches.T @ patches
-    damping = _DAMPING * moments.diagonal().mean() * torch.eye(len(moments), device=moments.device)
-    inverse = torch.linalg.inv(moments + damping)
-    return (inverse / inverse.diagonal().mean()).to(gradient.dtype)
+    mean = moments.diagonal().mean()
+    if places == 1 or mean == 0:
+        return None
+    inverse = torch.linalg.inv(moments + _DAMPING * mean * torch.eye(places, device=moments.device))
+    return (inverse / inverse.diagonal().mean()).to(inputs.dtype)

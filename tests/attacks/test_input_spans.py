@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attacks.attack import create
-from attacks.input_spans import InputSpans
-from attacks.layer_inputs import convolution_inputs
+from attacks.input_spans import InputSpans, alike
+from attacks.layer_inputs import of_convolution_inputs
 from attacks.lbfgs import LBFGSRun
 from attacks.observation import Defence
 from attacks.problem import InversionProblem
@@ -103,9 +103,18 @@ def test_inputs_are_those_of_the_convolutions_and_no_hook_stays():
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)}
     for name, layer in layers.items():
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
-    inputs = convolution_inputs(model, noisy_images(victim), victim.timesteps)
-    assert inputs.keys() == {f"{name}.weight" for name in layers}
+    names = {f"{name}.weight" for name in layers}
+    inputs = of_convolution_inputs(model, noisy_images(victim), victim.timesteps, names, lambda _, h: h)
+    assert inputs.keys() == names
     assert not any(layer._forward_pre_hooks for layer in layers.values())
     for name, layer in layers.items():
         computed = inputs[f"{name}.weight"] @ layer.weight.flatten(1).T + layer.bias
         torch.testing.assert_close(computed, outputs[name].permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_one_image_twice_is_told_from_two():
+    """Twice the same lies inside the spaces as well as once, so that it must not pass for what was found."""
+    images = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    assert alike(torch.stack([images[0], images[0] + 0.01 * images[1]]))
+    assert not alike(images)
+    assert not alike(images[:1])

@@ -87,3 +87,37 @@ def test_a_search_that_is_nearly_right_goes_over_and_its_losses_stay_matching_lo
         before = run.loss
         assert run.advance(20) == run.matching.value(run.unknowns) < before
     assert run.losses[-1] < 1e-4
+
+
+def test_a_sample_that_does_not_fit_keeps_the_search_where_it_is(monkeypatch):
+    victim = make_victim((300,))
+    problem = InversionProblem(victim.observation, "cpu")
+    [space] = spaces(problem)
+    run = Residual()._run(space, true_unknowns(space, victim), distance_for(problem, balance=1.5))
+    monkeypatch.setattr(run, "misfits", lambda: torch.tensor([0.5]))
+    assert run.advance(5) < NEARLY_RIGHT
+    assert run.objective is run.matching
+    monkeypatch.undo()
+    run.advance(5)
+    assert run.objective is not run.matching
+
+
+@pytest.mark.parametrize("slope", [1.0, float("nan")])
+def test_an_objective_that_leads_astray_is_given_up(slope):
+    victim = make_victim((300,))
+    problem = InversionProblem(victim.observation, "cpu")
+    [space] = spaces(problem)
+    run = Residual()._run(space, true_unknowns(space, victim), distance_for(problem, balance=1.5))
+    source = torch.Generator().manual_seed(1)
+
+    def astray(unknowns):
+        return torch.tensor(1.0), [slope * torch.randn(u.shape, generator=source) for u in unknowns]
+
+    run.sharper = lambda _: astray
+    run.advance(5)
+    assert run.objective is astray
+    loss, point = run.loss, [u.detach().clone() for u in run.unknowns]
+    assert run.advance(10) == loss
+    assert all(map(torch.equal, run.unknowns, point))
+    assert run.objective is run.matching
+    assert run.sharper is None
