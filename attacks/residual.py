@@ -229,16 +229,18 @@ class Residual(Attack):
     def _redraw_misfits(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
-        """Search on, and whenever that stands still draw anew the samples of the batch that do not fit, if any."""
+        """Search on, and whenever that stands still draw anew the samples of the batch that fit worst."""
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
         for scales in cycle(self.starts):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
             misfits = found.misfits().to(problem.device)
-            if misfits.max() < FITS:
+            if misfits.max() < FITS:  # slow, or in a local minimum near the end
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
-                break
+                if found.loss <= below or problem.evaluations >= max_evaluations:
+                    break
+                misfits = found.misfits().to(problem.device)
             worst = misfits >= _MISFIT * misfits.max()
             fresh = space.start(generator, *scales)
             redrawn = [
