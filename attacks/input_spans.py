@@ -77,7 +77,7 @@ def _equations(basis: Tensor) -> int:
 
 def _row_space(problem: InversionProblem, name: str, dimensions: int) -> Tensor | None:
     """An orthonormal basis [K, dimensions] of the rows of a weight's gradient, if they show so many dimensions."""
-    if name not in problem.gradient or problem.signs_only:
+    if problem.signs_only:
         return None
     gradient, deviations = (named[name].flatten(1).double() for named in (problem.gradient, problem.uncertainty))
     outputs, width = gradient.shape

@@ -24,7 +24,8 @@ _LOG_SIZE, _LOG_SIZE_SPREAD = -0.2, 0.35
 
 
 NEARLY_RIGHT = 1e-2
-"""Matching loss of searches that are on their way; those that are stuck stay above."""
+"""Matching loss of searches that are on their way. Of a single image those that are stuck stay above; of a batch
+a sample may be lost, or the search stuck, below it as well."""
 
 
 class Space(Protocol):
