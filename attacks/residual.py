@@ -14,7 +14,8 @@ noise is therefore no protection: it is found along with the image. Six things m
 - where the layers' inputs span spaces that the gradient shows, x_t is found by these alone, and then r
   (attacks/input_spans.py);
 - a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
-  that do not fit are drawn anew while the others stay (attacks/sample_misfit.py);
+  that are found in each other's place change places, and those that are still wrong are drawn anew while the others
+  stay (attacks/sample_misfit.py);
 - an exact gradient that nearly matches is matched on in a metric that shortens the end (attacks/whitening.py).
 
 Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Else, of a noisy
@@ -40,8 +41,8 @@ from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
-from attacks.residual_spaces import PrivateSpace, Sharper, Space, SpaceRun, spaces
-from attacks.sample_misfit import FITS
+from attacks.residual_spaces import BatchRun, PrivateSpace, Sharper, Space, SpaceRun, spaces
+from attacks.sample_misfit import FITS, unexplained
 from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
@@ -70,8 +71,8 @@ _SPAN_STARTS, _SPAN_START = 3, 0.3
 """How many random starts of x_t it has, and their scale: from 1 some get stuck."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
-_MISFIT = 0.1
-"""Part of the largest of the ``sample_misfits`` from which on a sample is drawn anew."""
+_MISSING = 0.1
+"""Part of the largest of what is ``unexplained`` of a batch from which on a sample is drawn anew."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _POSTERIOR_SHARE = 1 / 8
@@ -185,7 +186,8 @@ class Residual(Attack):
 
     def _run(self, space: Space, start: Sequence[Tensor], distance: Distance, sharpen: bool = True) -> SpaceRun:
         sharper = self._sharper(space) if sharpen else None
-        return SpaceRun(space, self._matching(space, distance), start, self.history, sharper)
+        batch = space.problem.samples > 1 and isinstance(space, PrivateSpace)
+        return (BatchRun if batch else SpaceRun)(space, self._matching(space, distance), start, self.history, sharper)
 
     def _matching(self, space: Space, distance: Distance) -> GradientMatching:
         return GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
@@ -229,19 +231,18 @@ class Residual(Attack):
     def _redraw_misfits(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
-        """Search on, and whenever that stands still draw anew the samples of the batch that fit worst."""
+        """Search on, and whenever that stands still draw anew the samples of the batch that miss most."""
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
         for scales in cycle(self.starts):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
-            misfits = found.misfits().to(problem.device)
-            if misfits.max() < FITS:  # slow, or in a local minimum near the end
+            if found.misfits().max() < FITS:  # slow, or in a local minimum near the end
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
                 if found.loss <= below or problem.evaluations >= max_evaluations:
                     break
-                misfits = found.misfits().to(problem.device)
-            worst = misfits >= _MISFIT * misfits.max()
+            missing = unexplained(*found.sample_vectors()).to(problem.device)
+            worst = missing >= _MISSING * missing.max()
             fresh = space.start(generator, *scales)
             redrawn = [
                 torch.where(worst.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)

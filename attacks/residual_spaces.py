@@ -13,7 +13,7 @@ from attacks.matching import Matching
 from attacks.natural_images import natural_image_energy
 from attacks.problem import InversionProblem
 from attacks.revealed import momentum_weights
-from attacks.sample_misfit import FITS, sample_misfits
+from attacks.sample_misfit import FITS, better_places, sample_likeness, sample_misfits, sample_vectors
 from attacks.timesteps import possible_timesteps
 from fl_sim import diffusion
 
@@ -128,6 +128,13 @@ class PrivateSpace:
     def unknowns_of(self, x_t: Tensor, residual: Tensor) -> list[Tensor]:
         """The unknowns that stand for x_t and r, each [N,C,H,W]."""
         return [(x_t / self.image_scale).detach(), (residual / self.residual_scale).detach()]
+
+    def moved(self, unknowns: Sequence[Tensor], places: Tensor) -> list[Tensor]:
+        """The unknowns with sample i in place ``places[i]``, int64 [N], and r of as much more than its expected size."""
+        x_t, residual = (values.detach().clone() for values in self.noisy_images_and_residuals(unknowns))
+        relative = residual / self.expected_residual
+        x_t[places], relative[places] = x_t.clone(), relative.clone()
+        return self.unknowns_of(x_t, relative * self.expected_residual)
 
     def noisy_images_and_residuals(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """x_t and r, each [N,C,H,W]."""
@@ -257,12 +264,34 @@ class SpaceRun(LBFGSRun):
 
     def misfits(self) -> Tensor:
         """How badly each sample fits, [N] (attacks/sample_misfit.py)."""
-        gradient = self.matching.gradient(self.unknowns)
-        return sample_misfits(self.space.problem, self.space.timesteps, gradient)
+        return sample_misfits(*self.sample_vectors())
+
+    def sample_vectors(self) -> tuple[Tensor, Tensor]:
+        """What every sample adds to the time projections' gradient, and what was observed of it, each [D,N]."""
+        problem, gradient = self.space.problem, self.matching.gradient(self.unknowns)
+        own, observed = (sample_vectors(problem, self.space.timesteps, g) for g in (gradient, problem.gradient))
+        return own, observed
 
     def outcome(self) -> Outcome:
         """Images, timesteps and matching loss of the current point."""
         return Outcome(self.matching.images(self.unknowns), self.space.timesteps, self.matching.value(self.unknowns))
+
+
+class BatchRun(SpaceRun):
+    """The same over a batch of private noise, whose samples move to where they belong (attacks/sample_misfit.py)."""
+
+    space: PrivateSpace
+
+    def advance(self, evaluations: int) -> float:
+        """As for any run; where samples changed places it is as young as a new one."""
+        loss = super().advance(evaluations)
+        if self.objective is self.matching and math.isfinite(loss):
+            places = better_places(sample_likeness(*self.sample_vectors()))
+            if places is not None:
+                self.put_back(self.space.moved(self.unknowns, places))
+                self.change_objective(self.matching)
+                self.losses = [self.matching.value(self.unknowns)]
+        return self.loss
 
 
 def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:

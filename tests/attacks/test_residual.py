@@ -8,7 +8,7 @@ from attacks.matching import GradientMatching
 from attacks.observation import Defence
 from attacks.problem import InversionProblem
 from attacks.residual import Residual
-from attacks.residual_spaces import KnownSpace, PrivateSpace, SpaceRun, expected_residual, spaces
+from attacks.residual_spaces import BatchRun, KnownSpace, PrivateSpace, SpaceRun, expected_residual, spaces
 from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
@@ -217,3 +217,28 @@ def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
     monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
     assert attack._redraw_misfits(found, distance, source, 100, 0.0) is found
     assert problem.evaluations >= 100
+
+
+def test_a_batch_run_puts_samples_where_they_belong():
+    victim = make_victim((300, 310), model_config=WIDE)
+    problem = InversionProblem(victim.observation, "cpu")
+    [space] = spaces(problem)
+    truth = true_unknowns(space, victim)
+    turned = space.moved(truth, torch.tensor([1, 0]))
+    for unknown, back in zip(truth, space.moved(turned, torch.tensor([1, 0])), strict=True):
+        torch.testing.assert_close(back, unknown)
+    runs = [kind(space, matching_of(problem, space), turned, 300) for kind in (SpaceRun, BatchRun)]
+    left, moved = [run.advance(1) for run in runs]
+    assert moved < left / 10
+    assert len(runs[1].losses) == 1
+
+
+def test_moved_samples_keep_their_images_and_the_size_of_the_residual_for_the_timestep():
+    victim = make_victim((20, 300, 600), model_config=WIDE)
+    [space] = spaces(InversionProblem(victim.observation, "cpu"))
+    unknowns = true_unknowns(space, victim)
+    before = space.noisy_images_and_residuals(unknowns)
+    after = space.noisy_images_and_residuals(space.moved(unknowns, torch.tensor([1, 2, 0])))
+    torch.testing.assert_close(after[0][[1, 2, 0]], before[0])
+    sizes = [residual / space.expected_residual for residual in (before[1], after[1])]
+    torch.testing.assert_close(sizes[1][[1, 2, 0]], sizes[0])

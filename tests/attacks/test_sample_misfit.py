@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from attacks.problem import InversionProblem
-from attacks.sample_misfit import sample_misfits
+from attacks.sample_misfit import better_places, sample_likeness, sample_misfits, sample_vectors, unexplained
+from attacks.timesteps import possible_timesteps
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, make_victim
 
@@ -16,9 +17,26 @@ def batch():
     return victim, InversionProblem(victim.observation, "cpu")
 
 
+def vectors(problem, gradient):
+    """Of the samples in ``gradient``, and in the observed one."""
+    timesteps = possible_timesteps(problem)[0]
+    return tuple(sample_vectors(problem, timesteps, values) for values in (gradient, problem.gradient))
+
+
+def test_a_large_sample_that_is_a_little_wrong_misses_more_than_a_small_lost_one():
+    observed = torch.tensor([[10.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    own = torch.tensor([[0.9, 1.0], [0.4, 0.0]], dtype=torch.float64)
+    assert sample_misfits(own, observed)[0] < sample_misfits(own, observed)[1]
+    assert unexplained(own, observed)[0] > unexplained(own, observed)[1]
+
+
 def test_the_truth_fits(batch):
     victim, problem = batch
-    assert sample_misfits(problem, victim.timesteps, problem.gradient).max() < 1e-6
+    again = diffusion.gradient(problem.model, problem.scheduler, victim.images, victim.noise, victim.timesteps)
+    own, observed = vectors(problem, again)
+    assert sample_misfits(own, observed).max() < 1e-6
+    assert unexplained(own, observed).max() < 1e-6 * observed.square().sum()
+    assert better_places(sample_likeness(own, observed)) is None
 
 
 def test_the_sample_with_another_image_does_not_fit_and_the_others_do(batch):
@@ -26,7 +44,8 @@ def test_the_sample_with_another_image_does_not_fit_and_the_others_do(batch):
     noise = victim.noise.clone()
     noise[1] = torch.randn(noise[1].shape, generator=torch.Generator().manual_seed(5))
     changed = diffusion.gradient(problem.model, problem.scheduler, victim.images, noise, victim.timesteps)
-    misfits = sample_misfits(problem, victim.timesteps, changed)
+    own, observed = vectors(problem, changed)
+    misfits = sample_misfits(own, observed)
     assert misfits[1] > 0.1
     assert misfits[[0, 2]].max() < 1e-6
 
@@ -36,4 +55,26 @@ def test_without_time_projections_nobody_is_blamed():
         return {name: value for name, value in update.items() if "time_emb_proj" not in name}
 
     problem = InversionProblem(make_victim(TIMESTEPS, model_config=WIDE, defend=unshared).observation, "cpu")
-    assert sample_misfits(problem, torch.tensor(TIMESTEPS), {}).tolist() == [0, 0, 0]
+    nothing = sample_vectors(problem, torch.tensor(TIMESTEPS), {})
+    assert sample_misfits(nothing, nothing).tolist() == [0, 0, 0]
+    assert better_places(sample_likeness(nothing, nothing)) is None
+
+
+def test_samples_in_each_others_place_are_told_where_they_belong():
+    victim = make_victim((300, 310, 700), model_config=WIDE)
+    problem = InversionProblem(victim.observation, "cpu")
+    turned = [1, 0, 2]
+    gradient = diffusion.gradient(
+        problem.model, problem.scheduler, victim.images[turned], victim.noise[turned], victim.timesteps
+    )
+    own, observed = vectors(problem, gradient)
+    places = better_places(sample_likeness(own, observed))
+    assert places is not None
+    assert places.tolist() == turned
+
+
+def test_a_small_advantage_moves_nobody():
+    assert better_places(torch.tensor([[0.3, 0.5], [0.5, 0.3]])) is None
+    moved = better_places(torch.tensor([[0.1, 0.5, 0.0], [0.0, 0.1, 0.5], [0.5, 0.0, 0.1]]))
+    assert moved is not None
+    assert moved.tolist() == [1, 2, 0]
