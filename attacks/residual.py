@@ -42,7 +42,7 @@ from attacks.matching import Derivative, Distance, GradientMatching
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import BatchRun, PrivateSpace, Sharper, Space, SpaceRun, spaces
-from attacks.sample_misfit import FITS, unexplained
+from attacks.sample_misfit import FITS, sample_misfits, unexplained
 from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
@@ -71,8 +71,8 @@ _SPAN_STARTS, _SPAN_START = 3, 0.3
 """How many random starts of x_t it has, and their scale: from 1 some get stuck."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
-_MISSING = 0.1
-"""Part of the largest of what is ``unexplained`` of a batch from which on a sample is drawn anew."""
+_WRONG = 0.1
+"""Part of a batch's largest ``sample_misfits`` or ``unexplained`` share from which on a sample is drawn anew."""
 _WORTH_SIMULATING = 1e-3
 """Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _POSTERIOR_SHARE = 1 / 8
@@ -231,18 +231,22 @@ class Residual(Attack):
     def _redraw_misfits(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
-        """Search on, and whenever that stands still draw anew the samples of the batch that miss most."""
+        """Search on, and whenever that stands still draw anew the samples of the batch that are wrong.
+
+        These are, by turns, those that fit worst and those of which most is missing: a small one that is lost, or a
+        large one that is a little wrong and hides the small ones.
+        """
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
-        for scales in cycle(self.starts):
+        for scales, wrong in zip(cycle(self.starts), cycle((sample_misfits, unexplained)), strict=False):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
             if found.misfits().max() < FITS:  # slow, or in a local minimum near the end
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
                 if found.loss <= below or problem.evaluations >= max_evaluations:
                     break
-            missing = unexplained(*found.sample_vectors()).to(problem.device)
-            worst = missing >= _MISSING * missing.max()
+            by_sample = wrong(*found.sample_vectors()).to(problem.device)
+            worst = by_sample >= _WRONG * by_sample.max()
             fresh = space.start(generator, *scales)
             redrawn = [
                 torch.where(worst.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)

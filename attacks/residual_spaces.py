@@ -130,7 +130,7 @@ class PrivateSpace:
         return [(x_t / self.image_scale).detach(), (residual / self.residual_scale).detach()]
 
     def moved(self, unknowns: Sequence[Tensor], places: Tensor) -> list[Tensor]:
-        """The unknowns with sample i in place ``places[i]``, int64 [N], and r of as much more than its expected size."""
+        """The unknowns with sample i in place ``places[i]``, int64 [N]; r keeps its ratio to the expected size."""
         x_t, residual = (values.detach().clone() for values in self.noisy_images_and_residuals(unknowns))
         relative = residual / self.expected_residual
         x_t[places], relative[places] = x_t.clone(), relative.clone()

@@ -33,7 +33,7 @@ def sample_vectors(problem: InversionProblem, timesteps: Tensor, gradient: Mappi
 
 
 def sample_likeness(own: Tensor, observed: Tensor) -> Tensor:
-    """Squared cosine between ``own`` vector i and ``observed`` vector j, each [D,N]; [N,N], the unit matrix if D = 0."""
+    """Squared cosine between ``own`` vector i and ``observed`` vector j, each [D,N]; [N,N], the unit matrix if D=0."""
     if not len(own):
         return torch.eye(own.shape[1], dtype=torch.float64)
     own, observed = (torch.nn.functional.normalize(vectors, dim=0) for vectors in (own, observed))

@@ -5,6 +5,7 @@ one for the only attack worker, whose queue is full all the time. Rounds are com
 """
 
 import json
+import math
 import os
 import resource
 import statistics
@@ -94,14 +95,21 @@ def bench_many_clients(clients: int, per_round: int, rounds: int, turns: int, ou
 def summarise(measured: list[Round]) -> dict[str, Any]:
     """The figures of all rounds from the fifth on.
 
-    ``slowdown`` is the mean time of an attacked round over that of one without, less 1; ``memory_growth_mb`` the most
-    that the server's process grew, in any federation, from the fifth round to a later one.
+    ``slowdown`` is the mean time of an attacked round over that of one without, less 1, its standard error that over
+    pairs of neighbouring federations (rounds of one federation are alike), None of a single pair; ``memory_growth_mb``
+    the most that the server's process grew, in any federation, from the fifth round to a later one.
     """
     settled = [entry for entry in measured if entry.round >= SETTLED]
     alone, attacked = ([entry.seconds for entry in settled if entry.attacked == kind] for kind in (False, True))
+    means = {
+        number: statistics.fmean(entry.seconds for entry in settled if entry.federation == number)
+        for number in sorted({entry.federation for entry in settled})
+    }
+    longer = [means[number + 1] - means[number] for number in means if number % 2 == 0]
+    error = statistics.stdev(longer) / math.sqrt(len(longer)) if len(longer) > 1 else None
     growth = [
         max(entry.server_mb for entry in of_one) - of_one[0].server_mb
-        for number in {entry.federation for entry in settled}
+        for number in means
         if (of_one := [entry for entry in settled if entry.federation == number])
     ]
     return {
@@ -109,6 +117,7 @@ def summarise(measured: list[Round]) -> dict[str, Any]:
         "seconds_alone": statistics.fmean(alone),
         "seconds_attacked": statistics.fmean(attacked),
         "slowdown": statistics.fmean(attacked) / statistics.fmean(alone) - 1,
+        "slowdown_standard_error": error and error / statistics.fmean(alone),
         "memory_growth_mb": max(growth),
         "server_mb_at_the_end": measured[-1].server_mb,
         "object_store_mb_at_most": max(entry.object_store_mb for entry in settled),
