@@ -131,10 +131,9 @@ class PrivateSpace:
 
     def moved(self, unknowns: Sequence[Tensor], places: Tensor) -> list[Tensor]:
         """The unknowns with sample i in place ``places[i]``, int64 [N]; r keeps its ratio to the expected size."""
-        x_t, residual = (values.detach().clone() for values in self.noisy_images_and_residuals(unknowns))
-        relative = residual / self.expected_residual
-        x_t[places], relative[places] = x_t.clone(), relative.clone()
-        return self.unknowns_of(x_t, relative * self.expected_residual)
+        x_t, residual = self.noisy_images_and_residuals(unknowns)
+        relative, comes_from = residual / self.expected_residual, places.argsort()
+        return self.unknowns_of(x_t[comes_from], relative[comes_from] * self.expected_residual)
 
     def noisy_images_and_residuals(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """x_t and r, each [N,C,H,W]."""
@@ -268,9 +267,7 @@ class SpaceRun(LBFGSRun):
 
     def sample_vectors(self) -> tuple[Tensor, Tensor]:
         """What every sample adds to the time projections' gradient, and what was observed of it, each [D,N]."""
-        problem, gradient = self.space.problem, self.matching.gradient(self.unknowns)
-        own, observed = (sample_vectors(problem, self.space.timesteps, g) for g in (gradient, problem.gradient))
-        return own, observed
+        return sample_vectors(self.space.problem, self.space.timesteps, self.matching.gradient(self.unknowns))
 
     def outcome(self) -> Outcome:
         """Images, timesteps and matching loss of the current point."""

@@ -20,16 +20,22 @@ _CLEARLY = 0.5
 """By how much all squared cosines together are larger where samples have changed places."""
 
 
-def sample_vectors(problem: InversionProblem, timesteps: Tensor, gradient: Mapping[str, Tensor]) -> Tensor:
-    """Every sample's own vector s_i, float64 [D,N] on the CPU; D is 0 where the time projections were not observed.
+def sample_vectors(
+    problem: InversionProblem, timesteps: Tensor, gradient: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Every sample's own vector s_i in ``gradient``, and in the observed one, each float64 [D,N] on the CPU.
 
-    Samples that share a timestep have the mean of theirs.
+    D is 0 where the time projections were not observed. Samples that share a timestep have the mean of theirs.
     """
     names = [name for name in problem.gradient if name.endswith("time_emb_proj.weight")]
     if not names:
-        return torch.empty(0, len(timesteps), dtype=torch.float64)
+        nothing = torch.empty(0, len(timesteps), dtype=torch.float64)
+        return nothing, nothing
     inverse = torch.linalg.pinv(time_projection_inputs(problem.model, timesteps))
-    return torch.cat([gradient[name].double().cpu() for name in names]) @ inverse
+    own, observed = (
+        torch.cat([g[name].double().cpu() for name in names]) @ inverse for g in (gradient, problem.gradient)
+    )
+    return own, observed
 
 
 def sample_likeness(own: Tensor, observed: Tensor) -> Tensor:

@@ -101,17 +101,13 @@ def summarise(measured: list[Round]) -> dict[str, Any]:
     """
     settled = [entry for entry in measured if entry.round >= SETTLED]
     alone, attacked = ([entry.seconds for entry in settled if entry.attacked == kind] for kind in (False, True))
-    means = {
-        number: statistics.fmean(entry.seconds for entry in settled if entry.federation == number)
-        for number in sorted({entry.federation for entry in settled})
-    }
+    federations: dict[int, list[Round]] = {}
+    for entry in settled:
+        federations.setdefault(entry.federation, []).append(entry)
+    means = {number: statistics.fmean(entry.seconds for entry in of_one) for number, of_one in federations.items()}
     longer = [means[number + 1] - means[number] for number in means if number % 2 == 0]
     error = statistics.stdev(longer) / math.sqrt(len(longer)) if len(longer) > 1 else None
-    growth = [
-        max(entry.server_mb for entry in of_one) - of_one[0].server_mb
-        for number in means
-        if (of_one := [entry for entry in settled if entry.federation == number])
-    ]
+    growth = [max(entry.server_mb for entry in of_one) - of_one[0].server_mb for of_one in federations.values()]
     return {
         "rounds_finished": len(measured),
         "seconds_alone": statistics.fmean(alone),

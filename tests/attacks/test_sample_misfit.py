@@ -19,8 +19,7 @@ def batch():
 
 def vectors(problem, gradient):
     """Of the samples in ``gradient``, and in the observed one."""
-    timesteps = possible_timesteps(problem)[0]
-    return tuple(sample_vectors(problem, timesteps, values) for values in (gradient, problem.gradient))
+    return sample_vectors(problem, possible_timesteps(problem)[0], gradient)
 
 
 def test_a_large_sample_that_is_a_little_wrong_misses_more_than_a_small_lost_one():
@@ -56,8 +55,8 @@ def test_without_time_projections_nobody_is_blamed():
 
     problem = InversionProblem(make_victim(TIMESTEPS, model_config=WIDE, defend=unshared).observation, "cpu")
     nothing = sample_vectors(problem, torch.tensor(TIMESTEPS), {})
-    assert sample_misfits(nothing, nothing).tolist() == [0, 0, 0]
-    assert better_places(sample_likeness(nothing, nothing)) is None
+    assert sample_misfits(*nothing).tolist() == [0, 0, 0]
+    assert better_places(sample_likeness(*nothing)) is None
 
 
 def test_samples_in_each_others_place_are_told_where_they_belong():
