@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fl_sim.wire import (
     Recipe,
     arrays_in,
     dictated_draw,
+    read_tensors,
     read_update,
     whole_model,
 )
@@ -226,7 +227,7 @@ def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tens
 def _sent(messages: Sequence[Message]) -> dict[int, Callable[[], dict[str, Tensor]]]:
     """By node, what reads the weights that were sent to it, once for all nodes that got the same record."""
     records = {message.metadata.dst_node_id: next(iter(message.content.array_records.values())) for message in messages}
-    readers = {id(record): cache(ArrayRecord(dict(record)).to_torch_state_dict) for record in records.values()}
+    readers = {id(record): cache(partial(read_tensors, dict(record))) for record in records.values()}
     return {node: readers[id(record)] for node, record in records.items()}
 
 
