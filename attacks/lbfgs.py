@@ -52,16 +52,21 @@ class LBFGSRun:
         def closure() -> Tensor:
             value, derivatives = self.objective(self.unknowns)
             seen.append(float(value))
+            if math.isnan(seen[-1]):  # of which torch's line search may make an IndexError
+                raise FloatingPointError("the objective is NaN")
             for unknown, derivative in zip(self.unknowns, derivatives, strict=True):
                 unknown.grad = derivative * _SCALE
             return value * _SCALE
 
-        self._optimizer.step(closure)
-        if all(torch.isfinite(unknown).all() for unknown in self.unknowns):
-            self.losses.append(min(filter(math.isfinite, seen), default=math.inf))
-        else:
+        try:
+            self._optimizer.step(closure)
+            broken = not all(torch.isfinite(unknown).all() for unknown in self.unknowns)
+        except FloatingPointError:
+            broken = True
+        if broken:
             self.put_back(before)
-            self.losses.append(math.inf)
+            self.change_objective(self.objective)
+        self.losses.append(math.inf if broken else min(filter(math.isfinite, seen), default=math.inf))
         return self.loss
 
     def put_back(self, point: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -56,13 +57,16 @@ def test_the_start_is_copied():
     assert [float(value) for value in given] == [-1.2, 1.0]
 
 
-def test_a_breakdown_ends_the_run_where_it_was():
+@pytest.mark.parametrize("finite", [20, 1], ids=["on its way", "in the first line search"])
+@pytest.mark.parametrize("derivative", [1.0, math.nan], ids=["value", "value and derivative"])
+def test_a_breakdown_ends_the_run_where_it_was(finite, derivative):
     calls = []
 
     def breaks(unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         calls.append(1)
         value, derivatives = rosenbrock(unknowns)
-        return (value, derivatives) if len(calls) <= 20 else (value * torch.nan, [d * torch.nan for d in derivatives])
+        broken = value * math.nan, [d * derivative for d in derivatives]
+        return (value, derivatives) if len(calls) <= finite else broken
 
     run = LBFGSRun(breaks, start())
     for _ in range(4):
