@@ -134,7 +134,7 @@ def bench_attacks(
         ),
     ] = "",
     networks: Annotated[
-        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32-deep, 32, 64, 128.", show_default="all")
+        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32-deep, 32, 32-wide, 64, 128.", show_default="all")
     ] = "",
     victims: Annotated[
         int | None, typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10")

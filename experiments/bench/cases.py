@@ -21,10 +21,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "32-narrow": unet_config(32),
     "32-deep": unet_config(32, block_out_channels=(32, 64, 128)),
     "32": unet_config(32, block_out_channels=(64, 128), layers_per_block=2),
+    "32-wide": unet_config(32, block_out_channels=(64, 128, 128)),
     "64": unet_config(64, block_out_channels=(128, 256, 384), layers_per_block=2),
     "128": unet_config(128, block_out_channels=(128, 256, 384), layers_per_block=2),
 }
-"""U-Nets of 0.6, 0.6, 2.5, 3.6, 38 and 38 million parameters, by the side of the images they take."""
+"""U-Nets of 0.6, 0.6, 2.5, 3.6, 4.2, 38 and 38 million parameters, by the side of the images they take."""
 
 GPU_NETWORKS = frozenset({"64", "128"})
 """Networks that are left out where there is no GPU."""

@@ -37,6 +37,7 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
         "network 32-narrow, trained: there is no checkpoint (--checkpoint FILE)",
         "network 32-deep, trained: there is no checkpoint (--checkpoint FILE)",
         "network 32, trained: there is no checkpoint (--checkpoint FILE)",
+        "network 32-wide, trained: there is no checkpoint (--checkpoint FILE)",
         "network 64: it takes a GPU",
         "network 128: it takes a GPU",
     ]
@@ -52,7 +53,7 @@ def saved_checkpoint(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("network", ["32-narrow", "32-deep", "32"])
+@pytest.mark.parametrize("network", ["32-narrow", "32-deep", "32", "32-wide"])
 def test_a_checkpoint_brings_in_its_network(network: str, tmp_path: Path) -> None:
     path = saved_checkpoint(tmp_path / "mine.safetensors", NETWORKS[network])
     jobs = make_plan(Options(only=["strata"], checkpoints=[path])).jobs
@@ -123,6 +124,7 @@ def test_the_networks_are_as_large_as_they_say() -> None:
         "32-narrow": 0.6,
         "32-deep": 2.5,
         "32": 3.6,
+        "32-wide": 4.2,
         "64": 38.0,
         "128": 38.0,
     }
