@@ -140,12 +140,18 @@ class SimulatedTraining:
         return [flatten(found[:count]), *found[count:]]
 
 
-def assignments(samples: int, steps: int, generator: torch.Generator) -> list[list[Tensor]]:
-    """The ways to deal N samples to K steps of N / K each, indices int64 [N / K]; MOST_ORDERS at random of more."""
-    size = samples // steps
+def assignments(samples: int, steps: int, generator: torch.Generator, most: int = MOST_ORDERS) -> list[list[Tensor]]:
+    """The ways to deal N samples to K steps of N / K each, indices int64 [N / K]; of too many some at random.
+
+    There are ``most`` at most, and never more than MOST_ORDERS.
+    """
+    size, most = samples // steps, min(most, MOST_ORDERS)
     if math.factorial(samples) // math.factorial(size) ** steps > MOST_ORDERS:
-        return [list(torch.randperm(samples, generator=generator).split(size)) for _ in range(MOST_ORDERS)]
-    return [[torch.tensor(step) for step in way] for way in _deal(tuple(range(samples)), size)]
+        return [list(torch.randperm(samples, generator=generator).split(size)) for _ in range(most)]
+    ways = [[torch.tensor(step) for step in way] for way in _deal(tuple(range(samples)), size)]
+    if len(ways) <= most:
+        return ways
+    return [ways[index] for index in torch.randperm(len(ways), generator=generator)[:most]]
 
 
 def _deal(samples: tuple[int, ...], size: int) -> Iterator[list[tuple[int, ...]]]:

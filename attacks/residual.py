@@ -269,7 +269,8 @@ class Residual(Attack):
         simulated = SimulatedTraining(problem, space.step_loss, in_order, distance, space.images)
         ways = [in_order]  # of a dictated draw
         if problem.noise is None:
-            ways = assignments(problem.samples, problem.circumstances.local_steps, generator)
+            affordable = (max_evaluations - problem.evaluations) // (2 * _HALVING_SLICE)
+            ways = assignments(problem.samples, problem.circumstances.local_steps, generator, max(1, affordable))
         runs = [
             SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
         ]

@@ -66,3 +66,11 @@ def test_no_more_ways_than_can_be_tried():
     assert len(ways) == MOST_ORDERS
     assert all(sorted(torch.cat(way).tolist()) == list(range(32)) for way in ways)
     assert len({tuple(torch.cat(way).tolist()) for way in ways}) == MOST_ORDERS
+
+
+def test_of_more_ways_than_are_affordable_some_are_drawn():
+    ways = [tuple(torch.cat(way).tolist()) for way in assignments(4, 4, torch.Generator(), most=10)]
+    assert len(set(ways)) == len(ways) == 10
+    assert all(sorted(way) == [0, 1, 2, 3] for way in ways)
+    assert ways != [tuple(torch.cat(way).tolist()) for way in assignments(4, 4, torch.Generator())[:10]]
+    assert len(assignments(32, 4, torch.Generator(), most=10)) == 10

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -123,6 +125,13 @@ def test_two_local_steps_are_told_apart_and_simulated():
     result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [150, 400]
     assert matched_psnr(victim, result.images) > 35
+
+
+def test_a_hundred_orders_of_steps_keep_to_the_budget():
+    victim = make_victim((400, 150, 30, 250, 700), local_steps=5, optimizer=LocalOptimizer(lr=0.01), model_config=WIDE)
+    result = create("residual", {"max_evaluations": 60}).reconstruct(victim.observation, seed=101)
+    assert sorted(result.timesteps.tolist()) == [30, 150, 250, 400, 700]
+    assert result.evaluations < 60 * math.sqrt(5) + 30  # a line search is ended
 
 
 def test_simulated_from_the_truth_it_stays_there():
