@@ -24,7 +24,7 @@ cannot be read off, it is found by matching (attacks/timestep_matching.py).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -81,6 +81,10 @@ _TEMPERATURES = (0.1, 0.01)
 """Of ``sign_distance``: the first finds the image, the others make it sharper."""
 
 
+Rerun = Callable[[Sequence[Tensor]], SpaceRun]
+"""From other unknowns to a search like the one before."""
+
+
 class Residual(Attack):
     """Search over (x_t, r), private noise and timesteps (or first over x_t alone, where the server dictated them).
 
@@ -130,9 +134,10 @@ class Residual(Attack):
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
             below = max(found_below, _WORTH_SIMULATING if simulates else 0)
-            found = self._redraw_misfits(found, distance, generator, before_simulation, below)
+            rerun = partial(self._run, found.space, distance=distance)
+            found = self._redraw_misfits(found, rerun, generator, before_simulation, below)
         if simulates:
-            found = self._simulation(found, distance, generator, allowed)
+            found = self._simulation(found, distance, generator, allowed, found_below)
         return self._end_well(found, allowed, reserve, solved_below, finer).outcome()
 
     def _search_with_timestep(
@@ -229,7 +234,7 @@ class Residual(Attack):
         return unknowns
 
     def _redraw_misfits(
-        self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
+        self, found: SpaceRun, rerun: Rerun, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
         """Search on, and whenever that stands still draw anew the samples of the batch that are wrong.
 
@@ -251,18 +256,19 @@ class Residual(Attack):
             redrawn = [
                 torch.where(worst.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)
             ]
-            run = self._run(space, redrawn, distance)
+            run = rerun(redrawn)
             search_on(run, problem, max_evaluations, below, PROGRESS)
             found = min(found, run, key=lambda run: run.loss)
         return found
 
     def _simulation(
-        self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int
+        self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
         """A search that simulates the client's steps, from what was ``found`` as one batch at the weights sent.
 
         Where timesteps were read off the update it does not tell which step a sample belongs to: all ways to deal them
-        out compete, by successive halving on the matching loss and then in a race of the best few.
+        out compete, by successive halving on the matching loss and then in a race of the best few. A batch whose large
+        samples match is worth simulating, and small ones that are wrong show only then: they are drawn anew.
         """
         space, problem = found.space, found.space.problem
         in_order = list(torch.arange(problem.samples).split(problem.circumstances.batch_size))
@@ -274,4 +280,8 @@ class Residual(Attack):
         runs = [
             SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
         ]
-        return race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)
+        found = race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)
+        if found.misfits().max() < FITS:
+            return found
+        rerun = partial(SpaceRun, space, found.matching, history=self.history)
+        return self._redraw_misfits(found, rerun, generator, max_evaluations, below)

@@ -11,6 +11,7 @@ from attacks.observation import Defence
 from attacks.problem import InversionProblem
 from attacks.residual import Residual
 from attacks.residual_spaces import BatchRun, KnownSpace, PrivateSpace, SpaceRun, expected_residual, spaces
+from attacks.sample_misfit import FITS
 from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
@@ -125,6 +126,22 @@ def test_two_local_steps_are_told_apart_and_simulated():
     result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [150, 400]
     assert matched_psnr(victim, result.images) > 35
+
+
+def test_what_is_wrong_after_the_race_of_orders_is_drawn_anew(monkeypatch):
+    victim = make_victim((150, 400), local_steps=2, optimizer=LocalOptimizer(lr=1e-3), model_config=WIDE)
+    problem = InversionProblem(victim.observation, "cpu")
+    [space] = spaces(problem)
+    attack, distance, generator = Residual(), distance_for(problem, balance=1.5), torch.Generator().manual_seed(3)
+    x_t, residual = true_unknowns(space, victim)
+    wrong = [torch.cat([x_t[:1], -x_t[1:]]), torch.cat([residual[:1], residual[1:].flip(-1)])]
+    as_batch = SpaceRun(space, matching_of(problem, space), wrong, attack.history)
+    assert as_batch.misfits()[0] < FITS < as_batch.misfits()[1]
+    monkeypatch.setattr("attacks.residual.race", lambda runs, *_: runs[0])
+    found = attack._simulation(as_batch, distance, generator, max_evaluations=900, below=1e-6)
+    assert isinstance(found.matching, SimulatedTraining)
+    assert found.misfits().max() < FITS
+    assert found.loss <= 1e-6
 
 
 def test_a_hundred_orders_of_steps_keep_to_the_budget():
