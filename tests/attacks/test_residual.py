@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -236,12 +237,13 @@ def test_the_derivative_is_the_difference_of_values(kind, prediction_type):
 def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
     problem = InversionProblem(make_victim((700, 150), model_config=WIDE).observation, "cpu")
     [space] = spaces(problem)
-    attack, distance, source = Residual(), distance_for(problem, balance=1.5), torch.Generator().manual_seed(1)
-    found = attack._run(space, space.start(source, 0.3, 0.3), distance)
+    attack, source = Residual(), torch.Generator().manual_seed(1)
+    rerun = partial(attack._run, space, distance=distance_for(problem, balance=1.5))
+    found = rerun(space.start(source, 0.3, 0.3))
     found.advance(5)
     monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.tensor([1e-3, 1e-6]))
     monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
-    assert attack._redraw_misfits(found, distance, source, 100, 0.0) is found
+    assert attack._redraw_misfits(found, rerun, source, 100, 0.0) is found
     assert problem.evaluations >= 100
 
 
