@@ -5,7 +5,11 @@ looks for a latent z such that G(z) has the observed gradient,
 
     min_z |grad_theta L(G(z), noise, t) - g*|^2 .
 
-Phase 2 starts at G(z*) and fine-tunes pixels under the same objective. Both use Adam and the plain squared error.
+Phase 2 starts at G(z*) and fine-tunes pixels under the same objective. Both use Adam and the plain squared error. L is
+the loss of arXiv 2006.11239, eq. 14 or its like for another prediction type, of images noised by its eq. 4; G is the
+sampler of arXiv 2010.02502, eq. 12. Objective and published recipe are those of the authors' code
+(github.com/GillHuang-Xtler/GIDM_diffusion_inversion: closure() of src/diffusion_inversion.py; run.py); the paper's own
+equation numbers are not given here, because its text was not at hand to check them against.
 """
 
 from collections.abc import Sequence

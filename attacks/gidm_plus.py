@@ -3,7 +3,9 @@
 As in GIDM, phase 1 searches latents of a generative prior and phase 2 pixels; noise and timestep take part in both. The
 timestep is relaxed to a real number, t = (T - 1) sigmoid(s), so that s gets a gradient: a sinusoidal embedding takes
 any real t, and alphas_cumprod is interpolated. How the three are coordinated is our choice: one Adam moves all of them
-in every iteration, with GIDM's learning rate, from normal latents, normal noise and t drawn uniformly.
+in every iteration, with GIDM's learning rate, from normal latents, normal noise and t drawn uniformly. The authors'
+code (attacks/gidm.py) is no model for that: its noise is the true one plus 1e-4 times noise and stays there, and its t
+is an argmax, which gets no gradient.
 """
 
 from collections.abc import Sequence
