@@ -124,9 +124,13 @@ class AttackPool:
         Under Flower's simulation, call it only once a client has answered: Flower starts Ray itself and must be first.
         """
         with self._changed:
-            if self._threads or self._closed:
-                return
-            self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self._slots]
+            self._start_threads()
+
+    def _start_threads(self) -> None:
+        """The caller holds ``_changed``, so that no job is queued for threads that ``close`` has kept from starting."""
+        if self._threads or self._closed:
+            return
+        self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self._slots]
         for thread in self._threads:
             thread.start()
 
@@ -140,10 +144,9 @@ class AttackPool:
             else:
                 self._count(queued=1)
                 self._jobs.put((job, on_result))
+                self._start_threads()
         if refusal:
             on_result(refusal)
-        else:
-            self.warm_up()
 
     def counts(self) -> Counts:
         """The state of the queue, for a progress display."""
@@ -261,6 +264,9 @@ class _Slot:
             except GetTimeoutError as error:
                 self._discard()
                 raise AttackError(f"no attack worker started within {START_LIMIT:g} s") from error
+            if self._closed:  # while it started
+                self._discard()
+                raise AttackError("skipped: pool closed")
         return self._actor
 
     def _discard(self) -> None:
