@@ -6,6 +6,7 @@ and register it — with an entry point of group ``fl_sim.attacks`` from another
 
 import difflib
 import importlib
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -46,7 +47,10 @@ class Needs(Flag):
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
     LOCAL_STEPS = auto()
-    """A gradient, the delta of any number of local SGD steps, or that of a single Adam step (attacks/revealed.py)."""
+    """A gradient, the delta of any number of local SGD steps, or that of one client's single Adam step
+    (attacks/revealed.py)."""
+    OWN_SIGNS = auto()
+    """Where signs alone were sent, those of one client: a majority of several clients' signs is no gradient's sign."""
     MAGNITUDES = auto()
     """The gradient's entries, not their signs alone."""
 
@@ -94,13 +98,17 @@ class Attack(BaseModel, ABC):
         A ``trace`` takes down the images on the way; it changes nothing.
 
         Raises:
-            AttackError: if the observation lacks what the attack needs.
+            AttackError: if the observation lacks what the attack needs, or what is found is no number.
         """
         self.check(observation)
         started = time.perf_counter()
         problem = InversionProblem(observation, device, trace)
         with _repeatable_arithmetic():
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
+        if not (outcome.images.isfinite().all() and math.isfinite(outcome.matching_loss)):
+            raise AttackError(
+                f"attack {self.name!r} broke down: its numbers left the range of float32, or the update's do"
+            )
         return Reconstruction(
             images=to_unit_range(outcome.images),
             timesteps=outcome.timesteps.detach().cpu().long(),
@@ -118,11 +126,14 @@ class Attack(BaseModel, ABC):
         circumstances = observation.circumstances
         optimizer = circumstances.local_optimizer
         sgd = optimizer is None or optimizer.name == "sgd"
+        adam_step = circumstances.local_steps == 1 and circumstances.num_clients == 1
+        signs = circumstances.defence is not None and circumstances.defence.signs
         lacking = {
             Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
             Needs.GRADIENT: circumstances.update == "delta" and not (sgd and circumstances.local_steps == 1),
-            Needs.LOCAL_STEPS: circumstances.update == "delta" and not (sgd or circumstances.local_steps == 1),
-            Needs.MAGNITUDES: circumstances.defence is not None and circumstances.defence.signs,
+            Needs.LOCAL_STEPS: circumstances.update == "delta" and not (sgd or adam_step),
+            Needs.OWN_SIGNS: signs and circumstances.num_clients > 1,
+            Needs.MAGNITUDES: signs,
         }
         missing = [need.name or "" for need, lacks in lacking.items() if lacks and need in self.needs]
         if missing:

@@ -73,7 +73,7 @@ class GIDM(Attack):
         """
         recipe, unknowns = RECIPES[self.recipe], list(start)
         # Adam's eps belongs to the paper's plain sum of squares; the distance here is that sum over |g*|^2.
-        eps = 1e-8 / float(matching.observed.square().sum())
+        eps = float(1e-8 / matching.observed.square().sum())
         if self.phases != "pixels":
             prior = load_prior(matching.problem, self.prior, recipe.sampler_steps)
             unknowns = adam_search(

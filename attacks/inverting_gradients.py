@@ -25,7 +25,7 @@ class InvertingGradients(Attack):
     """Cosine distance, total variation, Adam on signs; a single start."""
 
     name: ClassVar[str] = "inverting-gradients"
-    needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT
+    needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT | Needs.OWN_SIGNS
 
     iterations: int = Field(4800, ge=8, description="always to the last one")
     lr: float = Field(0.1, gt=0, description="first step of Adam")

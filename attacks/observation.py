@@ -111,6 +111,8 @@ class Circumstances(BaseModel):
     def _consistent(self) -> "Circumstances":
         if self.update == "delta" and self.local_optimizer is None:
             raise ValueError("update 'delta' needs local_optimizer")
+        if self.update == "gradient" and self.local_steps > 1:
+            raise ValueError("update 'gradient' has local_steps 1; of several steps a delta is sent")
         if self.scheduler.get("prediction_type", "epsilon") != self.prediction_type:
             raise ValueError("prediction_type differs from the scheduler's")
         if (self.num_clients > 1) != (self.client == -1):
@@ -266,6 +268,8 @@ def _check_known(observation: Observation, num_train_timesteps: int) -> None:
     samples, image_shape = observation.circumstances.num_samples, observation.circumstances.image_shape
     if noise.shape != (samples, *image_shape):
         raise CaptureError(f"noise has shape {list(noise.shape)}, expected {[samples, *image_shape]}")
+    if noise.dtype != torch.float32 or not noise.isfinite().all():
+        raise CaptureError("noise must be torch.float32, without NaN or infinite values")
     if timesteps.shape != (samples,) or timesteps.dtype != torch.int64:
         raise CaptureError(f"timesteps must be int64 of shape [{samples}]")
     if timesteps.min() < 0 or timesteps.max() >= num_train_timesteps:

@@ -1,7 +1,7 @@
 """A tiny client: its image, noise and timesteps are known to the test, and its update to the attack."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -103,6 +103,14 @@ def make_victim(
     )
     dictated = {"noise": noise, "timesteps": steps} if known else {}
     return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)
+
+
+def summed(observation: Observation) -> Observation:
+    """The same mean over a batch, as the sum of as many clients with one image each."""
+    seen = observation.circumstances
+    change = {"num_clients": seen.batch_size, "client": -1, "batch_size": 1}
+    update = {name: value * seen.batch_size for name, value in observation.update.items()}
+    return replace(observation, circumstances=Circumstances(**seen.model_dump() | change), update=update)
 
 
 def true_unknowns(space: PrivateSpace, victim: Victim) -> list[Tensor]:

@@ -1,20 +1,28 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from attacks import attack
-from attacks.attack import AttackError, Needs, attack_class, available, create
+from attacks.attack import AttackError, Needs, Outcome, attack_class, available, create
 from attacks.observation import Defence, Observation
 from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import make_victim
+from tests.attacks.conftest import make_victim, summed
 from tests.attacks.toy_attacks import Guess
 
-BUILT_IN = ("dlg", "gidm", "gidm-plus", "residual")
+_GRADIENT = Needs.GRADIENT | Needs.MAGNITUDES
+BUILT_IN = {
+    "dlg": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
+    "gidm": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
+    "gidm-plus": _GRADIENT,
+    "inverting-gradients": Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT | Needs.OWN_SIGNS,
+    "residual": Needs.LOCAL_STEPS | Needs.OWN_SIGNS,
+}
 
 
 def test_the_built_in_attacks_are_registered_under_their_names():
-    assert set(BUILT_IN) <= set(available())
+    assert set(BUILT_IN) == set(attack._BUILT_IN) <= set(available())
     assert [create(name).name for name in BUILT_IN] == list(BUILT_IN)
 
 
@@ -70,10 +78,14 @@ def observation_lacking(need: Needs) -> Observation:
         return make_victim().observation
     if need is Needs.MAGNITUDES:
         return make_victim(known=True, defence=Defence(signs=True)).observation
+    if need is Needs.OWN_SIGNS:
+        return summed(make_victim((1, 2), known=True, defence=Defence(signs=True)).observation)
+    if need is Needs.LOCAL_STEPS:
+        return summed(make_victim((1, 2), known=True, optimizer=LocalOptimizer(name="adam", lr=0.1)).observation)
     return make_victim((1, 2), known=True, local_steps=2, optimizer=LocalOptimizer(lr=0.1)).observation
 
 
-@pytest.mark.parametrize("need", [Needs.NOISE_AND_TIMESTEPS, Needs.GRADIENT, Needs.MAGNITUDES])
+@pytest.mark.parametrize("need", Needs)
 def test_an_observation_that_lacks_what_an_attack_needs_is_refused_by_name(need, monkeypatch):
     observation = observation_lacking(need)
     Guess().reconstruct(observation, seed=100)
@@ -90,13 +102,31 @@ def test_a_single_sgd_step_is_as_good_as_a_gradient_and_an_adam_step_is_not(monk
         Guess().reconstruct(make_victim(optimizer=adam).observation, seed=100)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_the_built_in_attacks_say_what_they_need(name):
-    needs_known = name in ("dlg", "gidm")
-    assert (Needs.NOISE_AND_TIMESTEPS in attack_class(name).needs) is needs_known
-    if needs_known:
-        with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
-            create(name).reconstruct(make_victim().observation, seed=100)
+@pytest.mark.parametrize(("name", "needs"), BUILT_IN.items())
+def test_the_built_in_attacks_say_what_they_need(name, needs):
+    assert attack_class(name).needs == needs
+
+
+def test_one_client_s_adam_step_or_signs_are_no_sum_of_several(victim):
+    for optimizer, defence in ((LocalOptimizer(name="adam", lr=0.1), None), (None, Defence(signs=True))):
+        seen = make_victim((1, 2), optimizer=optimizer, defence=defence).observation
+        create("residual").check(seen)
+        with pytest.raises(AttackError, match=r"needs (LOCAL_STEPS|OWN_SIGNS)"):
+            create("residual").check(summed(seen))
+
+
+@pytest.mark.parametrize("name", ["dlg", "gidm", "inverting-gradients"])
+def test_an_update_below_float32_s_range_is_one_line(name, short_recipe, known_victim):
+    update = {key: value * 1e-30 for key, value in known_victim.observation.update.items()}
+    with pytest.raises(AttackError, match=f"^attack '{name}' broke down: .*$"):
+        create(name, ARGUMENTS.get(name)).reconstruct(replace(known_victim.observation, update=update), seed=101)
+
+
+def test_what_is_no_number_is_no_result(monkeypatch, victim):
+    broken = Outcome(torch.full((1, 3, 8, 8), math.nan), torch.tensor([400]), 0.1)
+    monkeypatch.setattr(Guess, "search", lambda *_: broken)
+    with pytest.raises(AttackError, match="attack 'guess' broke down"):
+        Guess().reconstruct(victim.observation, seed=100)
 
 
 def test_the_search_runs_in_full_precision_and_the_old_settings_come_back(monkeypatch, victim):
@@ -129,7 +159,12 @@ def test_the_result_is_an_image_with_everything_about_the_attack(victim):
     assert result.evaluations >= 3
 
 
-ARGUMENTS = {"gidm": {"phases": "latent"}, "dlg": {"max_evaluations": 10}, "residual": {"max_evaluations": 10}}
+ARGUMENTS = {
+    "gidm": {"phases": "latent"},
+    "dlg": {"max_evaluations": 10},
+    "inverting-gradients": {"iterations": 40},
+    "residual": {"max_evaluations": 10},
+}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -102,6 +102,8 @@ def test_metadata_that_is_not_json_is_refused(tmp_path):
         ({"update/conv_in.wait": torch.ones(1)}, "update/conv_in.wait is no parameter"),
         ({"noise": torch.zeros(1, 3, 8, 8)}, "noise and timesteps come together"),
         ({"noise": torch.zeros(2, 3, 8, 8), "timesteps": torch.tensor([1, 2])}, "noise has shape"),
+        ({"noise": torch.full((1, 3, 8, 8), torch.nan), "timesteps": torch.tensor([1])}, "noise must be torch.float32"),
+        ({"noise": torch.zeros(1, 3, 8, 8).double(), "timesteps": torch.tensor([1])}, "noise must be torch.float32"),
         ({"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([1.0])}, "timesteps must be int64"),
         ({"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([1000])}, r"timesteps must lie in 0\.\.999"),
         ({"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([-1])}, r"timesteps must lie in 0\.\.999"),
