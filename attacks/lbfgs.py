@@ -43,7 +43,7 @@ class LBFGSRun:
         return self.losses[-1] if self.losses else math.inf
 
     def advance(self, evaluations: int) -> float:
-        """Spend about ``evaluations`` more (a line search is never cut short by more than one) and return ``loss``."""
+        """Spend about ``evaluations`` more (a line search overruns by at most one) and return ``loss``."""
         group = self._optimizer.param_groups[0]
         group["max_eval"] = group["max_iter"] = evaluations
         before = [unknown.detach().clone() for unknown in self.unknowns]

@@ -65,6 +65,12 @@ class SimulatedTraining:
         other.steps = steps
         return other
 
+    def measured_by(self, distance: Distance) -> "SimulatedTraining":
+        """The same with another distance."""
+        other = copy(self)
+        other.distance = distance
+        return other
+
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """D (a detached scalar) and dD/du for each unknown; counts as one evaluation."""
         if self.problem.trace is not None:

@@ -11,6 +11,7 @@ double backward stands beside it as reference.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from operator import itemgetter
 from typing import Literal, Protocol
 
@@ -47,7 +48,7 @@ rounding."""
 
 
 def squared_error(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """D = |g - g*|^2 / |g*|^2 (DLG, arXiv 1906.08935, eq. 3, made scale-free) and dD/dg."""
+    """D = |g - g*|^2 / |g*|^2 (DLG, arXiv 1906.08935, algorithm 1, made scale-free) and dD/dg."""
     difference, scale = gradient - observed, observed.square().sum()
     return difference.square().sum() / scale, difference * (2 / scale)
 
@@ -112,6 +113,12 @@ class GradientMatching:
         self.observed = flatten(list(problem.gradient.values()))
         self.weights = flatten([parameter.detach() for parameter in self.parameters])
         self.weights_norm = self.weights.norm()
+
+    def measured_by(self, distance: Distance) -> "GradientMatching":
+        """The same with another distance."""
+        other = copy(self)
+        other.distance = distance
+        return other
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """D (a detached scalar) and dD/du for each unknown; counts as one evaluation.

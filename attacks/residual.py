@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from typing import ClassVar
 
 import torch
@@ -73,8 +73,6 @@ _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _WRONG = 0.1
 """Part of a batch's largest ``sample_misfits`` or ``unexplained`` share from which on a sample is drawn anew."""
-_WORTH_SIMULATING = 1e-3
-"""Matching loss at which local steps are no longer taken for a batch; in a local minimum it stays well above."""
 _POSTERIOR_SHARE = 1 / 8
 """Of the evaluations, for the most probable image where the gradient is noisy."""
 _TEMPERATURES = (0.1, 0.01)
@@ -93,7 +91,7 @@ class Residual(Attack):
     """
 
     name: ClassVar[str] = "residual"
-    needs: ClassVar[Needs] = Needs.LOCAL_STEPS
+    needs: ClassVar[Needs] = Needs.LOCAL_STEPS | Needs.OWN_SIGNS
 
     starts: tuple[tuple[float, float], ...] = Field(
         ((0.05, 0.05), (1.0, 1.0), (0.3, 0.3), (1.0, 0.05), (0.05, 0.05), (1.0, 1.0)),
@@ -133,9 +131,8 @@ class Residual(Attack):
         good_enough = found_below if problem.samples == 1 else max(found_below, _PROMISING)
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
-            below = max(found_below, _WORTH_SIMULATING if simulates else 0)
             rerun = partial(self._run, found.space, distance=distance)
-            found = self._redraw_misfits(found, rerun, generator, before_simulation, below)
+            found = self._redraw_misfits(found, rerun, generator, before_simulation, found_below, not simulates)
         if simulates:
             found = self._simulation(found, distance, generator, allowed, found_below)
         return self._end_well(found, allowed, reserve, solved_below, finer).outcome()
@@ -150,7 +147,7 @@ class Residual(Attack):
         halfway = torch.tensor([problem.scheduler.config.num_train_timesteps // 2], device=problem.device)
         found_below = self._found_below(problem, self._solved_below(PrivateSpace(problem, halfway)))
         found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
-        found.sharper = self._sharper(found.space)
+        found.sharper = self._sharper(found.space, self._matching(found.space, distance))
         budget = problem.evaluations + self.max_evaluations // 2
         reserve = int(_POSTERIOR_SHARE * self.max_evaluations) if problem.noisy else 0
         outcome = self._end_well(found, budget, reserve, self._solved_below(found.space), finer).outcome()
@@ -190,18 +187,20 @@ class Residual(Attack):
         return [distance_for(problem, self.balance)]
 
     def _run(self, space: Space, start: Sequence[Tensor], distance: Distance, sharpen: bool = True) -> SpaceRun:
-        sharper = self._sharper(space) if sharpen else None
+        matching = self._matching(space, distance)
+        one_step = space.problem.circumstances.local_steps == 1  # of several this is no exact model
+        sharper = self._sharper(space, matching) if sharpen and one_step else None
         batch = space.problem.samples > 1 and isinstance(space, PrivateSpace)
-        return (BatchRun if batch else SpaceRun)(space, self._matching(space, distance), start, self.history, sharper)
+        return (BatchRun if batch else SpaceRun)(space, matching, start, self.history, sharper)
 
     def _matching(self, space: Space, distance: Distance) -> GradientMatching:
         return GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
 
-    def _sharper(self, space: Space) -> Sharper | None:
+    def _sharper(self, space: Space, matching: GradientMatching | SimulatedTraining) -> Sharper | None:
         """The matching loss in the metric of attacks/whitening.py, where the gradient is exact enough for that."""
         if not can_be_whitened(space.problem):
             return None
-        return lambda unknowns: self._matching(space, self._whitened(space, unknowns))
+        return lambda unknowns: matching.measured_by(self._whitened(space, unknowns))
 
     def _whitened(self, space: Space, unknowns: Sequence[Tensor]) -> Distance:
         x_t = space.noisy_images(unknowns).detach()
@@ -234,19 +233,28 @@ class Residual(Attack):
         return unknowns
 
     def _redraw_misfits(
-        self, found: SpaceRun, rerun: Rerun, generator: torch.Generator, max_evaluations: int, below: float
+        self,
+        found: SpaceRun,
+        rerun: Rerun,
+        generator: torch.Generator,
+        max_evaluations: int,
+        below: float,
+        to_the_end: bool = True,
     ) -> SpaceRun:
         """Search on, and whenever that stands still draw anew the samples of the batch that are wrong.
 
         These are, by turns, those that fit worst and those of which most is missing: a small one that is lost, or a
-        large one that is a little wrong and hides the small ones.
+        large one that is a little wrong and hides the small ones. Unless it is to go on ``to_the_end`` it is enough
+        that all fit.
         """
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
-        for scales, wrong in zip(cycle(self.starts), cycle((sample_misfits, unexplained)), strict=False):
+        for scales, wrong in cycle(product(self.starts, (sample_misfits, unexplained))):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
             if found.misfits().max() < FITS:  # slow, or in a local minimum near the end
+                if not to_the_end:
+                    break
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
                 if found.loss <= below or problem.evaluations >= max_evaluations:
                     break
@@ -281,7 +289,7 @@ class Residual(Attack):
             SpaceRun(space, simulated.dealt(way), space.of_steps(found.unknowns, way), self.history) for way in ways
         ]
         found = race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)
-        if found.misfits().max() < FITS:
-            return found
-        rerun = partial(SpaceRun, space, found.matching, history=self.history)
+        assert isinstance(found.matching, SimulatedTraining)
+        found.sharper = self._sharper(space, found.matching)
+        rerun = partial(SpaceRun, space, found.matching, history=self.history, sharper=found.sharper)
         return self._redraw_misfits(found, rerun, generator, max_evaluations, below)

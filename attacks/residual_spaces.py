@@ -90,9 +90,10 @@ class PrivateSpace:
         self.image_scale = self.residual_scale / self.expected_residual
 
     def start(self, generator: torch.Generator, image_scale: float, residual_scale: float) -> list[Tensor]:
-        """Normal random unknowns; no x_t starts larger than with variance 1."""
+        """Normal random unknowns; no x_t starts larger than with variance 1, and every r in units of its own rho."""
         x_t_scale = (1 / self.image_scale).clamp_max(image_scale)
-        return [self.problem.randn(generator) * x_t_scale, self.problem.randn(generator) * residual_scale]
+        r_scale = residual_scale / self.image_scale
+        return [self.problem.randn(generator) * x_t_scale, self.problem.randn(generator) * r_scale]
 
     def training_loss(self, unknowns: Sequence[Tensor]) -> Tensor:
         """(2/n) <f_theta(x_t, t), r>, whose weight gradient is that of the mean squared error."""
@@ -192,10 +193,11 @@ class KnownSpace:
         self.amplification = float(1 / signal_scale.min())
         residual = expected_residual(problem, self.timesteps)
         self.image_scale = residual.max() / residual / signal_scale
+        self._largest_start = residual / residual.max()
 
     def start(self, generator: torch.Generator, image_scale: float, _: float) -> list[Tensor]:
-        """Normal random unknown; there is no residual to start."""
-        return [self.problem.randn(generator) * image_scale]
+        """Normal random unknown, sqrt(alphas_cumprod) x0 of variance 1 at most; there is no residual to start."""
+        return [self.problem.randn(generator) * self._largest_start.clamp_max(image_scale)]
 
     def training_loss(self, unknowns: Sequence[Tensor]) -> Tensor:
         """The client's own loss (arXiv 2006.11239, eq. 14)."""

@@ -25,15 +25,18 @@ def sample_vectors(
 ) -> tuple[Tensor, Tensor]:
     """Every sample's own vector s_i in ``gradient``, and in the observed one, each float64 [D,N] on the CPU.
 
-    D is 0 where the time projections were not observed. Samples that share a timestep have the mean of theirs.
+    D is 0 where the time projections were not observed. Samples that share a timestep have the mean of theirs. Entries
+    that were not revealed are left out of both, which then still agree where the samples do.
     """
-    names = [name for name in problem.gradient if name.endswith("time_emb_proj.weight")]
-    if not names:
+    names = (name for name in problem.gradient if name.endswith("time_emb_proj.weight"))
+    revealed = {name: seen for name in names if (seen := problem.uncertainty[name].isfinite()).any()}
+    if not revealed:
         nothing = torch.empty(0, len(timesteps), dtype=torch.float64)
         return nothing, nothing
     inverse = torch.linalg.pinv(time_projection_inputs(problem.model, timesteps))
     own, observed = (
-        torch.cat([g[name].double().cpu() for name in names]) @ inverse for g in (gradient, problem.gradient)
+        torch.cat([(g[name] * seen).double().cpu() for name, seen in revealed.items()]) @ inverse
+        for g in (gradient, problem.gradient)
     )
     return own, observed
 

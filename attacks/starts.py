@@ -51,7 +51,8 @@ def successive_halving(runs: list[ARun], evaluations: int, finalists: int = 1) -
 def race(runs: list[ARun], problem: InversionProblem, max_evaluations: int) -> ARun:
     """The winner of a race in which who has twice the matching loss of the first drops out, until nobody gets on."""
     while len(runs) > 1 and problem.evaluations < max_evaluations and any(_progresses(run, _GETS_ON) for run in runs):
-        best = min(run.advance(_SLICE) for run in runs)
+        affordable = max(1, (max_evaluations - problem.evaluations) // len(runs))
+        best = min(run.advance(min(_SLICE, affordable)) for run in runs)
         runs = [run for run in runs if run.loss <= _BEHIND * best]
     return min(runs, key=lambda run: run.loss)
 

@@ -16,7 +16,7 @@ from attacks.sample_misfit import FITS
 from attacks.weighing import distance_for
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import MODEL, Victim, make_victim, true_unknowns
+from tests.attacks.conftest import MODEL, Victim, make_victim, summed, true_unknowns
 from tests.attacks.finite_differences import assert_derivative, to_double
 
 WIDE = MODEL | {"block_out_channels": [32, 32]}
@@ -55,6 +55,14 @@ def test_it_finds_image_and_timestep(prediction_type):
     assert result.timesteps.tolist() == [200]
     assert result.matching_loss < 1e-6
     assert result.evaluations < 600
+
+
+@pytest.mark.parametrize("shown", [lambda observation: observation, summed], ids=["a batch", "a sum of clients"])
+def test_it_finds_every_image_of(shown):
+    victim = make_victim((600, 80), model_config=WIDE)
+    result = create("residual", {"max_evaluations": 1000}).reconstruct(shown(victim.observation), seed=101)
+    assert result.timesteps.tolist() == [80, 600]
+    assert matched_psnr(victim, result.images) > 40
 
 
 def test_it_uses_what_the_server_dictated():
@@ -143,6 +151,7 @@ def test_what_is_wrong_after_the_race_of_orders_is_drawn_anew(monkeypatch):
     assert isinstance(found.matching, SimulatedTraining)
     assert found.misfits().max() < FITS
     assert found.loss <= 1e-6
+    assert found.objective is not found.matching  # but the end of it in the metric of attacks/whitening.py
 
 
 def test_a_hundred_orders_of_steps_keep_to_the_budget():
@@ -245,6 +254,41 @@ def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
     monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
     assert attack._redraw_misfits(found, rerun, source, 100, 0.0) is found
     assert problem.evaluations >= 100
+
+
+def test_samples_that_all_fit_are_enough_for_a_simulation(monkeypatch):
+    problem = InversionProblem(make_victim((700, 150), model_config=WIDE).observation, "cpu")
+    [space] = spaces(problem)
+    attack, source = Residual(), torch.Generator().manual_seed(1)
+    rerun = partial(attack._run, space, distance=distance_for(problem, balance=1.5))
+    found = rerun(space.start(source, 0.3, 0.3))
+    monkeypatch.setattr("attacks.residual.search_on", lambda *_: None)
+    monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.tensor([1e-3, 1e-6]))
+    monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
+    assert attack._redraw_misfits(found, rerun, source, 100, 0.0, to_the_end=False) is found
+
+
+def test_every_scale_is_drawn_anew_by_both_ways_to_be_wrong(monkeypatch):
+    problem = InversionProblem(make_victim((700, 150), model_config=WIDE).observation, "cpu")
+    [space] = spaces(problem)
+    attack, source, tried = Residual(starts=((0.3, 0.3), (1.0, 1.0))), torch.Generator().manual_seed(1), []
+    rerun = partial(attack._run, space, distance=distance_for(problem, balance=1.5))
+    found = rerun(space.start(source, 0.3, 0.3))
+    for name in ("sample_misfits", "unexplained"):
+        monkeypatch.setattr(f"attacks.residual.{name}", lambda *_, name=name: tried.append([name]) or torch.ones(2))
+    start = PrivateSpace.start
+    monkeypatch.setattr(PrivateSpace, "start", lambda *args: tried[-1].append(args[2]) or start(*args))
+    monkeypatch.setattr("attacks.residual.search_on", lambda *_: None)
+    monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.ones(2))
+    attack._redraw_misfits(found, rerun, source, problem.evaluations + 4, 0.0)
+    assert tried == [[name, scale] for scale in (0.3, 1.0) for name in ("sample_misfits", "unexplained")]
+
+
+def test_a_late_sample_starts_with_a_small_residual():
+    [space] = spaces(InversionProblem(make_victim((20, 900), model_config=WIDE).observation, "cpu"))
+    _, residual = space.noisy_images_and_residuals(space.start(torch.Generator().manual_seed(1), 0.3, 0.5))
+    sizes = residual.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() / space.expected_residual
+    torch.testing.assert_close(sizes, torch.full_like(sizes, 0.5), rtol=0.2, atol=0)
 
 
 def test_a_batch_run_puts_samples_where_they_belong():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from attacks.observation import Defence
 from attacks.problem import InversionProblem
 from attacks.sample_misfit import better_places, sample_likeness, sample_misfits, sample_vectors, unexplained
 from attacks.timesteps import possible_timesteps
@@ -47,6 +48,18 @@ def test_the_sample_with_another_image_does_not_fit_and_the_others_do(batch):
     misfits = sample_misfits(own, observed)
     assert misfits[1] > 0.1
     assert misfits[[0, 2]].max() < 1e-6
+
+
+@pytest.mark.parametrize("left_out", [0.5, 0.9])  # of which the larger leaves no time projections at all
+def test_entries_that_were_not_sent_are_nobody_s_fault(left_out):
+    def largest(update):
+        threshold = torch.cat([value.abs().flatten() for value in update.values()]).quantile(left_out)
+        return {name: value * (value.abs() >= threshold) for name, value in update.items()}
+
+    victim = make_victim(TIMESTEPS, model_config=WIDE, defend=largest, defence=Defence(sparsified=True))
+    problem = InversionProblem(victim.observation, "cpu")
+    whole = diffusion.gradient(problem.model, problem.scheduler, victim.images, victim.noise, victim.timesteps)
+    assert sample_misfits(*sample_vectors(problem, victim.timesteps, whole)).max() < 1e-6
 
 
 def test_without_time_projections_nobody_is_blamed():
