@@ -6,7 +6,7 @@ from attacks.dlg import match_pixels
 from attacks.lbfgs import LBFGSRun
 from attacks.problem import InversionProblem
 from fl_sim.diffusion import PREDICTION_TYPES
-from tests.attacks.conftest import SHAPE, make_victim
+from tests.attacks.conftest import SHAPE, make_victim, summed
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
@@ -26,9 +26,10 @@ def test_pixels_have_the_derivative_of_the_loss(prediction_type):
     assert_derivative(matching, [(2, *SHAPE)], relative=1e-4, step=1e-5)
 
 
-def test_it_finds_a_batch():
+@pytest.mark.parametrize("shown", [lambda observation: observation, summed], ids=["a batch", "a sum of clients"])
+def test_it_finds_every_image_of(shown):
     victim = make_victim((450, 120), known=True)
-    result = create("dlg", {"solved_below": 1e-6}).reconstruct(victim.observation, seed=101)
+    result = create("dlg", {"solved_below": 1e-6}).reconstruct(shown(victim.observation), seed=101)
     assert victim.psnr(result.images) > 40
     assert result.timesteps.tolist() == [450, 120]
 

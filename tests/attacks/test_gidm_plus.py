@@ -57,6 +57,15 @@ def test_from_nearby_it_comes_close_to_the_image(monkeypatch):
     assert after > 27
 
 
+def test_from_noise_it_finds_image_noise_and_timestep_together(monkeypatch):
+    recipe = Recipe(sampler_steps=2, latent_iterations=1, pixel_iterations=600, lr=0.1, solved_below=1e-8)
+    monkeypatch.setitem(RECIPES, "short", recipe)
+    victim = make_victim((200,), prediction_type="sample")
+    result = create("gidm-plus", {"phases": "pixels"}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 35
+    assert abs(int(result.timesteps) - 200) < 10
+
+
 def test_every_unknown_is_moved(monkeypatch, victim):
     recipe = Recipe(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)

@@ -65,6 +65,21 @@ def test_it_finds_every_image_of(shown):
     assert matched_psnr(victim, result.images) > 40
 
 
+def test_it_finds_the_image_under_a_fourier_embedding():
+    victim = make_victim((200,), model_config=WIDE | {"time_embedding_type": "fourier"})
+    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 50
+    assert result.timesteps.tolist() == [200]
+
+
+def test_dictated_local_steps_are_simulated_in_their_order():
+    optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
+    victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE, known=True)
+    result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=101)
+    assert result.timesteps.tolist() == [400, 150]
+    assert victim.psnr(result.images) > 40
+
+
 def test_it_uses_what_the_server_dictated():
     victim = make_victim((700, 150), known=True)
     result = create("residual", {"max_evaluations": 300}).reconstruct(victim.observation, seed=101)
