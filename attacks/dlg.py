@@ -2,7 +2,7 @@
 
 The classifier's input and label become image, noise and timestep. With the last two dictated by the server, what is
 left is to find pixels whose gradient has the smallest squared distance to the observed one (algorithm 1), with L-BFGS
-from noise.
+from noise. The line search (strong Wolfe) and ending before the budget are additions.
 """
 
 import math

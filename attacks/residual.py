@@ -38,7 +38,7 @@ from attacks.attack import Attack, Needs, Outcome
 from attacks.input_spans import InputSpans, alike
 from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
-from attacks.matching import Derivative, Distance, GradientMatching
+from attacks.matching import Derivative, Distance, GradientMatching, flatten
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import BatchRun, PrivateSpace, Sharper, Space, SpaceRun, spaces
@@ -77,10 +77,16 @@ _POSTERIOR_SHARE = 1 / 8
 """Of the evaluations, for the most probable image where the gradient is noisy."""
 _TEMPERATURES = (0.1, 0.01)
 """Of ``sign_distance``: the first finds the image, the others make it sharper."""
+_MODEL_ERROR = 2.0
+"""Times what taking local steps for a batch changes the gradient by, for a matching loss that comes of that alone."""
 
 
 Rerun = Callable[[Sequence[Tensor]], SpaceRun]
 """From other unknowns to a search like the one before."""
+
+
+def _never(_: SpaceRun) -> bool:
+    return False
 
 
 class Residual(Attack):
@@ -132,7 +138,8 @@ class Residual(Attack):
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
             rerun = partial(self._run, found.space, distance=distance)
-            found = self._redraw_misfits(found, rerun, generator, before_simulation, found_below, not simulates)
+            enough = partial(self._batch_will_do, distance=distance) if simulates else _never
+            found = self._redraw_misfits(found, rerun, generator, before_simulation, found_below, enough)
         if simulates:
             found = self._simulation(found, distance, generator, allowed, found_below)
         return self._end_well(found, allowed, reserve, solved_below, finer).outcome()
@@ -239,13 +246,12 @@ class Residual(Attack):
         generator: torch.Generator,
         max_evaluations: int,
         below: float,
-        to_the_end: bool = True,
+        enough: Callable[[SpaceRun], bool] = _never,
     ) -> SpaceRun:
         """Search on, and whenever that stands still draw anew the samples of the batch that are wrong.
 
         These are, by turns, those that fit worst and those of which most is missing: a small one that is lost, or a
-        large one that is a little wrong and hides the small ones. Unless it is to go on ``to_the_end`` it is enough
-        that all fit.
+        large one that is a little wrong and hides the small ones. A run whose samples all fit may be ``enough``.
         """
         space, problem = found.space, found.space.problem
         search_on(found, problem, max_evaluations, below, PROGRESS)
@@ -253,7 +259,7 @@ class Residual(Attack):
             if found.loss <= below or problem.evaluations >= max_evaluations:
                 break
             if found.misfits().max() < FITS:  # slow, or in a local minimum near the end
-                if not to_the_end:
+                if enough(found):
                     break
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
                 if found.loss <= below or problem.evaluations >= max_evaluations:
@@ -269,19 +275,30 @@ class Residual(Attack):
             found = min(found, run, key=lambda run: run.loss)
         return found
 
+    def _simulated(self, space: Space, distance: Distance) -> SimulatedTraining:
+        """The client's steps, with the samples dealt to them as they come."""
+        in_order = list(torch.arange(space.problem.samples).split(space.problem.circumstances.batch_size))
+        return SimulatedTraining(space.problem, space.step_loss, in_order, distance, space.images)
+
+    def _batch_will_do(self, run: SpaceRun, distance: Distance) -> bool:
+        """Whether what is left of the matching loss is no more than taking local steps for a batch makes it."""
+        simulated = self._simulated(run.space, distance)
+        as_steps = SpaceRun(run.space, simulated, run.space.of_steps(run.unknowns, simulated.steps), self.history)
+        batch, steps = (flatten(list(one.matching.gradient(one.unknowns).values())) for one in (run, as_steps))
+        return run.loss < _MODEL_ERROR * float(distance(steps, batch)[0])
+
     def _simulation(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
     ) -> SpaceRun:
         """A search that simulates the client's steps, from what was ``found`` as one batch at the weights sent.
 
         Where timesteps were read off the update it does not tell which step a sample belongs to: all ways to deal them
-        out compete, by successive halving on the matching loss and then in a race of the best few. A batch whose large
-        samples match is worth simulating, and small ones that are wrong show only then: they are drawn anew.
+        out compete, by successive halving on the matching loss and then in a race of the best few. Samples that are
+        still wrong then are drawn anew.
         """
         space, problem = found.space, found.space.problem
-        in_order = list(torch.arange(problem.samples).split(problem.circumstances.batch_size))
-        simulated = SimulatedTraining(problem, space.step_loss, in_order, distance, space.images)
-        ways = [in_order]  # of a dictated draw
+        simulated = self._simulated(space, distance)
+        ways: Sequence[Sequence[Tensor]] = [simulated.steps]  # of a dictated draw
         if problem.noise is None:
             affordable = (max_evaluations - problem.evaluations) // (2 * _HALVING_SLICE)
             ways = assignments(problem.samples, problem.circumstances.local_steps, generator, max(1, affordable))

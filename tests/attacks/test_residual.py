@@ -271,7 +271,7 @@ def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
     assert problem.evaluations >= 100
 
 
-def test_samples_that_all_fit_are_enough_for_a_simulation(monkeypatch):
+def test_a_batch_that_is_enough_is_not_searched_on(monkeypatch):
     problem = InversionProblem(make_victim((700, 150), model_config=WIDE).observation, "cpu")
     [space] = spaces(problem)
     attack, source = Residual(), torch.Generator().manual_seed(1)
@@ -280,7 +280,21 @@ def test_samples_that_all_fit_are_enough_for_a_simulation(monkeypatch):
     monkeypatch.setattr("attacks.residual.search_on", lambda *_: None)
     monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.tensor([1e-3, 1e-6]))
     monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
-    assert attack._redraw_misfits(found, rerun, source, 100, 0.0, to_the_end=False) is found
+    assert attack._redraw_misfits(found, rerun, source, 100, 0.0, enough=lambda run: run is found) is found
+
+
+def test_a_batch_will_do_for_local_steps_where_their_own_difference_is_left():
+    victim = make_victim((150, 400), local_steps=2, optimizer=LocalOptimizer(lr=0.1), model_config=WIDE)
+    problem = InversionProblem(victim.observation, "cpu")
+    [space] = spaces(problem)
+    attack, distance = Residual(), distance_for(problem, balance=1.5)
+    run = attack._run(space, true_unknowns(space, victim), distance)
+    left = run.matching.value(run.unknowns)
+    run.losses = [left]
+    assert left > 1e-6  # the second step's gradient was taken at other weights
+    assert attack._batch_will_do(run, distance)
+    run.losses = [10 * left]
+    assert not attack._batch_will_do(run, distance)
 
 
 def test_every_scale_is_drawn_anew_by_both_ways_to_be_wrong(monkeypatch):

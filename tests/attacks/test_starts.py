@@ -75,6 +75,7 @@ def test_the_budget_ends_a_race(victim):
     runs = [ScriptedRun(problem, 0.5), ScriptedRun(problem, 0.51)]
     race(runs, problem, 200)
     assert [len(run.losses) for run in runs] == [3, 3]
+    assert problem.evaluations == 200
 
 
 def test_halving_leaves_as_many_finalists_as_are_asked_for(victim):

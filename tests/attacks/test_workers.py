@@ -1,6 +1,7 @@
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ray
@@ -39,6 +40,16 @@ def gate(monkeypatch):
     monkeypatch.setattr(workers, "_Slot", GatedSlot)
     monkeypatch.setattr(GatedSlot, "gate", threading.Event())
     return GatedSlot.gate
+
+
+def test_a_worker_that_starts_while_the_pool_closes_is_let_go(monkeypatch):
+    slot, cluster = workers._Slot(1, 0.0, 1.0), mock.MagicMock()
+    cluster.cluster_resources.side_effect = lambda: slot.close() or {}
+    monkeypatch.setattr(workers, "ray", cluster)
+    with pytest.raises(AttackError, match="pool closed"):
+        slot._started_actor()
+    [started] = [call.args[0] for call in cluster.kill.call_args_list]
+    assert started is cluster.remote.return_value.options.return_value.remote.return_value
 
 
 def job(seed: int) -> Job:
