@@ -168,7 +168,8 @@ def _top_k() -> Iterator[Entry]:
 
 
 def _sum() -> Iterator[Entry]:
-    yield Entry(Case(suite="sum", num_clients=4))
+    for threat in (PRIVATE, KNOWN):
+        yield Entry(Case(suite="sum", num_clients=4, threat=threat), _BASELINES)
 
 
 def _speed() -> Iterator[Entry]:

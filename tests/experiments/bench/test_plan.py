@@ -43,6 +43,19 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
     ]
 
 
+def test_a_sum_of_clients_meets_the_same_attacks_as_one_client() -> None:
+    alone, summed = (
+        {
+            (job.case.threat, job.contender.name)
+            for job in make_plan(Options(only=[suite])).jobs
+            if suite == "sum" or job.case.network == "16"
+        }
+        for suite in ("strata", "sum")
+    )
+    assert alone == summed
+    assert (KNOWN, "dlg") in summed
+
+
 def test_a_gpu_has_all_networks() -> None:
     networks = {job.case.network for job in make_plan(Options(only=["strata"], device="cuda")).jobs}
     assert networks == set(NETWORKS)
