@@ -129,6 +129,7 @@ def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
         ({"batch_size": 0}, "observation.batch_size"),
         ({"prediction_type": "v_prediction"}, "prediction_type differs from the scheduler's"),
         ({"update": "delta"}, "needs local_optimizer"),
+        ({"local_steps": 2}, "update 'gradient' has local_steps 1"),
         ({"num_clients": 3}, "client is -1 exactly if"),
         ({"local_optimizer": {"name": "sgd", "lr": 0}}, "observation.local_optimizer.lr"),
         ({"model": {"_class_name": "os.system"}}, "model._class_name 'os.system' is not allowed"),
