@@ -283,9 +283,10 @@ class Residual(Attack):
     def _batch_will_do(self, run: SpaceRun, distance: Distance) -> bool:
         """Whether what is left of the matching loss is no more than taking local steps for a batch makes it."""
         simulated = self._simulated(run.space, distance)
-        as_steps = SpaceRun(run.space, simulated, run.space.of_steps(run.unknowns, simulated.steps), self.history)
-        batch, steps = (flatten(list(one.matching.gradient(one.unknowns).values())) for one in (run, as_steps))
-        return run.loss < _MODEL_ERROR * float(distance(steps, batch)[0])
+        of_steps = [value.detach().requires_grad_() for value in run.space.of_steps(run.unknowns, simulated.steps)]
+        steps, batch = simulated.gradient(of_steps), run.matching.gradient(run.unknowns)
+        difference, _ = distance(flatten(list(steps.values())), flatten(list(batch.values())))
+        return run.loss < _MODEL_ERROR * float(difference)
 
     def _simulation(
         self, found: SpaceRun, distance: Distance, generator: torch.Generator, max_evaluations: int, below: float
