@@ -11,7 +11,6 @@ double backward stands beside it as reference.
 """
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from operator import itemgetter
 from typing import Literal, Protocol
 
@@ -113,12 +112,6 @@ class GradientMatching:
         self.observed = flatten(list(problem.gradient.values()))
         self.weights = flatten([parameter.detach() for parameter in self.parameters])
         self.weights_norm = self.weights.norm()
-
-    def measured_by(self, distance: Distance) -> "GradientMatching":
-        """The same with another distance."""
-        other = copy(self)
-        other.distance = distance
-        return other
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """D (a detached scalar) and dD/du for each unknown; counts as one evaluation.

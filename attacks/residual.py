@@ -38,7 +38,7 @@ from attacks.attack import Attack, Needs, Outcome
 from attacks.input_spans import InputSpans, alike
 from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
-from attacks.matching import Derivative, Distance, GradientMatching, flatten
+from attacks.matching import Derivative, Distance, GradientMatching, Matching, flatten
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import BatchRun, PrivateSpace, Sharper, Space, SpaceRun, spaces
@@ -154,7 +154,7 @@ class Residual(Attack):
         halfway = torch.tensor([problem.scheduler.config.num_train_timesteps // 2], device=problem.device)
         found_below = self._found_below(problem, self._solved_below(PrivateSpace(problem, halfway)))
         found = search_starts(starts, problem, _MATCHING * self.max_evaluations, found_below)
-        found.sharper = self._sharper(found.space, self._matching(found.space, distance))
+        found.sharper = self._sharper(found.space, partial(self._matching, found.space))
         budget = problem.evaluations + self.max_evaluations // 2
         reserve = int(_POSTERIOR_SHARE * self.max_evaluations) if problem.noisy else 0
         outcome = self._end_well(found, budget, reserve, self._solved_below(found.space), finer).outcome()
@@ -194,20 +194,19 @@ class Residual(Attack):
         return [distance_for(problem, self.balance)]
 
     def _run(self, space: Space, start: Sequence[Tensor], distance: Distance, sharpen: bool = True) -> SpaceRun:
-        matching = self._matching(space, distance)
         one_step = space.problem.circumstances.local_steps == 1  # of several this is no exact model
-        sharper = self._sharper(space, matching) if sharpen and one_step else None
+        sharper = self._sharper(space, partial(self._matching, space)) if sharpen and one_step else None
         batch = space.problem.samples > 1 and isinstance(space, PrivateSpace)
-        return (BatchRun if batch else SpaceRun)(space, matching, start, self.history, sharper)
+        return (BatchRun if batch else SpaceRun)(space, self._matching(space, distance), start, self.history, sharper)
 
     def _matching(self, space: Space, distance: Distance) -> GradientMatching:
         return GradientMatching(space.problem, space.training_loss, distance, self.derivative, space.images)
 
-    def _sharper(self, space: Space, matching: GradientMatching | SimulatedTraining) -> Sharper | None:
+    def _sharper(self, space: Space, matching_by: Callable[[Distance], Matching]) -> Sharper | None:
         """The matching loss in the metric of attacks/whitening.py, where the gradient is exact enough for that."""
         if not can_be_whitened(space.problem):
             return None
-        return lambda unknowns: matching.measured_by(self._whitened(space, unknowns))
+        return lambda unknowns: matching_by(self._whitened(space, unknowns))
 
     def _whitened(self, space: Space, unknowns: Sequence[Tensor]) -> Distance:
         x_t = space.noisy_images(unknowns).detach()
@@ -308,6 +307,6 @@ class Residual(Attack):
         ]
         found = race(successive_halving(runs, _HALVING_SLICE, _FINALISTS), problem, max_evaluations)
         assert isinstance(found.matching, SimulatedTraining)
-        found.sharper = self._sharper(space, found.matching)
+        found.sharper = self._sharper(space, found.matching.measured_by)
         rerun = partial(SpaceRun, space, found.matching, history=self.history, sharper=found.sharper)
         return self._redraw_misfits(found, rerun, generator, max_evaluations, below)

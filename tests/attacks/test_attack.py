@@ -105,6 +105,9 @@ def test_a_single_sgd_step_is_as_good_as_a_gradient_and_an_adam_step_is_not(monk
 @pytest.mark.parametrize(("name", "needs"), BUILT_IN.items())
 def test_the_built_in_attacks_say_what_they_need(name, needs):
     assert attack_class(name).needs == needs
+    if Needs.NOISE_AND_TIMESTEPS in needs:
+        with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
+            create(name).reconstruct(make_victim().observation, seed=100)
 
 
 def test_one_client_s_adam_step_or_signs_are_no_sum_of_several(victim):
