@@ -10,7 +10,7 @@ So a finite difference over eta needs first-order gradients alone: no graph of a
 double backward stands beside it as reference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Literal, Protocol
 
@@ -93,6 +93,7 @@ class GradientMatching:
         distance: D and dD/dg for flat vectors.
         derivative: ``one-sided`` (one shifted gradient), ``central`` (two) or ``double-backward`` (exact).
         images: from the unknowns to the images [N,C,H,W] that they stand for; the first unknown, unless given.
+        observed: g* by parameter; the problem's observed gradient, unless given.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class GradientMatching:
         distance: Distance = squared_error,
         derivative: Derivative = "one-sided",
         images: Images = itemgetter(0),
+        observed: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.problem = problem
         self.training_loss = training_loss
@@ -109,7 +111,7 @@ class GradientMatching:
         self.derivative = derivative
         self.images = images
         self.parameters: list[Tensor] = list(problem.parameters.values())
-        self.observed = flatten(list(problem.gradient.values()))
+        self.observed = flatten(list((observed or problem.gradient).values()))
         self.weights = flatten([parameter.detach() for parameter in self.parameters])
         self.weights_norm = self.weights.norm()
 

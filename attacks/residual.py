@@ -35,6 +35,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
+from attacks.deflation import can_be_deflated, deflated_run, spoiled
 from attacks.input_spans import InputSpans, alike
 from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
@@ -72,7 +73,11 @@ _SPAN_STARTS, _SPAN_START = 3, 0.3
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _WRONG = 0.1
-"""Part of a batch's largest ``sample_misfits`` or ``unexplained`` share from which on a sample is drawn anew."""
+"""Part of a batch's largest ``sample_misfits`` or ``unexplained`` share from which on a sample is among the worst."""
+_SPOILED = 0.1
+"""``spoiled`` share of what the right samples of a batch leave from which on it is no use to search in it."""
+_CLEANEST = 2.0
+"""Times the ``spoiled`` share: the matching loss with nothing left to find. Searches end at 2 to 6 times."""
 _POSTERIOR_SHARE = 1 / 8
 """Of the evaluations, for the most probable image where the gradient is noisy."""
 _TEMPERATURES = (0.1, 0.01)
@@ -89,6 +94,16 @@ def _never(_: SpaceRun) -> bool:
     return False
 
 
+def _worst(by_sample: Tensor) -> Tensor:
+    """Which samples of a batch are the worst ones, bool [N]."""
+    return by_sample >= _WRONG * by_sample.max()
+
+
+def _mixed(chosen: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+    """The ``new`` unknowns of the ``chosen`` samples, bool [N], and the ``old`` ones of the others."""
+    return [torch.where(chosen.to(b.device).view(-1, 1, 1, 1), a, b) for a, b in zip(new, old, strict=True)]
+
+
 class Residual(Attack):
     """Search over (x_t, r), private noise and timesteps (or first over x_t alone, where the server dictated them).
 
@@ -100,7 +115,7 @@ class Residual(Attack):
     needs: ClassVar[Needs] = Needs.LOCAL_STEPS | Needs.OWN_SIGNS
 
     starts: tuple[tuple[float, float], ...] = Field(
-        ((0.05, 0.05), (1.0, 1.0), (0.3, 0.3), (1.0, 0.05), (0.05, 0.05), (1.0, 1.0)),
+        ((0.3, 0.3), (0.05, 0.05), (1.0, 1.0), (0.3, 0.3), (1.0, 0.05), (0.05, 0.05)),
         min_length=1,
         description="scale of the random start of x_t, and of r in units of its expected size; tried in this order",
     )
@@ -247,30 +262,41 @@ class Residual(Attack):
         below: float,
         enough: Callable[[SpaceRun], bool] = _never,
     ) -> SpaceRun:
-        """Search on, and whenever that stands still draw anew the samples of the batch that are wrong.
+        """Search on, and whenever that stands still for those samples of the batch alone that are behind.
 
-        These are, by turns, those that fit worst and those of which most is missing: a small one that is lost, or a
-        large one that is a little wrong and hides the small ones. A run whose samples all fit may be ``enough``.
+        As long as all samples fit, that goes on from where they are, if it helps. Else those that are wrong are drawn
+        anew: by turns those that fit worst and those of which most is missing, a small one that is lost, or a large one
+        that is a little wrong and hides the small ones. A run whose samples all fit may be ``enough``.
         """
         space, problem = found.space, found.space.problem
+        draws = cycle(product(self.starts, (sample_misfits, unexplained)))
+        stuck = False
         search_on(found, problem, max_evaluations, below, PROGRESS)
-        for scales, wrong in cycle(product(self.starts, (sample_misfits, unexplained))):
-            if found.loss <= below or problem.evaluations >= max_evaluations:
+        while found.loss > below and problem.evaluations < max_evaluations:
+            vectors = found.sample_vectors()
+            misfits = sample_misfits(*vectors)
+            fits = misfits < FITS
+            if fits.all() and enough(found):
                 break
-            if found.misfits().max() < FITS:  # slow, or in a local minimum near the end
-                if enough(found):
-                    break
+            slow = bool(fits.all()) and not stuck
+            start, wrong = found.unknowns, _worst(misfits)
+            if not slow:
+                scales, way = next(draws)
+                wrong = _worst(way(*vectors))
+                start = _mixed(wrong, space.start(generator, *scales), start)
+            free = wrong | ~fits
+            if can_be_deflated(found) and not free.all() and (left := spoiled(*vectors, free)) < _SPOILED:
+                alone = deflated_run(found, start, free, self.balance, self.derivative)
+                search_on(alone, problem, max_evaluations, _CLEANEST * left, PROGRESS)
+                start = alone.unknowns
+            elif slow:
                 search_on(found, problem, max_evaluations, below, STANDSTILL)
-                if found.loss <= below or problem.evaluations >= max_evaluations:
-                    break
-            by_sample = wrong(*found.sample_vectors()).to(problem.device)
-            worst = by_sample >= _WRONG * by_sample.max()
-            fresh = space.start(generator, *scales)
-            redrawn = [
-                torch.where(worst.view(-1, 1, 1, 1), new, old) for new, old in zip(fresh, found.unknowns, strict=True)
-            ]
-            run = rerun(redrawn)
+                stuck = True
+                continue
+            run = rerun(start)
             search_on(run, problem, max_evaluations, below, PROGRESS)
+            better = run.loss < (found.loss / PROGRESS if slow else found.loss)
+            stuck = (slow or stuck) and not better
             found = min(found, run, key=lambda run: run.loss)
         return found
 
