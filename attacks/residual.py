@@ -154,7 +154,8 @@ class Residual(Attack):
         if problem.samples > 1:
             rerun = partial(self._run, found.space, distance=distance)
             enough = partial(self._batch_will_do, distance=distance) if simulates else _never
-            found = self._redraw_misfits(found, rerun, generator, before_simulation, found_below, enough)
+            goal = found_below if simulates or problem.noisy else solved_below
+            found = self._redraw_misfits(found, rerun, generator, before_simulation, goal, found_below, enough)
         if simulates:
             found = self._simulation(found, distance, generator, allowed, found_below)
         return self._end_well(found, allowed, reserve, solved_below, finer).outcome()
@@ -259,7 +260,8 @@ class Residual(Attack):
         rerun: Rerun,
         generator: torch.Generator,
         max_evaluations: int,
-        below: float,
+        goal: float,
+        found_below: float,
         enough: Callable[[SpaceRun], bool] = _never,
     ) -> SpaceRun:
         """Search on, and whenever that stands still for those samples of the batch alone that are behind.
@@ -271,14 +273,16 @@ class Residual(Attack):
         space, problem = found.space, found.space.problem
         draws = cycle(product(self.starts, (sample_misfits, unexplained)))
         stuck = False
-        search_on(found, problem, max_evaluations, below, PROGRESS)
-        while found.loss > below and problem.evaluations < max_evaluations:
+        search_on(found, problem, max_evaluations, goal, PROGRESS)
+        while found.loss > goal and problem.evaluations < max_evaluations:
             vectors = found.sample_vectors()
             misfits = sample_misfits(*vectors)
             fits = misfits < FITS
             if fits.all() and enough(found):
                 break
             slow = bool(fits.all()) and not stuck
+            if not slow and found.loss <= found_below:
+                break
             start, wrong = found.unknowns, _worst(misfits)
             if not slow:
                 scales, way = next(draws)
@@ -290,11 +294,11 @@ class Residual(Attack):
                 search_on(alone, problem, max_evaluations, _CLEANEST * left, PROGRESS)
                 start = alone.unknowns
             elif slow:
-                search_on(found, problem, max_evaluations, below, STANDSTILL)
+                search_on(found, problem, max_evaluations, goal, STANDSTILL)
                 stuck = True
                 continue
             run = rerun(start)
-            search_on(run, problem, max_evaluations, below, PROGRESS)
+            search_on(run, problem, max_evaluations, goal, PROGRESS)
             better = run.loss < (found.loss / PROGRESS if slow else found.loss)
             stuck = (slow or stuck) and not better
             found = min(found, run, key=lambda run: run.loss)
@@ -335,4 +339,4 @@ class Residual(Attack):
         assert isinstance(found.matching, SimulatedTraining)
         found.sharper = self._sharper(space, found.matching.measured_by)
         rerun = partial(SpaceRun, space, found.matching, history=self.history, sharper=found.sharper)
-        return self._redraw_misfits(found, rerun, generator, max_evaluations, below)
+        return self._redraw_misfits(found, rerun, generator, max_evaluations, below, below)
