@@ -78,6 +78,8 @@ _SPOILED = 0.1
 """``spoiled`` share of what the right samples of a batch leave from which on it is no use to search in it."""
 _CLEANEST = 2.0
 """Times the ``spoiled`` share: the matching loss with nothing left to find. Searches end at 2 to 6 times."""
+_TURN = 5.0
+"""What is ``PROGRESS`` elsewhere, for all samples together where those behind have had their turn and will again."""
 _POSTERIOR_SHARE = 1 / 8
 """Of the evaluations, for the most probable image where the gradient is noisy."""
 _TEMPERATURES = (0.1, 0.01)
@@ -298,7 +300,7 @@ class Residual(Attack):
                 stuck = True
                 continue
             run = rerun(start)
-            search_on(run, problem, max_evaluations, goal, PROGRESS)
+            search_on(run, problem, max_evaluations, goal, _TURN if slow else PROGRESS)
             better = run.loss < (found.loss / PROGRESS if slow else found.loss)
             stuck = (slow or stuck) and not better
             found = min(found, run, key=lambda run: run.loss)
