@@ -6,16 +6,16 @@ With the residual r = f_theta(x_t, t) - target the gradient of the training loss
 
 a function of (x_t, t, r) only, and linear in r. The timesteps are read off the gradient (attacks/timesteps.py), (x_t,
 r) are searched for with L-BFGS, and the image follows in closed form (``fl_sim.diffusion.x0_from_residual``). Private
-noise is therefore no protection: it is found along with the image. Six things make the search short and reliable:
+noise is therefore no protection: it is found along with the image. Seven things make the search short and reliable:
 
 - the squared error is weighed by what is uncertain and balanced over the parameter tensors (attacks/weighing.py);
 - r is measured in units of its expected size rho(t), which the attacker finds on random smooth images;
 - in a batch x_t is measured in units of 1 / rho(t), so that every sample's unknowns move the gradient alike;
 - where the layers' inputs span spaces that the gradient shows, x_t is found by these alone, and then r
   (attacks/input_spans.py);
-- a start that stops making progress is left for one of another scale (attacks/starts.py), and in a batch the samples
-  that are found in each other's place change places, and those that are still wrong are drawn anew while the others
-  stay (attacks/sample_misfit.py);
+- a start that stops making progress is left for one of another scale (attacks/starts.py);
+- in a batch samples that are found in each other's place change places (attacks/sample_misfit.py), those that are
+  behind are searched for alone, and those that are wrong are drawn anew (attacks/batch_search.py);
 - an exact gradient that nearly matches is matched on in a metric that shortens the end (attacks/whitening.py).
 
 Several local steps are first matched as one batch and then simulated (attacks/local_steps.py). Else, of a noisy
@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import cycle, product
+from itertools import cycle
 from typing import ClassVar
 
 import torch
@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
-from attacks.deflation import can_be_deflated, deflated_run, spoiled
+from attacks.batch_search import BatchSearch, Rerun, never
 from attacks.input_spans import InputSpans, alike
 from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
@@ -43,7 +43,6 @@ from attacks.matching import Derivative, Distance, GradientMatching, Matching, f
 from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import BatchRun, PrivateSpace, Sharper, Space, SpaceRun, spaces
-from attacks.sample_misfit import FITS, sample_misfits, unexplained
 from attacks.sign_matching import sign_distance, sign_floor
 from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
@@ -72,38 +71,12 @@ _SPAN_STARTS, _SPAN_START = 3, 0.3
 """How many random starts of x_t it has, and their scale: from 1 some get stuck."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
-_WRONG = 0.1
-"""Part of a batch's largest ``sample_misfits`` or ``unexplained`` share from which on a sample is among the worst."""
-_SPOILED = 0.1
-"""``spoiled`` share of what the right samples of a batch leave from which on it is no use to search in it."""
-_CLEANEST = 2.0
-"""Times the ``spoiled`` share: the matching loss with nothing left to find. Searches end at 2 to 6 times."""
-_TURN = 5.0
-"""What is ``PROGRESS`` elsewhere, for all samples together where those behind have had their turn and will again."""
 _POSTERIOR_SHARE = 1 / 8
 """Of the evaluations, for the most probable image where the gradient is noisy."""
 _TEMPERATURES = (0.1, 0.01)
 """Of ``sign_distance``: the first finds the image, the others make it sharper."""
 _MODEL_ERROR = 2.0
 """Times what taking local steps for a batch changes the gradient by, for a matching loss that comes of that alone."""
-
-
-Rerun = Callable[[Sequence[Tensor]], SpaceRun]
-"""From other unknowns to a search like the one before."""
-
-
-def _never(_: SpaceRun) -> bool:
-    return False
-
-
-def _worst(by_sample: Tensor) -> Tensor:
-    """Which samples of a batch are the worst ones, bool [N]."""
-    return by_sample >= _WRONG * by_sample.max()
-
-
-def _mixed(chosen: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """The ``new`` unknowns of the ``chosen`` samples, bool [N], and the ``old`` ones of the others."""
-    return [torch.where(chosen.to(b.device).view(-1, 1, 1, 1), a, b) for a, b in zip(new, old, strict=True)]
 
 
 class Residual(Attack):
@@ -155,9 +128,10 @@ class Residual(Attack):
         found = search_starts(starts, problem, before_simulation // 2, good_enough)
         if problem.samples > 1:
             rerun = partial(self._run, found.space, distance=distance)
-            enough = partial(self._batch_will_do, distance=distance) if simulates else _never
+            enough = partial(self._batch_will_do, distance=distance) if simulates else never
             goal = found_below if simulates or problem.noisy else solved_below
-            found = self._redraw_misfits(found, rerun, generator, before_simulation, goal, found_below, enough)
+            search = self._batch_search(rerun, generator, before_simulation, goal)
+            found = search.search(found, found_below, enough)
         if simulates:
             found = self._simulation(found, distance, generator, allowed, found_below)
         return self._end_well(found, allowed, reserve, solved_below, finer).outcome()
@@ -256,55 +230,8 @@ class Residual(Attack):
                 return space.unknowns_of(run.unknowns[0], space.noisy_images_and_residuals(unknowns)[1])
         return unknowns
 
-    def _redraw_misfits(
-        self,
-        found: SpaceRun,
-        rerun: Rerun,
-        generator: torch.Generator,
-        max_evaluations: int,
-        goal: float,
-        found_below: float,
-        enough: Callable[[SpaceRun], bool] = _never,
-    ) -> SpaceRun:
-        """Search on, and whenever that stands still for those samples of the batch alone that are behind.
-
-        As long as all samples fit, that goes on from where they are, if it helps. Else those that are wrong are drawn
-        anew: by turns those that fit worst and those of which most is missing, a small one that is lost, or a large one
-        that is a little wrong and hides the small ones. A run whose samples all fit may be ``enough``.
-        """
-        space, problem = found.space, found.space.problem
-        draws = cycle(product(self.starts, (sample_misfits, unexplained)))
-        stuck = False
-        search_on(found, problem, max_evaluations, goal, PROGRESS)
-        while found.loss > goal and problem.evaluations < max_evaluations:
-            vectors = found.sample_vectors()
-            misfits = sample_misfits(*vectors)
-            fits = misfits < FITS
-            if fits.all() and enough(found):
-                break
-            slow = bool(fits.all()) and not stuck
-            if not slow and found.loss <= found_below:
-                break
-            start, wrong = found.unknowns, _worst(misfits)
-            if not slow:
-                scales, way = next(draws)
-                wrong = _worst(way(*vectors))
-                start = _mixed(wrong, space.start(generator, *scales), start)
-            free = wrong | ~fits
-            if can_be_deflated(found) and not free.all() and (left := spoiled(*vectors, free)) < _SPOILED:
-                alone = deflated_run(found, start, free, self.balance, self.derivative)
-                search_on(alone, problem, max_evaluations, _CLEANEST * left, PROGRESS)
-                start = alone.unknowns
-            elif slow:
-                search_on(found, problem, max_evaluations, goal, STANDSTILL)
-                stuck = True
-                continue
-            run = rerun(start)
-            search_on(run, problem, max_evaluations, goal, _TURN if slow else PROGRESS)
-            better = run.loss < (found.loss / PROGRESS if slow else found.loss)
-            stuck = (slow or stuck) and not better
-            found = min(found, run, key=lambda run: run.loss)
-        return found
+    def _batch_search(self, rerun: Rerun, generator: torch.Generator, max_evaluations: int, goal: float) -> BatchSearch:
+        return BatchSearch(rerun, generator, self.starts, self.balance, self.derivative, max_evaluations, goal)
 
     def _simulated(self, space: Space, distance: Distance) -> SimulatedTraining:
         """The client's steps, with the samples dealt to them as they come."""
@@ -341,4 +268,4 @@ class Residual(Attack):
         assert isinstance(found.matching, SimulatedTraining)
         found.sharper = self._sharper(space, found.matching.measured_by)
         rerun = partial(SpaceRun, space, found.matching, history=self.history, sharper=found.sharper)
-        return self._redraw_misfits(found, rerun, generator, max_evaluations, below, below)
+        return self._batch_search(rerun, generator, max_evaluations, below).search(found, below)

@@ -1,5 +1,4 @@
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from attacks.local_steps import SimulatedTraining
 from attacks.matching import GradientMatching
 from attacks.observation import Defence
 from attacks.problem import InversionProblem
-from attacks.residual import Rerun, Residual
+from attacks.residual import Residual
 from attacks.residual_spaces import BatchRun, KnownSpace, PrivateSpace, SpaceRun, expected_residual, spaces
 from attacks.sample_misfit import FITS
 from attacks.weighing import distance_for
@@ -258,32 +257,6 @@ def test_the_derivative_is_the_difference_of_values(kind, prediction_type):
         assert_derivative(matching, shapes, relative, step=1e-5)
 
 
-def random_batch_run(attack: Residual, source: torch.Generator) -> tuple[SpaceRun, Rerun]:
-    problem = InversionProblem(make_victim((700, 150), model_config=WIDE).observation, "cpu")
-    [space] = spaces(problem)
-    rerun = partial(attack._run, space, distance=distance_for(problem, balance=1.5))
-    return rerun(space.start(source, 0.3, 0.3)), rerun
-
-
-def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
-    attack, source = Residual(), torch.Generator().manual_seed(1)
-    found, rerun = random_batch_run(attack, source)
-    found.advance(5)
-    monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.tensor([1e-3, 1e-6]))
-    monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
-    assert attack._redraw_misfits(found, rerun, source, 100, 0.0) is found
-    assert found.space.problem.evaluations >= 100
-
-
-def test_a_batch_that_is_enough_is_not_searched_on(monkeypatch):
-    attack, source = Residual(), torch.Generator().manual_seed(1)
-    found, rerun = random_batch_run(attack, source)
-    monkeypatch.setattr("attacks.residual.search_on", lambda *_: None)
-    monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.tensor([1e-3, 1e-6]))
-    monkeypatch.setattr(PrivateSpace, "start", lambda *_: pytest.fail("drawn anew"))
-    assert attack._redraw_misfits(found, rerun, source, 100, 0.0, enough=lambda run: run is found) is found
-
-
 def test_a_batch_will_do_for_local_steps_where_their_own_difference_is_left():
     victim = make_victim((150, 400), local_steps=2, optimizer=LocalOptimizer(lr=0.1), model_config=WIDE)
     problem = InversionProblem(victim.observation, "cpu")
@@ -296,19 +269,6 @@ def test_a_batch_will_do_for_local_steps_where_their_own_difference_is_left():
     assert attack._batch_will_do(run, distance)
     run.losses = [10 * left]
     assert not attack._batch_will_do(run, distance)
-
-
-def test_every_scale_is_drawn_anew_by_both_ways_to_be_wrong(monkeypatch):
-    attack, source, tried = Residual(starts=((0.3, 0.3), (1.0, 1.0))), torch.Generator().manual_seed(1), []
-    found, rerun = random_batch_run(attack, source)
-    for name in ("sample_misfits", "unexplained"):
-        monkeypatch.setattr(f"attacks.residual.{name}", lambda *_, name=name: tried.append([name]) or torch.ones(2))
-    start = PrivateSpace.start
-    monkeypatch.setattr(PrivateSpace, "start", lambda *args: tried[-1].append(args[2]) or start(*args))
-    monkeypatch.setattr("attacks.residual.search_on", lambda *_: None)
-    monkeypatch.setattr(SpaceRun, "misfits", lambda _: torch.ones(2))
-    attack._redraw_misfits(found, rerun, source, found.space.problem.evaluations + 4, 0.0)
-    assert tried == [[name, scale] for scale in (0.3, 1.0) for name in ("sample_misfits", "unexplained")]
 
 
 def test_a_late_sample_starts_with_a_small_residual(monkeypatch):
