@@ -47,7 +47,7 @@ def deflated_run(
     def loss_of(samples: Tensor, unknowns: Sequence[Tensor]) -> Tensor:
         return space.step_loss(samples, unknowns) * (len(samples) / problem.samples)
 
-    taken, left = ((~free).nonzero().flatten(), free.nonzero().flatten())
+    taken, left = (~free).nonzero().flatten(), free.nonzero().flatten()
     others = GradientMatching(problem, partial(loss_of, taken)).gradient(start)
     observed = {name: value - others[name] for name, value in problem.gradient.items()}
     distance = weighted_squared_error(balanced_weights(observed, problem.uncertainty, balance))

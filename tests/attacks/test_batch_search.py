@@ -101,7 +101,10 @@ def test_the_wrong_sample_is_drawn_anew_and_found(monkeypatch):
     found, search = searching(max_evaluations=400)
     found = first_right(search, found)
     monkeypatch.setattr(BatchSearch, "_together", lambda _, start, __: start)
+    fresh, scales = PrivateSpace.start, []
+    monkeypatch.setattr(PrivateSpace, "start", lambda *args: scales.append(args[2:]) or fresh(*args))
     start = search._redrawn(found, found.sample_vectors(), (0.05, 0.05), sample_misfits)
+    assert scales == [(0.05, 0.05)]
     assert torch.equal(start[0][0], found.unknowns[0][0])
     assert psnr((found.space.images(start)[1] + 1) / 2, (VICTIM.images[1] + 1) / 2) > 35
 
