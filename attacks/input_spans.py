@@ -19,7 +19,11 @@ import torch
 from torch import Tensor
 
 from attacks.layer_inputs import Result, of_convolution_inputs
+from attacks.lbfgs import LBFGSRun
+from attacks.natural_images import random_smooth_images
 from attacks.problem import InversionProblem
+from attacks.starts import PROGRESS
+from fl_sim import diffusion
 
 _CLEAR = 10.0
 """Times what noise adds to singular values, for the smallest that counts."""
@@ -29,6 +33,41 @@ _EQUATIONS = 2.0
 """How many there have to be for every unknown."""
 _ALIKE = 0.1
 """Distance of images, in parts of their norm, below which they are the same one."""
+_INSIDE = 1e-6
+"""Share of the inputs outside the spans that is as good as none."""
+_TOLD = 3e-3
+"""The same for a search that has told x_t. Stuck it ends above 0.01, at late timesteps above 0.05."""
+_STARTS, _START_NOISE = 8, 0.3
+"""How many random starts there are, and the noise on their smooth images."""
+_SLICE = 40
+"""Evaluations in which a search that is on its way makes ``PROGRESS``; most make ten times as much."""
+
+
+def told_by_input_spans(
+    problem: InversionProblem, timesteps: Tensor, generator: torch.Generator, max_evaluations: int
+) -> Tensor | None:
+    """x_t [N,C,H,W] at ``timesteps`` int64 [N], searched for by the layers' inputs; None where these do not tell it.
+
+    Spends ``max_evaluations`` more at most.
+    """
+    spans, budget = InputSpans(problem, timesteps), problem.evaluations + max_evaluations
+    for _ in range(_STARTS if spans.enough else 0):
+        run = LBFGSRun(spans, [_start(problem, timesteps, generator)])
+        before = math.inf
+        while run.loss > _INSIDE and (left := budget - problem.evaluations) > 0:
+            if not run.advance(min(_SLICE, left)) < before / PROGRESS:
+                break
+            before = run.loss
+        if run.loss < _TOLD and not _alike(run.unknowns[0]):
+            return run.unknowns[0].detach()
+    return None
+
+
+def _start(problem: InversionProblem, timesteps: Tensor, generator: torch.Generator) -> Tensor:
+    """Smooth images as they are at ``timesteps``, with little noise: from as much as there is some get stuck."""
+    images = random_smooth_images(problem.samples, problem.image_shape, generator).to(problem.device)
+    signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, timesteps, images)
+    return signal_scale * images + _START_NOISE * problem.randn(generator)
 
 
 class InputSpans:
@@ -58,7 +97,7 @@ class InputSpans:
         return of_convolution_inputs(self.problem.model, x_t, self.timesteps, names, use)
 
 
-def alike(images: Tensor) -> bool:
+def _alike(images: Tensor) -> bool:
     """Whether two of the images [N,C,H,W] nearly coincide: twice the same one lies inside wherever it does once."""
     flat = images.detach().flatten(1)
     return len(flat) > 1 and bool(torch.pdist(flat).min() < _ALIKE * flat.norm(dim=1).max())

@@ -6,10 +6,12 @@ H x W image has coefficients of variance a H W / f^2 at frequency f = sqrt(i^2 +
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 _BRIGHTNESS, _COLOUR = 0.0117, 0.0032
 """a, per channel, for the mean of the channels and for what they differ by. Measured for f = 1 to 8 on 68 crops of
@@ -17,6 +19,13 @@ three photographs that nobody attacks here, at 16, 32 and 64 pixels, where it is
 falls to half and less beyond, where photographs begin to lack sharpness."""
 _CONSTANT = 22.0
 """1 / f^2 of the constant coefficient, measured in the same way for the mean of the channels."""
+
+
+def random_smooth_images(count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Images [N,C,H,W] in [-1, 1] of no detail, on the CPU: what anybody can take for photographs who has none."""
+    channels, height, width = image_shape
+    coarse = torch.randn(count, channels, 4, 4, generator=generator) / 2
+    return interpolate(coarse, size=(height, width), mode="bilinear").clamp(-1, 1)
 
 
 def natural_image_energy(images: Tensor) -> Tensor:

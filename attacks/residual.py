@@ -11,8 +11,8 @@ noise is therefore no protection: it is found along with the image. Seven things
 - the squared error is weighed by what is uncertain and balanced over the parameter tensors (attacks/weighing.py);
 - r is measured in units of its expected size rho(t), which the attacker finds on random smooth images;
 - in a batch x_t is measured in units of 1 / rho(t), so that every sample's unknowns move the gradient alike;
-- where the layers' inputs span spaces that the gradient shows, x_t is found by these alone, and then r
-  (attacks/input_spans.py);
+- where the layers' inputs span spaces that the gradient shows, x_t is found by these alone, then r at this x_t, then
+  both together (attacks/input_spans.py);
 - a start that stops making progress is left for one of another scale (attacks/starts.py);
 - in a batch samples that are found in each other's place change places (attacks/sample_misfit.py), those that are
   behind are searched for alone, and those that are wrong are drawn anew (attacks/batch_search.py);
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from attacks.attack import Attack, Needs, Outcome
 from attacks.batch_search import BatchSearch, Rerun, never
-from attacks.input_spans import InputSpans, alike
+from attacks.input_spans import told_by_input_spans
 from attacks.lbfgs import LBFGSRun
 from attacks.local_steps import SimulatedTraining, assignments
 from attacks.matching import Derivative, Distance, GradientMatching, Matching, flatten
@@ -44,7 +44,7 @@ from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import BatchRun, PrivateSpace, Sharper, Space, SpaceRun, spaces
 from attacks.sign_matching import sign_distance, sign_floor
-from attacks.starts import PROGRESS, STANDSTILL, race, search_on, search_starts, successive_halving
+from attacks.starts import STANDSTILL, race, search_on, search_starts, successive_halving
 from attacks.timestep_matching import match_timestep
 from attacks.timesteps import HiddenTimestepsError
 from attacks.weighing import distance_for, noise_floor
@@ -63,12 +63,8 @@ _FOUND = 100
 """Times the matching loss of a solved search: a start that gets there is on its way, and the others are not tried."""
 _NEAR = 1.05
 """Times the matching loss that noise alone leaves: the end of a search comes near it slowly."""
-_INSIDE = 1e-6
-"""Share of the layers' inputs outside their spans that is as good as none."""
-_TOLD = 3e-3
-"""The same for a search that has told x_t. Stuck it ends above 0.1, or with two samples of a batch alike above 0.01."""
-_SPAN_STARTS, _SPAN_START = 3, 0.3
-"""How many random starts of x_t it has, and their scale: from 1 some get stuck."""
+_HELD = 80
+"""Evaluations for r while x_t is held; the matching loss stands still then."""
 _PROMISING = 1e-2
 """Matching loss of a batch from which on it is worth searching for those samples only that do not fit yet."""
 _POSTERIOR_SHARE = 1 / 8
@@ -210,25 +206,32 @@ class Residual(Attack):
         """Random starts without end, the first in each space with the x_t that the layers' inputs tell, if they do."""
         for number, scales in enumerate(cycle(self.starts)):
             for space in possible:
-                unknowns = space.start(generator, *scales)
-                if number == 0 and isinstance(space, PrivateSpace):
-                    unknowns = self._guided(space, unknowns, generator, for_spans // len(possible))
-                yield self._run(space, unknowns, distance)
+                run = self._run(space, space.start(generator, *scales), distance)
+                if number == 0:
+                    self._guide(run, generator, for_spans // len(possible))
+                yield run
 
-    def _guided(
-        self, space: PrivateSpace, unknowns: list[Tensor], generator: torch.Generator, evaluations: int
-    ) -> list[Tensor]:
-        """The same residual, and the x_t that the spans of the layers' inputs tell (attacks/input_spans.py), if any."""
-        problem = space.problem
-        if problem.circumstances.local_steps > 1:  # whose inputs are not those at the weights sent
-            return unknowns
-        spans, budget = InputSpans(problem, space.timesteps), problem.evaluations + evaluations
-        for _ in range(_SPAN_STARTS if spans.enough else 0):
-            run = LBFGSRun(spans, [_SPAN_START * problem.randn(generator)], self.history)
-            search_on(run, problem, budget, _INSIDE, PROGRESS)
-            if run.loss < _TOLD and not alike(run.unknowns[0]):
-                return space.unknowns_of(run.unknowns[0], space.noisy_images_and_residuals(unknowns)[1])
-        return unknowns
+    def _guide(self, run: SpaceRun, generator: torch.Generator, evaluations: int) -> None:
+        """Start the run at the x_t that the layers' inputs tell (attacks/input_spans.py), if they do.
+
+        The gradient is linear in r, so that the search for r at that x_t is one for the bottom of a parabola.
+        """
+        space, problem = run.space, run.space.problem
+        if not isinstance(space, PrivateSpace) or problem.circumstances.local_steps > 1:
+            return  # the layers' inputs in later steps are not those at the weights sent
+        x_t = told_by_input_spans(problem, space.timesteps, generator, evaluations)
+        if x_t is None:
+            return
+        held, start = space.unknowns_of(x_t, space.noisy_images_and_residuals(run.unknowns)[1])
+        held.requires_grad_()
+
+        def of_residual(residual: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            value, (_, derivative) = run.matching([held, *residual])
+            return value, [derivative]
+
+        alone = LBFGSRun(of_residual, [start], self.history)
+        alone.advance(min(_HELD, evaluations))
+        run.put_back([held, *alone.unknowns])
 
     def _batch_search(self, rerun: Rerun, generator: torch.Generator, max_evaluations: int, goal: float) -> BatchSearch:
         return BatchSearch(rerun, generator, self.starts, self.balance, self.derivative, max_evaluations, goal)

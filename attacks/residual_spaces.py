@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.attack import Outcome
 from attacks.lbfgs import LBFGSRun, Objective
 from attacks.matching import Matching
-from attacks.natural_images import natural_image_energy
+from attacks.natural_images import natural_image_energy, random_smooth_images
 from attacks.problem import InversionProblem
 from attacks.revealed import momentum_weights
 from attacks.sample_misfit import FITS, better_places, sample_likeness, sample_misfits, sample_vectors
@@ -296,10 +296,8 @@ class BatchRun(SpaceRun):
 def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:
     """rho(t) [N,1,1,1]: root mean square of f_theta(x_t, t) - target on random smooth images."""
     source = torch.Generator().manual_seed(0)
-    channels, height, width = problem.image_shape
-    coarse = torch.randn(_PUBLIC_IMAGES, channels, 4, 4, generator=source) * 0.5
-    images = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").clamp(-1, 1)
-    images, noise = images.to(problem.device), problem.randn(source, _PUBLIC_IMAGES)
+    images = random_smooth_images(_PUBLIC_IMAGES, problem.image_shape, source).to(problem.device)
+    noise = problem.randn(source, _PUBLIC_IMAGES)
     sizes = []
     with torch.no_grad():
         for timestep in timesteps:

@@ -7,8 +7,9 @@ that of one sample times their number; the attacker measures the size for one sa
 from copy import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attacks.natural_images import random_smooth_images
 from attacks.problem import InversionProblem
 from attacks.timestep_layers import time_layers
 from fl_sim import diffusion
@@ -46,12 +47,10 @@ def _relative_sizes(problem: InversionProblem, distinct: Tensor) -> Tensor:
 def _public_size(problem: InversionProblem, timestep: Tensor) -> Tensor:
     """Mean over random smooth images of the squared size of what a sample at timestep int64 [1] adds to that layer."""
     source = torch.Generator().manual_seed(0)
-    channels, height, width = problem.image_shape
     public = copy(problem)
     sizes = []
     for _ in range(_PUBLIC_IMAGES):
-        coarse = torch.randn(1, channels, 4, 4, generator=source) / 2
-        image = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").clamp(-1, 1).to(problem.device)
+        image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
         noise = problem.randn(source, 1)
         public.gradient = diffusion.gradient(problem.model, problem.scheduler, image, noise, timestep.to(image.device))
         layer = time_layers(public, timestep)[-1]

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from attacks.attack import create
-from attacks.input_spans import InputSpans, alike
+from attacks.input_spans import InputSpans, _alike, _start, told_by_input_spans
 from attacks.layer_inputs import of_convolution_inputs
 from attacks.lbfgs import LBFGSRun
 from attacks.observation import Defence
 from attacks.problem import InversionProblem
+from attacks.residual_spaces import SpaceRun
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
@@ -84,17 +85,67 @@ def test_what_is_left_of_a_defended_gradient_tells_too_little(change, defence):
     assert not spans_of(victim).enough
 
 
-def test_the_residual_attack_starts_from_them(monkeypatch):
-    victim = make_victim((300,), model_config=MODEL)
-    starts = []
-    monkeypatch.setattr(
-        "attacks.residual.GradientMatching.__call__",
-        lambda self, unknowns: starts.append(self.images(unknowns)) or (torch.tensor(0.0), [u * 0 for u in unknowns]),
-    )
-    monkeypatch.setattr("attacks.residual_spaces.PrivateSpace.images", lambda space, u: space.noisy_images(u).detach())
-    create("residual", {"max_evaluations": 1200}).reconstruct(victim.observation, seed=101)
+def told(victim: Victim, max_evaluations: int = 500) -> tuple[torch.Tensor | None, int]:
+    problem = InversionProblem(victim.observation, "cpu")
+    generator = torch.Generator().manual_seed(101)
+    return told_by_input_spans(problem, victim.timesteps, generator, max_evaluations), problem.evaluations
+
+
+FAR_AWAY = torch.full((1, *SHAPE), 100.0)
+"""Where a search gets nowhere."""
+
+
+def test_a_search_that_gets_nowhere_is_left_for_another_start(monkeypatch):
+    victim = make_victim((300,), model_config=DEEP)
+    starts = [FAR_AWAY, FAR_AWAY, torch.zeros(1, *SHAPE)]
+    monkeypatch.setattr("attacks.input_spans._start", lambda *_: starts.pop(0))
+    found, evaluations = told(victim)
     x_t = noisy_images(victim)
-    assert (starts[0] - x_t).norm() < 0.05 * x_t.norm()
+    assert found is not None
+    assert (found - x_t).norm() < 0.05 * x_t.norm()
+    assert not starts
+    assert evaluations < 350
+
+
+def test_what_is_not_told_is_none_and_does_not_take_the_whole_budget(monkeypatch):
+    victim = make_victim((300,), model_config=DEEP)
+    assert told(victim, 10) == (None, 10)
+    monkeypatch.setattr("attacks.input_spans._start", lambda *_: FAR_AWAY)
+    found, evaluations = told(victim, 2000)
+    assert found is None
+    assert evaluations < 700
+
+
+def test_random_starts_are_smooth_images_as_they_are_at_the_timestep(monkeypatch):
+    """Which leaves next to nothing of them at a late one."""
+    monkeypatch.setattr("attacks.input_spans._START_NOISE", 0.0)
+    sizes = []
+    for timestep in (0, 999):
+        problem = InversionProblem(make_victim((timestep,), model_config=DEEP).observation, "cpu")
+        start = _start(problem, torch.tensor([timestep]), torch.Generator().manual_seed(101))
+        assert (start[..., 1:] - start[..., :-1]).abs().mean() < start.abs().mean()  # of white noise 1.4 times
+        sizes.append(float(start.std()))
+    assert 0.1 < sizes[0] < 1
+    assert sizes[1] < 0.02
+
+
+def test_the_residual_attack_starts_from_them_with_the_residual_that_fits(monkeypatch):
+    victim = make_victim((300,), model_config=MODEL)
+    seen = []
+    advance = SpaceRun.advance
+    monkeypatch.setattr(
+        SpaceRun,
+        "advance",
+        lambda run, evaluations: (
+            seen.append((run.space.noisy_images(run.unknowns).detach(), run.matching.value(run.unknowns)))
+            or advance(run, evaluations)
+        ),
+    )
+    create("residual", {"max_evaluations": 1200}).reconstruct(victim.observation, seed=101)
+    x_t, loss = seen[0]
+    truth = noisy_images(victim)
+    assert (x_t - truth).norm() < 0.05 * truth.norm()
+    assert loss < 1e-3
 
 
 def test_inputs_are_those_of_the_convolutions_and_no_hook_stays():
@@ -115,6 +166,6 @@ def test_inputs_are_those_of_the_convolutions_and_no_hook_stays():
 def test_one_image_twice_is_told_from_two():
     """Twice the same lies inside the spaces as well as once, so that it must not pass for what was found."""
     images = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
-    assert alike(torch.stack([images[0], images[0] + 0.01 * images[1]]))
-    assert not alike(images)
-    assert not alike(images[:1])
+    assert _alike(torch.stack([images[0], images[0] + 0.01 * images[1]]))
+    assert not _alike(images)
+    assert not _alike(images[:1])
