@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 if TYPE_CHECKING:
@@ -45,14 +45,34 @@ class DataSettings(Section):
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
-    image_size: Literal[16, 32, 64, 128] = 16
-    partition: Literal["iid", "dirichlet", "photo"] = "iid"
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int = Field(16, ge=11, le=1024)
+    partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
+
+    @field_validator("name", "path", mode="before")
+    @classmethod
+    def _expand_home(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "":
+            raise ValueError(f"data.{info.field_name} = '': empty")
+        if not str(value).startswith("~"):
+            return value
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError as error:
+            raise ValueError(f"data.{info.field_name} = {str(value)!r}: there is no such user") from error
 
     @model_validator(mode="after")
     def _folder_has_path(self) -> Self:
         if self.name == "folder" and self.path is None:
             raise ValueError("data.path is not set; data.name = 'folder' needs the path of a folder of images")
+        return self
+
+    @model_validator(mode="after")
+    def _folders_are_there(self) -> Self:
+        if self.partition == "folder" and self.name != "folder":
+            raise ValueError(f"data.partition = 'folder': needs data.name = 'folder', but it is {self.name!r}")
         return self
 
 
