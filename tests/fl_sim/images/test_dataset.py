@@ -169,5 +169,7 @@ def test_a_format_is_no_dataset(name: str) -> None:
 def test_a_dataset_without_images_or_rows_is_refused(encoded: bytes, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no image column among text"):
         listed(Dataset.from_dict({"text": ["a"]}), tmp_path / "text")
+    (tmp_path / "none").mkdir()
+    table(encoded).select([]).to_parquet(tmp_path / "none" / "train.parquet")
     with pytest.raises(SettingsError, match="no rows in split 'train'"):
-        listed(table(encoded).select([]), tmp_path / "empty")
+        list_dataset(DataSettings(name=str(tmp_path / "none")))
