@@ -37,6 +37,8 @@ def _held(numbers: Sequence[int]) -> str:
         return f"the client holds {numbers[0]} image{'s' * (numbers[0] != 1)}"
     if len(numbers) <= LISTED:
         return f"clients hold {', '.join(map(str, numbers))} images"
+    if min(numbers) == max(numbers):
+        return f"{len(numbers)} clients hold {numbers[0]} image{'s' * (numbers[0] != 1)} each"
     return f"{len(numbers)} clients hold {min(numbers)} to {max(numbers)} images, the median one {median_low(numbers)}"
 
 

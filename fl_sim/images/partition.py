@@ -99,7 +99,7 @@ def _deal(settings: DataSettings, clients: int, seed: int, images: ImageSet) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it draws again until everybody has an image, and warns each time
-            return tuple(tuple(partitioner.load_partition(client)["index"]) for client in range(clients))
+            return tuple(tuple(partitioner.load_partition(client)[:]["index"]) for client in range(clients))
     except ValueError as error:
         raise SettingsError(
             f"data.dirichlet_alpha = {settings.dirichlet_alpha}: no split of {len(images)} images leaves each of "

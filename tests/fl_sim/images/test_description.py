@@ -48,6 +48,9 @@ def test_many_clients_and_many_names_are_summed_up(tmp_path: Path) -> None:
         "29 clients hold 1 to 29 images, the median one 15; held by nobody: h29, h30, h31, h32, h33, h34, h35, h36 "
         "and 3 more"
     )
+    assert described(*given, "data.partition=photo", "federation.clients=9")[1].startswith(
+        "9 clients hold 1 image each; "
+    )
 
 
 def test_lines_stay_lines(tmp_path: Path) -> None:
