@@ -14,7 +14,7 @@ from torch import Tensor
 from attacks.attack import available, create
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
-from fl_sim.config import SettingsError
+from fl_sim.config import NO_CHECKPOINT, SettingsError, nearest
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
@@ -23,6 +23,7 @@ from fl_sim.diffusion import (
     LoRA,
     adapt,
     build_model,
+    build_scheduler,
     scheduler_config,
     trainable_names,
     unet_config,
@@ -128,20 +129,37 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
 def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     """The checkpoint that the settings name, or a fresh model with weights drawn from the public seed."""
     model = settings.model
-    if model.checkpoint == "none":
+    if model.checkpoint == NO_CHECKPOINT:
         return _fresh_model(settings)
     checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
     _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
-    _agree("model.prediction_type", model.prediction_type, checkpoint.scheduler.get("prediction_type", "epsilon"))
-    _agree("model.num_train_timesteps", model.num_train_timesteps, checkpoint.scheduler["num_train_timesteps"])
+    for name, trained in _network_settings(checkpoint).items():
+        if name in model.model_fields_set:
+            _agree(f"model.{name}", getattr(model, name), trained)
     return checkpoint
+
+
+def _network_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the settings of ``[model]`` would have to be for this network and noise schedule."""
+    with torch.device("meta"):
+        network: Any = build_model(checkpoint.model).config
+    schedule = build_scheduler(checkpoint.scheduler).config
+    return {
+        "prediction_type": schedule.prediction_type,
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "block_out_channels": tuple(network.block_out_channels),
+        "layers_per_block": network.layers_per_block,
+        "norm_num_groups": network.norm_num_groups,
+        "attention": any("Attn" in block for block in (*network.down_block_types, *network.up_block_types)),
+    }
 
 
 def _agree(key: str, value: Any, trained: Any) -> None:
     if value != trained:
         raise SettingsError(
-            f"{key} = {value!r}: the checkpoint has {trained!r}; allowed: that, or model.checkpoint=none"
+            f"{key} = {_as_typed(value)!r}: the checkpoint has {_as_typed(trained)!r}; allowed: that, or "
+            "model.checkpoint=none"
         )
 
 
@@ -253,6 +271,18 @@ def _check_attacks(settings: ExperimentSettings) -> None:
     attack = settings.attack
     for name, arguments in attack.arguments.items():
         create(name, arguments)
-    known = {*available(), *attack.names}
-    if strangers := set(attack.args) - known:
-        raise SettingsError(f"attack.args.{min(strangers)}: unknown attack; available: {', '.join(sorted(known))}")
+    for name in attack.args.keys() - set(attack.names):
+        if name not in available():
+            known = sorted({*available(), *attack.names})
+            raise SettingsError(
+                f"attack.args.{name}: unknown attack; available: {', '.join(known)}{nearest(name, known)}"
+            )
+        raise SettingsError(
+            f"attack.args.{name}: attack.name = {_as_typed(attack.name)!r} does not name it; allowed: "
+            f"attack.args of {', '.join(attack.names) or 'no attack'}, or name it in attack.name, which may be a list"
+        )
+
+
+def _as_typed(value: Any) -> Any:
+    """A setting's value as TOML has it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -116,7 +116,7 @@ class RunDirectory:
 
     def settings(self) -> ExperimentSettings:
         """The settings that the run was started with."""
-        return load_settings(ExperimentSettings, self.config)
+        return load_settings(ExperimentSettings, self.config, recorded=True)
 
     def run_name(self) -> str:
         """What the leakage table calls this run: a digest of its settings, the same wherever it is repeated."""
