@@ -26,12 +26,13 @@ from experiments.experiment import Experiment, prepare
 from experiments.leakage import Evaluator, LeakageTable
 from experiments.pictures import save_grid
 from experiments.progress import Progress
+from experiments.rehearsal import rehearse
 from experiments.report import build_report
 from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory, write_atomically
 from experiments.settings import load_run
 from experiments.utility import Utility
-from fl_sim.config import flower_run_directory
+from fl_sim.config import SettingsError, flower_run_directory
 from fl_sim.defences.privacy import Privacy
 from fl_sim.images import partition
 from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
@@ -225,11 +226,32 @@ app = ServerApp()
 
 @app.main()
 def _main(grid: Grid, context: Context) -> None:
-    overrides = shlex.split(str(context.run_config["overrides"]))
+    overrides = _overrides(str(context.run_config["overrides"]))
     experiment = prepare(load_run(str(context.run_config["preset"]), overrides))
+    rehearse(experiment)
     directory = RunDirectory.create(flower_run_directory(context), experiment.settings)
     with run_progress(experiment, Console()) as display:
         _Run(experiment, directory, display, grid).go()
+
+
+_FLOWERS_OWN = ("federation.client_cpus", "federation.client_gpus", "federation.client_timeout", "ray.address")
+"""Settings that only ``fl-sim run`` heeds: under ``flwr run`` Flower starts the clients."""
+
+
+def _overrides(text: str) -> list[str]:
+    """The run config's overrides, split as a shell splits words; SettingsError if one of them would do nothing."""
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:
+        raise SettingsError(f"overrides = {text!r}: {error}") from error
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _FLOWERS_OWN:
+            raise SettingsError(
+                f"{override}: under flwr run Flower starts the clients; allowed: {key} unset, and Flower's own "
+                "--federation-config"
+            )
+    return overrides
 
 
 def run_progress(experiment: Experiment, console: Console) -> Progress:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from experiments.package_data import data_file
 from fl_sim.config import Positive, Section, Settings, SettingsError, expand_home, load_settings, nearest, resolve
-from fl_sim.layers import Tree, Void, look_up
+from fl_sim.setting_layers import Tree, Void, look_up
 
 PRESETS = data_file("presets")
 NO_ATTACK = "none"

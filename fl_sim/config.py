@@ -18,7 +18,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from fl_sim.layers import Tree, Void, drop_arguments, drop_void, look_up, remove
+from fl_sim.setting_layers import Tree, Void, drop_arguments, drop_void, look_up, remove
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -275,7 +275,7 @@ def load_settings(
     """Settings of class ``cls`` from a TOML file or a nested mapping, with ``key=value`` overrides applied in order.
 
     A key is dotted (``client.batch_size``); a value is parsed as TOML and, where that fails, taken as a string. What
-    does not go together is dropped or refused as fl_sim/layers.py says; of settings that a finished run ``recorded``
+    does not go together is dropped or refused as fl_sim/setting_layers.py says; of settings that a finished run ``recorded``
     nothing void is refused.
 
     Raises:

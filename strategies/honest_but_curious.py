@@ -174,45 +174,52 @@ class HonestButCurious(Strategy):
         """Observe one reply, or the sum of several."""
         sighting = views[0].sighting if len(views) == 1 else replace(views[0].sighting, client=-1)
         try:
-            self._sink.observe(self._observation(sighting, views, defence))
+            assert self._recipe is not None  # configure_train saw to it
+            self._sink.observe(make_observation(self._recipe, sighting, views, defence))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
             reason = failure_reason(error)
             log(WARNING, "%s not observed: %s", sighting, reason)
             self._sink.failed(sighting, reason)
 
-    def _observation(self, sighting: Sighting, views: Sequence[View], defence: Defence | None) -> Observation:
-        recipe = self._recipe
-        assert recipe is not None  # configure_train saw to it
-        views = sorted(views, key=lambda view: view.sighting.client)
-        weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
-        num_examples = [_num_examples(view, recipe) for view in views]
-        recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
-        noise, timesteps = None, None
-        if recipe.noise_seed is not None:
-            draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
-            noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
-        return Observation(
-            Circumstances(
-                round=sighting.round,
-                client=sighting.client,
-                update="gradient" if recipe.update == "gradient" else "delta",
-                num_examples=sum(num_examples),
-                batch_size=recipe.batch_size,
-                local_steps=recipe.local_steps,
-                local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
-                defence=defence,
-                prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
-                image_shape=recipe.image_shape,
-                scheduler=recipe.scheduler,
-                model=recipe.model,
-                num_clients=len(views),
-                observer=sighting.observer,
-            ),
-            weights,
-            _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
-            noise,
-            timesteps,
-        )
+
+def make_observation(recipe: Recipe, sighting: Sighting, views: Sequence[View], defence: Defence | None) -> Observation:
+    """What the server knows of one reply, or of the sum of several, from clients that trained by ``recipe``.
+
+    Raises:
+        CaptureError: if a reply does not fit the model.
+        StrategyError: if the replies that are summed tell of different numbers of steps.
+        KeyError, ValueError, TypeError: if a reply lacks weights or holds no numbers.
+    """
+    views = sorted(views, key=lambda view: view.sighting.client)
+    weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
+    num_examples = [_num_examples(view, recipe) for view in views]
+    recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
+    noise, timesteps = None, None
+    if recipe.noise_seed is not None:
+        draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
+        noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
+    return Observation(
+        Circumstances(
+            round=sighting.round,
+            client=sighting.client,
+            update="gradient" if recipe.update == "gradient" else "delta",
+            num_examples=sum(num_examples),
+            batch_size=recipe.batch_size,
+            local_steps=recipe.local_steps,
+            local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
+            defence=defence,
+            prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
+            image_shape=recipe.image_shape,
+            scheduler=recipe.scheduler,
+            model=recipe.model,
+            num_clients=len(views),
+            observer=sighting.observer,
+        ),
+        weights,
+        _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
+        noise,
+        timesteps,
+    )
 
 
 def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tensor]:

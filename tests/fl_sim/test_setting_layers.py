@@ -8,7 +8,7 @@ import pytest
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
-from fl_sim.layers import Void, look_up
+from fl_sim.setting_layers import Void, look_up
 
 EXAMPLES: dict[str, Any] = {
     "data.path": "/photos",
