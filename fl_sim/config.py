@@ -275,8 +275,8 @@ def load_settings(
     """Settings of class ``cls`` from a TOML file or a nested mapping, with ``key=value`` overrides applied in order.
 
     A key is dotted (``client.batch_size``); a value is parsed as TOML and, where that fails, taken as a string. What
-    does not go together is dropped or refused as fl_sim/setting_layers.py says; of settings that a finished run ``recorded``
-    nothing void is refused.
+    does not go together is dropped or refused as fl_sim/setting_layers.py says. Of what a run has ``recorded`` nothing
+    void is refused.
 
     Raises:
         SettingsError: naming the key, its value and what is allowed, with the nearest name where one is close.
