@@ -336,13 +336,9 @@ def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
     check_empty_folder(out)
     experiment = prepare(load_run(preset, overrides))
     rehearsal = rehearse(experiment)
-    print(dump_toml(experiment.settings))
-    for line in describe(experiment):
-        print(line)
-    print(
-        f"one batch: training loss {rehearsal.loss:.4f}; a reply of {rehearsal.numbers:,} numbers, "
-        f"{rehearsal.size / 1e6:.1f} MB; nothing was written"
-    )
+    tried = f"one batch: training loss {rehearsal.loss:.4f}, a reply of {rehearsal.size / 1e6:.1f} MB"
+    # Comments, so that what is printed is a file that runs.
+    print(*(f"# {line}" for line in (*describe(experiment), tried)), "", dump_toml(experiment.settings), sep="\n")
 
 
 def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
@@ -416,10 +412,10 @@ def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
     from experiments.settings import ExperimentSettings
     from fl_sim.config import load_settings
 
-    # An attack named by its dotted path would be taken apart at the dots.
-    table = attack.rpartition(".")[2]
-    spelt_out = [f"attack.args.{table}.{override.removeprefix(f'attack.args.{attack}.')}" for override in overrides]
-    return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(table, {})
+    prefixes = (f"attack.args.{attack}.", f'attack.args."{attack}".')
+    keys = [override.removeprefix(prefixes[0]).removeprefix(prefixes[1]) for override in overrides]
+    spelt_out = [f'attack.args."{attack}".{key}' for key in keys]
+    return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(attack, {})
 
 
 def _names_in(text: str) -> tuple[str, ...]:

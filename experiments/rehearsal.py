@@ -4,7 +4,6 @@ Client 0 trains on the first batch of its first round and replies as it would in
 Observation of the reply, and every attack says whether it could work on it.
 """
 
-import math
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
@@ -26,10 +25,9 @@ _CLIENT, _NODE, _ROUND = 0, 1, 1
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The training loss of one batch, and the size of the reply: how many numbers, how many bytes."""
+    """The training loss of one batch, and the size of the reply in bytes."""
 
     loss: float
-    numbers: int
     size: int
 
 
@@ -43,11 +41,9 @@ def rehearse(experiment: Experiment) -> Rehearsal:
     reply = _train_one_batch(experiment)
     if experiment.settings.attack.names:
         _check_attacks(experiment, reply)
-    arrays = arrays_in(reply.content).values()
     return Rehearsal(
         loss=float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])),
-        numbers=sum(math.prod(array.shape) for array in arrays),
-        size=sum(len(array.data) for array in arrays),
+        size=sum(len(array.data) for array in arrays_in(reply.content).values()),
     )
 
 

@@ -342,7 +342,7 @@ def _with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 def _apply(tree: Tree, override: str) -> None:
     """Set one ``key=value`` in a tree of tables, in place, making the tables on the way."""
     key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
+    path = _parse_key(key)
     if not equals or not all(path):
         raise SettingsError(f"override {override!r}: expected key=value, such as client.batch_size=4")
     *tables, leaf = path
@@ -351,6 +351,19 @@ def _apply(tree: Tree, override: str) -> None:
         if not isinstance(tree, dict):
             raise SettingsError(f"override {override!r}: {'.'.join(path[: depth + 1])} is a value, not a table")
     tree[leaf] = _parse_value(text.strip())
+
+
+def _parse_key(key: str) -> list[str]:
+    """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
+    try:
+        table = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return [part.strip() for part in key.split(".")]
+    path: list[str] = []
+    while isinstance(table, dict) and len(table) == 1:
+        [(name, table)] = table.items()
+        path.append(name)
+    return path
 
 
 def _parse_value(text: str) -> Any:

@@ -75,6 +75,11 @@ def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(override: str,
         assert fragment in str(caught.value)
 
 
+def test_a_name_with_dots_stands_in_quotes() -> None:
+    settings = load_settings(Settings, {}, ['strategy.args."my.package:Thing".depth=3', "strategy.args.plain = 1"])
+    assert settings.strategy.args == {"my.package:Thing": {"depth": 3}, "plain": 1}
+
+
 def test_a_value_is_no_table() -> None:
     with pytest.raises(SettingsError, match="seed is a value, not a table"):
         load_settings(Settings, {"seed": 1}, ["seed.x=3"])
