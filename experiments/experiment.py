@@ -23,6 +23,7 @@ from fl_sim.diffusion import (
     LoRA,
     adapt,
     build_model,
+    check_network,
     scheduler_config,
     trainable_names,
     unet_config,
@@ -66,6 +67,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     load_images(settings.data)
     partition(settings.data, settings.federation.clients, settings.client.seed or 0)
     recipe = _recipe(settings, checkpoint)
+    check_network(recipe.model, recipe.scheduler, recipe.image_shape)
     defence = registry.create(settings.defence.name, settings.defence.args)
     defence.check(recipe)
     if defence.sum_only:
@@ -132,7 +134,8 @@ def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
         return _fresh_model(settings)
     checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
-    _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
+    if checkpoint.image_size is not None:
+        _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
     _agree("model.prediction_type", model.prediction_type, checkpoint.scheduler.get("prediction_type", "epsilon"))
     _agree("model.num_train_timesteps", model.num_train_timesteps, checkpoint.scheduler["num_train_timesteps"])
     return checkpoint
