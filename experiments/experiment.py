@@ -24,6 +24,7 @@ from fl_sim.diffusion import (
     adapt,
     build_model,
     build_scheduler,
+    check_network,
     scheduler_config,
     trainable_names,
     unet_config,
@@ -67,6 +68,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     load_images(settings.data)
     partition(settings.data, settings.federation.clients, settings.client.seed or 0)
     recipe = _recipe(settings, checkpoint)
+    check_network(recipe.model, recipe.scheduler, recipe.image_shape)
     defence = registry.create(settings.defence.name, settings.defence.args)
     defence.check(recipe)
     if defence.sum_only:
@@ -133,7 +135,8 @@ def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
         return _fresh_model(settings)
     checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
-    _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
+    if checkpoint.image_size is not None:
+        _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
     for name, trained in _network_settings(checkpoint).items():
         if name in model.model_fields_set:
             _agree(f"model.{name}", getattr(model, name), trained)
