@@ -296,7 +296,7 @@ def _names() -> Group:
     from experiments.settings import preset_names
     from fl_sim.defences.registry import available as defences
     from fl_sim.defences.registry import defence_class
-    from fl_sim.images import PHOTOGRAPHS
+    from fl_sim.images.bundled import PHOTOGRAPHS
     from strategies.registry import available as strategies
 
     kinds = {

@@ -14,6 +14,8 @@ from torch import Tensor
 from attacks.attack import available, create
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
+from experiments.utility import Utility
+from fl_sim.client_app import check_images
 from fl_sim.config import NO_CHECKPOINT, SettingsError, nearest
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
@@ -30,7 +32,6 @@ from fl_sim.diffusion import (
     unet_config,
 )
 from fl_sim.draws import derive_seed
-from fl_sim.images import load_images, partition
 from fl_sim.wire import Recipe
 from strategies.registry import build_strategy, strategy_class
 
@@ -65,10 +66,9 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     _check_attacks(settings)
     strategy = _strategy(settings)
     checkpoint = _starting_checkpoint(settings)
-    load_images(settings.data)
-    partition(settings.data, settings.federation.clients, settings.client.seed or 0)
     recipe = _recipe(settings, checkpoint)
     check_network(recipe.model, recipe.scheduler, recipe.image_shape)
+    check_images(settings, recipe, Utility(settings, recipe).reference)
     defence = registry.create(settings.defence.name, settings.defence.args)
     defence.check(recipe)
     if defence.sum_only:

@@ -34,7 +34,7 @@ from experiments.settings import load_run
 from experiments.utility import Utility
 from fl_sim.config import SettingsError, flower_run_directory
 from fl_sim.defences.privacy import Privacy
-from fl_sim.images import partition
+from fl_sim.images.partition import partition
 from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
 from fl_sim.wire import whole_model
 from strategies.curious_peers import CuriousPeers

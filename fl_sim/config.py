@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from fl_sim.setting_layers import Tree, Void, drop_arguments, drop_void, look_up, remove
@@ -33,9 +33,22 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 S = TypeVar("S", bound="Settings")
 
 
-def expand_home(path: str) -> str:
-    """The path with a leading ``~`` replaced by the home folder, which a shell does not do behind ``=``."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+def expand_home(path: Any) -> Any:
+    """The path, if it is one, with a leading ``~`` replaced by the home folder: a shell does not do that behind ``=``.
+
+    Raises:
+        ValueError: if it is empty, or names the home of nobody.
+    """
+    if path == "":
+        raise ValueError("must not be empty")
+    try:
+        return str(Path(path).expanduser()) if str(path).startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError("there is no such user") from error
+
+
+UserPath = Annotated[str, BeforeValidator(expand_home)]
+"""A name or a path as somebody typed it."""
 
 
 class SettingsError(ValueError):
@@ -51,19 +64,27 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which images the clients hold, and how they are split among them."""
 
-    name: str = "bundled"
-    path: Path | None = None
+    name: UserPath = "bundled"
+    path: Annotated[Path | None, BeforeValidator(expand_home)] = None
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
-    image_size: Literal[16, 32, 64, 128] = 16
-    partition: Literal["iid", "dirichlet", "photo"] = "iid"
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int = Field(16, ge=11, le=1024)
+    partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
 
     @model_validator(mode="after")
     def _folder_has_path(self) -> Self:
         if self.name == "folder" and self.path is None:
             raise ValueError("data.path is not set; data.name = 'folder' needs the path of a folder of images")
+        return self
+
+    @model_validator(mode="after")
+    def _folders_are_there(self) -> Self:
+        if self.partition == "folder" and self.name != "folder":
+            raise ValueError(f"data.partition = 'folder': needs data.name = 'folder', but it is {self.name!r}")
         return self
 
 
@@ -73,7 +94,7 @@ class ModelSettings(Section):
     A checkpoint brings its own: beside one, the other settings must agree with it where they are given.
     """
 
-    checkpoint: Annotated[str, AfterValidator(expand_home)] = "bundled"
+    checkpoint: UserPath = "bundled"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     num_train_timesteps: int = Field(1000, ge=1)
     block_out_channels: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 64), min_length=1)
@@ -378,7 +399,9 @@ def _explain(cls: type[Settings], error: ErrorDetails) -> str:
     """One line for one of pydantic's errors."""
     key, value = ".".join(str(part) for part in error["loc"]), error["input"]
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        # A table's own check names its keys itself.
+        reason = str(error["ctx"]["error"])
+        return reason if isinstance(value, dict | BaseModel) else f"{key} = {value!r}: {reason}"
     if error["type"] == "extra_forbidden":
         while isinstance(value, dict) and value:  # the key as it was typed: no.such = 1, not no = {'such': 1}
             name, value = next(iter(value.items()))

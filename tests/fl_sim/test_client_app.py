@@ -7,7 +7,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fl_sim import diffusion
 from fl_sim.client_app import app, build_client_app, local_training, private_draw
 from fl_sim.config import Settings, SettingsError, dump_toml
-from fl_sim.images import load_images, partition
+from fl_sim.images.partition import partition
+from fl_sim.images.sources import list_images
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, Recipe
 from tests.fl_sim.federations import initial_arrays, node_context, tiny_recipe, tiny_settings, weights_recipe
 
@@ -26,7 +27,7 @@ def reply_of(recipe: Recipe, settings: Settings, client: int = 1) -> RecordDict:
 def test_a_client_draws_from_its_own_images_and_differently_each_round() -> None:
     settings, recipe = tiny_settings(), tiny_recipe(batch_size=4)
     images, noise, timesteps = private_draw(settings, recipe, 1, 1)
-    held = load_images(settings.data).images[list(partition(settings.data, 3, 11)[1])]
+    held = list_images(settings.data).decode(partition(settings.data, 3, 11)[1])
     assert all(any(torch.equal(image, own) for own in held) for image in images)
     assert images.shape == noise.shape == (4, 3, 16, 16)
     assert timesteps.shape == (4,)
@@ -130,7 +131,7 @@ def test_with_epochs_a_client_trains_on_every_image_that_it_holds_as_often() -> 
     held = partition(settings.data, 3, 11)[1]
     images, noise, timesteps = private_draw(settings, recipe, 1, 1)
     assert len(images) == len(noise) == len(timesteps) == 2 * len(held)
-    own = load_images(settings.data).images[list(held)]
+    own = list_images(settings.data).decode(held)
     times = [sum(torch.equal(image, one) for image in images) for one in own]
     assert times == [2] * len(held)
     assert reply_of(recipe, settings)[METRICS]["num-examples"] == 2 * len(held)
