@@ -34,7 +34,7 @@ from experiments.utility import Utility
 from fl_sim.config import flower_run_directory
 from fl_sim.defences.privacy import Privacy
 from fl_sim.images import partition
-from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
+from fl_sim.repeatable_grid import FederationError, RepeatableGrid, RoundLog
 from fl_sim.wire import whole_model
 from strategies.curious_peers import CuriousPeers
 from strategies.ema import WeightAverage
@@ -140,6 +140,8 @@ class _Run:
             return
         if server_round == self._experiment.settings.federation.rounds:
             utility |= self._keep_final(server_round, weights)
+        if len(self._grid.rounds) < server_round:
+            raise FederationError(f"round {server_round}: the strategy asked no client to train")
         spent = privacy_spent(self._experiment, self._grid.rounds)
         finished = _round(self._grid.rounds[-1], arrays, spent, utility)
         self._rounds.append(finished)
@@ -243,5 +245,5 @@ def _seen_per_round(experiment: Experiment) -> int:
     """How many observations a round makes where everybody answers."""
     federation, strategy = experiment.settings.federation, experiment.strategy
     if isinstance(strategy, Gossip):
-        return sum(len(strategy.neighbours(peer)) for peer in federation.curious_peers)
+        return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
     return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
