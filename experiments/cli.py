@@ -326,8 +326,8 @@ def _name_table(kind: str, names: dict[str, str]) -> Table:
 def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
     import logging
 
+    from experiments.dry_run import describe, try_first_batch
     from experiments.experiment import prepare
-    from experiments.rehearsal import describe, rehearse
     from experiments.run_directory import check_empty_folder
     from experiments.settings import load_run
     from fl_sim.config import dump_toml
@@ -335,17 +335,17 @@ def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     check_empty_folder(out)
     experiment = prepare(load_run(preset, overrides))
-    rehearsal = rehearse(experiment)
-    tried = f"one batch: training loss {rehearsal.loss:.4f}, a reply of {rehearsal.size / 1e6:.1f} MB"
+    tried = try_first_batch(experiment)
+    batch = f"one batch: training loss {tried.loss:.4f}, a reply of {tried.size / 1e6:.1f} MB"
     # Comments, so that what is printed is a file that runs.
-    print(*(f"# {line}" for line in (*describe(experiment), tried)), "", dump_toml(experiment.settings), sep="\n")
+    print(*(f"# {line}" for line in (*describe(experiment), batch)), "", dump_toml(experiment.settings), sep="\n")
 
 
 def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
     import logging
 
+    from experiments.dry_run import describe, try_first_batch
     from experiments.experiment import prepare
-    from experiments.rehearsal import describe, rehearse
     from experiments.run_directory import RunDirectory, check_empty_folder
     from experiments.server_app import build_server_app, run_progress
     from experiments.settings import load_run
@@ -356,7 +356,7 @@ def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
     check_empty_folder(out)
     experiment = prepare(load_run(preset, overrides))
-    rehearse(experiment)
+    try_first_batch(experiment)
     settings = experiment.settings
     for line in describe(experiment):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,102 +1,183 @@
-"""What a run is going to do, tried on one batch: what fails here would fail in every round.
+"""A strategy asked before the run whom it would train, on a Grid whose clients are never asked anything."""
 
-Client 0 trains on the first batch of its first round and replies as it would in the run; the server makes an
-Observation of the reply, and every attack says whether it could work on it.
-"""
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
-from dataclasses import dataclass
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy, strategy_utils
+from flwr.supercore.task_identity import TaskIdentity
+from typing_extensions import override
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
-
-from attacks.attack import create
-from attacks.observation import CaptureError, Defence, Sighting
-from experiments.experiment import Experiment
-from fl_sim.client_app import build_client_app
-from fl_sim.config import NO_CHECKPOINT, SettingsError
-from fl_sim.diffusion import ConfigError, count_parameters
-from fl_sim.images.description import describe_images
-from fl_sim.images.partition import partition
+from attacks.workers import failure_reason
+from experiments.settings import ExperimentSettings
+from fl_sim.config import SettingsError
 from fl_sim.local_grid import LocalGrid
-from fl_sim.repeatable_grid import one_line
-from fl_sim.wire import ARRAYS, CONFIG, METRICS, ROUND, TRAIN_LOSS, arrays_in
-from strategies.honest_but_curious import View, make_observation
+from fl_sim.repeatable_grid import reseed_sampling
+from fl_sim.wire import ARRAYS, CONFIG, RECIPE, ROUND
+from strategies.gossip import Gossip
+from strategies.layers import layers
 
-_CLIENT, _NODE, _ROUND = 0, 1, 1
+ROUNDS = 8
+"""In so many rounds, at most, a strategy is asked whom it would train."""
+
+POLLS = 10
+"""A strategy that asks for the nodes more often than this before it sends anything waits for more of them."""
+
+SAMPLE_SIZE = ("fraction_train", "min_train_nodes")
+"""Flower's arguments that say together how many clients train: given one of them, the other keeps its default."""
 
 
-@dataclass(frozen=True)
-class Rehearsal:
-    """The training loss of one batch, and the size of the reply in bytes."""
+def rehearse(
+    build: Callable[[], Strategy], settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord
+) -> set[int]:
+    """The numbers of clients that a strategy trains in its first rounds; empty if only clients' answers would tell.
 
-    loss: float
-    size: int
-
-
-def rehearse(experiment: Experiment) -> Rehearsal:
-    """Train one batch as client 0 would, and see that the attacks could work on what the server would see of it.
+    It is asked as in a run that starts from ``arrays`` and tells clients ``config``. What ``build`` makes is thrown
+    away, and random numbers are left as they were.
 
     Raises:
-        SettingsError: if the batch cannot be trained, or its update not be observed.
-        AttackError: if an attack needs to know what the server will not know.
+        SettingsError: if it asks what cannot happen: more clients than there are, or none, or what they do not know.
     """
-    reply = _train_one_batch(experiment)
-    if experiment.settings.attack.names:
-        _check_attacks(experiment, reply)
-    return Rehearsal(
-        loss=float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])),
-        size=sum(len(array.data) for array in arrays_in(reply.content).values()),
+    with _undisturbed():
+        grid = _Rehearsal(settings.seed, settings.federation.clients)
+        strategy = build()
+        if isinstance(strategy, Gossip):
+            return {settings.federation.clients}
+        try:
+            trained = {_trained_at_first(strategy, settings, arrays, config, grid)}
+            _start_evaluation(strategy, arrays, grid)
+            return trained | _trained_later(strategy, settings.federation.rounds, arrays, config, grid)
+        except _WaitsForNodesError:
+            raise _too_many_wanted(settings, strategy) from None
+        except _AsksClientsError:
+            return set()
+
+
+class _WaitsForNodesError(BaseException):
+    """No Exception: a strategy that waits may catch those, and go on waiting."""
+
+
+class _AsksClientsError(BaseException):
+    """The strategy wants to hear from clients before it says whom it trains."""
+
+
+class _Rehearsal(LocalGrid):
+    """A Grid that samples as the run does, counts how often it is asked for its nodes, and has nobody who answers."""
+
+    def __init__(self, seed: int, clients: int) -> None:
+        super().__init__(_ask_nobody, range(1000, 1000 + clients))
+        self.seed = seed
+        self.enter_round(1)
+
+    def enter_round(self, number: int) -> None:
+        """Sample for that round from now on, and count anew."""
+        self.round, self.asked = number, 0
+
+    @override
+    def get_node_ids(self) -> list[int]:
+        self.asked += 1
+        if self.asked > POLLS:
+            raise _WaitsForNodesError
+        reseed_sampling(self.seed, self.round)
+        return super().get_node_ids()
+
+
+def _ask_nobody(*_: Any) -> NoReturn:
+    raise _AsksClientsError
+
+
+def _trained_at_first(
+    strategy: Strategy, settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord, grid: _Rehearsal
+) -> int:
+    """How many clients round 1 trains, if these can do what it asks."""
+    subject = cause(settings, SAMPLE_SIZE)
+    try:
+        messages = list(strategy.configure_train(1, arrays, config, grid))
+        asked = {message.metadata.dst_node_id for message in messages}
+    except Exception as error:
+        raise SettingsError(f"{subject}: cannot configure round 1: {failure_reason(error)}") from error
+    if not asked:
+        raise SettingsError(f"{subject}: trains nobody")
+    if strangers := asked - grid.nodes.keys():
+        raise SettingsError(f"{subject}: addresses node {min(strangers)}, which is none of those that the Grid names")
+    for message in messages:
+        _check_content(settings, message)
+    return len(asked)
+
+
+def _start_evaluation(strategy: Strategy, arrays: ArrayRecord, grid: _Rehearsal) -> None:
+    """See whether the evaluation would wait; whatever else becomes of it, nobody evaluates."""
+    grid.enter_round(1)
+    with suppress(Exception, _AsksClientsError):
+        list(strategy.configure_evaluate(1, arrays, ConfigRecord(), grid))
+
+
+def _trained_later(
+    strategy: Strategy, rounds: int, arrays: ArrayRecord, config: ConfigRecord, grid: _Rehearsal
+) -> set[int]:
+    """The numbers of clients in the next rounds, up to one that would need what training brings."""
+    trained = set()
+    with suppress(Exception, _WaitsForNodesError, _AsksClientsError):
+        for number in range(2, min(rounds, ROUNDS) + 1):
+            grid.enter_round(number)
+            trained.add(len(list(strategy.configure_train(number, arrays, config, grid))))
+    return trained
+
+
+def _check_content(settings: ExperimentSettings, message: Message) -> None:
+    """Refuse a message in which clients would look in vain for the weights, the recipe or the round."""
+    if ARRAYS not in message.content.array_records:
+        subject = cause(settings, ("arrayrecord_key",))
+        raise SettingsError(f"{subject}: clients look for the weights in the record {ARRAYS!r} of a message")
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    if missing := {RECIPE, ROUND} - config.keys():
+        subject = cause(settings, ("configrecord_key",))
+        raise SettingsError(f"{subject}: clients look for {min(missing)!r} in the record {CONFIG!r} of a message")
+
+
+def _too_many_wanted(settings: ExperimentSettings, strategy: Strategy) -> SettingsError:
+    """What to say of a strategy that waits for more clients than there are."""
+    clients = settings.federation.clients
+    for layer in layers(strategy):
+        for key, most in (("min_available_nodes", clients), ("min_train_nodes", clients), ("fraction_train", 1)):
+            value = getattr(layer, key, None)
+            if isinstance(value, int | float) and value > most:
+                unless = "" if key in settings.strategy.args else " (by default)"
+                return SettingsError(
+                    f"strategy.args.{key} = {value!r}{unless}: {type(layer).__name__} waits for more clients than "
+                    f"there are, federation.clients = {clients}"
+                )
+    return SettingsError(
+        f"{cause(settings, SAMPLE_SIZE)}: waits for more clients than there are, federation.clients = {clients}"
     )
 
 
-def describe(experiment: Experiment) -> list[str]:
-    """What the run is going to do: a line or two each for the model, the images, the rounds and the attacks."""
-    settings, recipe = experiment.settings, experiment.recipe
-    federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
-    model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
-    part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
-    steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
-    update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
-    lines = [
-        f"model: {model}, {count_parameters(experiment.weights.values()):,} parameters{part}",
-        *describe_images(settings),
-        f"rounds: {federation.rounds}, in each of which {federation.clients_per_round} of {federation.clients} clients "
-        f"send {update} at batch size {client.batch_size}; strategy: {settings.strategy.name}",
-    ]
-    if defence.name != "none":
-        lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
-    lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
-    return lines
+def cause(settings: ExperimentSettings, keys: Iterable[str]) -> str:
+    """The strategy's arguments that the user gave among ``keys``; its name if there are none."""
+    given = [f"strategy.args.{key} = {settings.strategy.args[key]!r}" for key in keys if key in settings.strategy.args]
+    return ", ".join(given) or f"strategy.name = {settings.strategy.name!r}"
 
 
-def _train_one_batch(experiment: Experiment) -> Message:
-    recipe = experiment.recipe.model_copy(update={"local_steps": 1, "epochs": None})
-    config = recipe.to_config()
-    config[ROUND] = _ROUND
-    content = RecordDict({ARRAYS: ArrayRecord(experiment.weights), CONFIG: config})
-    grid = LocalGrid(build_client_app(experiment.settings), [_NODE])
+_IDENTITY = ("_task_id", "_run_id", "_node_id")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep random numbers, Flower's log and its identity of the run as they are; Flower does not sleep meanwhile."""
+    log, identity = logging.getLogger("flwr"), {key: vars(TaskIdentity)[key] for key in _IDENTITY}
+    states, silent, sleep = (random.getstate(), np.random.get_state()), log.disabled, strategy_utils.sleep
+    log.disabled, strategy_utils.sleep = True, lambda _: None
     try:
-        [reply] = grid.send_and_receive([Message(content, _NODE, MessageType.TRAIN)])
-    except (SettingsError, ConfigError):
-        raise
-    except Exception as error:  # whatever a network, a defence or the device can raise
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise SettingsError(f"client {_CLIENT} cannot train its first batch: {reason}") from error
-    return reply
-
-
-def _check_attacks(experiment: Experiment, reply: Message) -> None:
-    """See that every attack could work on the update, as if all local steps had been taken."""
-    settings, recipe, defence = experiment.settings, experiment.recipe, experiment.defence
-    told = defence.disclosure(recipe) if settings.attack.knows_defence else {}
-    held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)[_CLIENT]
-    view = View(
-        Sighting(_ROUND, _CLIENT), lambda: experiment.weights, arrays_in(reply.content), recipe.samples(len(held))
-    )
-    summed = (settings.federation.clients_per_round or 1) if defence.sum_only else 1
-    sighting = Sighting(_ROUND, _CLIENT if summed == 1 else -1)
-    try:
-        seen = make_observation(recipe, sighting, [view] * summed, Defence(**told) if told else None)
-    except CaptureError as error:
-        raise SettingsError(f"the server could not read an update: {error}") from error
-    for name, arguments in settings.attack.arguments.items():
-        create(name, arguments).check(seen)
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        log.disabled, strategy_utils.sleep = silent, sleep
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for key, value in identity.items():
+            setattr(TaskIdentity, key, value)

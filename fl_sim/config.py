@@ -316,13 +316,11 @@ def load_settings(
 
 
 def resolve(settings: S) -> S:
-    """The same settings with what was left open decided: the private seed (by the system) and the sample size."""
-    client, federation = settings.client, settings.federation
+    """The same settings with the private seed, where it was left open, drawn by the system."""
+    client = settings.client
     if client.seed is None:
         client = client.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
-    if federation.clients_per_round is None:
-        federation = federation.model_copy(update={"clients_per_round": federation.clients})
-    return settings.model_copy(update={"client": client, "federation": federation})
+    return settings.model_copy(update={"client": client})
 
 
 def dump_toml(settings: Settings) -> str:

@@ -30,7 +30,8 @@ from fl_sim.wire import (
     read_update,
     whole_model,
 )
-from strategies.errors import StrategyError
+from strategies.errors import ArgumentError, StrategyError
+from strategies.layers import own_start
 from strategies.sink import DirectorySink, Sink
 
 
@@ -62,8 +63,8 @@ class HonestButCurious(Strategy):
     """Wrapper around any Flower strategy that attacks every reply and changes nothing.
 
     Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
-    with a ``start`` of its own is not supported; this one runs Flower's. Rounds do not wait while a reply is read,
-    checked and written down: that happens in a thread of its own, which is at most one round behind.
+    with a ``start`` of its own is refused: this one runs Flower's. Rounds do not wait while a reply is read, checked
+    and written down: that happens in a thread of its own, which is at most one round behind.
 
     Args:
         strategy: does all the work of a server.
@@ -78,7 +79,8 @@ class HonestButCurious(Strategy):
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.
-        StrategyError: if ``directory`` already holds captures; in ``configure_train``, if no recipe can be found.
+        StrategyError: if ``strategy``, or one that it wraps, has a ``start`` of its own, or ``directory`` already holds
+            captures; in ``configure_train``, if no recipe can be found.
     """
 
     def __init__(
@@ -94,6 +96,10 @@ class HonestButCurious(Strategy):
         sum_only: bool = False,
         sink: Sink | None = None,
     ) -> None:
+        if (owner := own_start(strategy)) is not None:
+            raise ArgumentError(
+                "strategy", f"= {owner!r}: has a start of its own; HonestButCurious runs Flower's rounds"
+            )
         self.strategy = strategy
         self._defence = defence
         self._sum_only = sum_only

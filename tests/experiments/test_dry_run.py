@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from attacks.attack import AttackError
 from experiments.cli import app
+from experiments.dry_run import describe, try_first_batch
 from experiments.experiment import prepare
-from experiments.rehearsal import describe, rehearse
 from experiments.settings import ExperimentSettings
 from fl_sim import client_app
 from fl_sim.config import SettingsError, load_settings
@@ -22,8 +22,8 @@ TINY = ("model.checkpoint=none", "model.block_out_channels=[8,8]", "model.norm_n
 WEIGHTS = ("client.update=weights", "strategy.name=FedAvg")
 
 
-def rehearsed(*overrides: str) -> Any:
-    return rehearse(prepare(tiny_settings(*overrides)))
+def tried(*overrides: str) -> Any:
+    return try_first_batch(prepare(tiny_settings(*overrides)))
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def rehearsed(*overrides: str) -> Any:
         ("attack.name=none",),
     ],
 )
-def test_what_will_run_is_rehearsed_without_complaint(overrides: tuple[str, ...]) -> None:
-    found = rehearsed(*overrides)
+def test_what_will_run_is_tried_without_complaint(overrides: tuple[str, ...]) -> None:
+    found = tried(*overrides)
     assert found.loss > 0
     assert found.size > 1000
 
@@ -58,11 +58,11 @@ def test_what_will_run_is_rehearsed_without_complaint(overrides: tuple[str, ...]
 )
 def test_an_attack_that_could_not_work_is_refused_before_the_run(overrides: tuple[str, ...], complaint: str) -> None:
     with pytest.raises(AttackError, match=complaint):
-        rehearsed(*overrides)
+        tried(*overrides)
 
 
 def test_the_defence_counts_only_as_far_as_the_attacker_knows_it() -> None:
-    assert rehearsed("attack.name=dlg", "threat=known", "defence.name=signs", "attack.knows_defence=false").loss > 0
+    assert tried("attack.name=dlg", "threat=known", "defence.name=signs", "attack.knows_defence=false").loss > 0
 
 
 def test_a_client_that_cannot_train_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_client_that_cannot_train_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(client_app.diffusion, "build_scheduler", fails)
     with pytest.raises(SettingsError, match="client 0 cannot train its first batch: OutOfMemoryError: CUDA") as caught:
-        rehearsed()
+        tried()
     assert "\n" not in str(caught.value)
 
 
@@ -79,7 +79,7 @@ def test_weights_that_are_no_numbers_are_found_before_the_run() -> None:
     experiment = prepare(tiny_settings())
     experiment.weights["conv_in.weight"][0] = float("nan")
     with pytest.raises(SettingsError, match=r"could not read an update: .*NaN"):
-        rehearse(experiment)
+        try_first_batch(experiment)
 
 
 def test_the_description_names_model_clients_defence_and_attacks() -> None:
