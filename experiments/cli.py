@@ -306,7 +306,7 @@ def _names() -> Group:
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
             "folder": "the images under data.path",
-            "HUB_ID": "a Hugging Face dataset, or a local folder in one of its formats",
+            "HUB_ID": "a Hugging Face dataset, or the path of a local one",
         },
         "preset": dict.fromkeys(preset_names(), ""),
     }

@@ -1,7 +1,6 @@
 """Images of a Hugging Face dataset: a hub id, a local folder in one of its formats, or what ``save_to_disk`` wrote."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,8 +131,8 @@ def _remedy(rows: "Dataset") -> str:
     return f"set data.label_column to one of {', '.join(columns)}" if columns else "choose another data.partition"
 
 
-def _source(value: dict[str, Any] | None, name: str) -> Path | BytesIO:
-    """Where the bytes of a row's image are."""
+def _source(value: dict[str, Any] | None, name: str) -> Path | bytes:
+    """The image file of a row, or its path."""
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise SettingsError(f"{name}: no image")
-    return Path(value["path"]) if value["bytes"] is None else BytesIO(value["bytes"])
+    return Path(value["path"]) if value["bytes"] is None else value["bytes"]

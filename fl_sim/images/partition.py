@@ -1,5 +1,6 @@
 """Who holds which images."""
 
+import warnings
 from collections import defaultdict
 from functools import cache
 
@@ -96,7 +97,9 @@ def _deal(settings: DataSettings, clients: int, seed: int, images: ImageSet) -> 
         )
     partitioner.dataset = dataset
     try:
-        return tuple(tuple(partitioner.load_partition(client)["index"]) for client in range(clients))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it draws again until everybody has an image, and warns each time
+            return tuple(tuple(partitioner.load_partition(client)["index"]) for client in range(clients))
     except ValueError as error:
         raise SettingsError(
             f"data.dirichlet_alpha = {settings.dirichlet_alpha}: no split of {len(images)} images leaves each of "

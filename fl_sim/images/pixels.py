@@ -18,8 +18,8 @@ _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 
-def identify(source: Path | BytesIO, name: str) -> None:
-    """Read the header of an image file only; ``name`` is what an error calls it.
+def identify(source: Path | bytes, name: str) -> None:
+    """Read the header of an image file, given by its path or content; ``name`` is what an error calls it.
 
     Raises:
         SettingsError: if it is no image, or one whose pixels have no known range.
@@ -28,7 +28,7 @@ def identify(source: Path | BytesIO, name: str) -> None:
         pass
 
 
-def read_rgb(source: Path | BytesIO, name: str) -> Image.Image:
+def read_rgb(source: Path | bytes, name: str) -> Image.Image:
     """The (first) picture in an image file, RGB; ``name`` is what an error calls it.
 
     Turned as its EXIF orientation says; what is transparent shows white; 16-bit grey is scaled by its range.
@@ -63,11 +63,15 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def _opened(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of panoramas, damaged EXIF data …; what cannot be read is an error
-            with Image.open(source) as picture:
+            # Not by its path: Pillow maps some files into memory then, and turns such a TIFF file twice.
+            with (
+                source.open("rb") if isinstance(source, Path) else BytesIO(source) as file,
+                Image.open(file) as picture,
+            ):
                 _check_pixels(picture)
                 yield picture
     except Exception as error:  # for a damaged file Pillow raises anything from OSError to struct.error
@@ -83,9 +87,9 @@ def _check_pixels(picture: Image.Image) -> None:
     raise ValueError(f"{picture.mode} pixels; save it as RGB")
 
 
-def _reason(source: Path | BytesIO, error: Exception) -> str:
+def _reason(source: Path | bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
         return "no image format that is known" if size else "the file is empty"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"

@@ -110,7 +110,15 @@ def test_every_setting_is_documented() -> None:
     written = tomllib.loads(dump_toml(resolve(load_settings(Settings, {}))))
     keys = [f"{table}.{key}" for table, values in written.items() if isinstance(values, dict) for key in values]
     keys = [key for key in keys if key != "client.lora"] + [f"client.lora.{key}" for key in LoRASettings.model_fields]
-    unset = ["data.path", "data.limit", "federation.client_gpus", "federation.client_timeout", "ray.address"]
+    unset = [
+        "data.path",
+        "data.limit",
+        "data.image_column",
+        "data.label_column",
+        "federation.client_gpus",
+        "federation.client_timeout",
+        "ray.address",
+    ]
     unset += ["client.epochs", "client.max_grad_norm", "strategy.ema"]
     assert [key for key in [*keys, *unset, "seed", "threat"] if f"`{key}`" not in text] == []
 
@@ -127,3 +135,12 @@ def test_the_flower_run_directory_follows_config_then_environment(monkeypatch: p
     monkeypatch.setenv("FL_SIM_HOME", "/env")
     assert flower_run_directory(SimpleNamespace(run_config={"out": ""}, run_id=7)) == Path("/env/run-7")
     assert flower_run_directory(SimpleNamespace(run_config={"out": "/out"}, run_id=7)) == Path("/out/run-7")
+
+
+def test_the_home_folder_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = load_settings(Settings, {}, ["data.name=folder", "data.path=~/my photos"])
+    assert folder.data.path == tmp_path / "my photos"
+    assert load_settings(Settings, {}, ["data.name=~/saved"]).data.name == str(tmp_path / "saved")
+    assert load_settings(Settings, {}, ["data.name=some/one~s"]).data.name == "some/one~s"
+    assert tomllib.loads(dump_toml(folder))["data"]["path"] == str(tmp_path / "my photos")

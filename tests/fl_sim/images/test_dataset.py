@@ -9,8 +9,6 @@ from fl_sim.config import DataSettings, SettingsError
 from fl_sim.images.dataset import list_dataset
 from fl_sim.images.image_set import ImageSet
 
-RED = {"bytes": None, "path": None}
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -166,8 +164,9 @@ def test_a_format_is_no_dataset(name: str) -> None:
         list_dataset(DataSettings(name=name))
 
 
-def test_a_dataset_without_images_or_rows_is_refused(encoded: bytes, tmp_path: Path) -> None:
+def test_a_dataset_without_images_or_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="no image column among text"):
         listed(Dataset.from_dict({"text": ["a"]}), tmp_path / "text")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"image": []}))
     with pytest.raises(SettingsError, match="no rows in split 'train'"):
-        listed(table(encoded).select([]), tmp_path / "empty")
+        list_dataset(DataSettings(name="empty"))

@@ -1,4 +1,5 @@
 import os
+import warnings
 from pathlib import Path
 
 import datasets
@@ -98,11 +99,13 @@ def test_dirichlet_needs_several_classes(change: dict, remedy: str) -> None:
 
 
 def test_dirichlet_needs_several_folders(folder: Path) -> None:
-    with pytest.raises(SettingsError, match="one class, '.'; put the images of each class into a sub-folder"):
+    with pytest.raises(SettingsError, match=r"one class, '\.'; put the images of each class into a sub-folder"):
         partition(DataSettings(name="folder", path=folder / "dark", partition="dirichlet"), 2, 0)
     with pytest.raises(SettingsError, match=r"one class, 'dark'; .*or raise data\.limit = 3"):
         partition(DataSettings(name="folder", path=folder, partition="dirichlet", limit=3), 2, 0)
-    assert len(partition(DataSettings(name="folder", path=folder, partition="dirichlet", limit=4), 2, 0)) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(partition(DataSettings(name="folder", path=folder, partition="dirichlet", limit=4), 2, 0)) == 2
 
 
 @pytest.mark.parametrize(
