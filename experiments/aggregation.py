@@ -47,24 +47,22 @@ def choose_strategy(
             asked to: on the way it would end the run, hold it up, or train nothing.
     """
     clients, wanted = settings.federation.clients, settings.federation.clients_per_round
-    # A strategy that samples by a rule of its own trains as many as the settings say without having been told.
     names = recipe.trained_names() if recipe.partial else weights.keys()
     arrays = ArrayRecord({name: weights[name] for name in names})
-    failure: SettingsError | None = None
+    failures: list[SettingsError] = []
+    # At first it is told to train all: one with a rule of its own samples as many as it always does.
     for offered in dict.fromkeys((clients, wanted or clients)):
         try:
             trained = rehearse(partial(_build, settings, offered, offered), settings, arrays, recipe.to_config())
+            _check_agreement(settings, trained)
         except SettingsError as error:
-            failure = error
+            failures.append(error)
             continue
-        failure = _disagreement(settings, trained)
-        if failure is None:
-            number = next(iter(trained)) if len(trained) == 1 else None
-            strategy = _build(settings, offered, number or offered)
-            _check_parts(settings, strategy, trained, defence)
-            return _with_clients_per_round(settings, number), strategy
-    assert failure is not None
-    raise failure
+        number = next(iter(trained)) if len(trained) == 1 else None
+        strategy = _build(settings, offered, number or offered)
+        _check_parts(settings, strategy, trained, defence)
+        return _with_clients_per_round(settings, number), strategy
+    raise failures[0]
 
 
 def _with_clients_per_round(settings: ExperimentSettings, number: int | None) -> ExperimentSettings:
@@ -74,16 +72,16 @@ def _with_clients_per_round(settings: ExperimentSettings, number: int | None) ->
     return settings.model_copy(update={"federation": federation})
 
 
-def _disagreement(settings: ExperimentSettings, trained: set[int]) -> SettingsError | None:
-    """What to say where ``federation.clients_per_round`` is given and the strategy trains other numbers of clients."""
+def _check_agreement(settings: ExperimentSettings, trained: set[int]) -> None:
+    """Refuse a ``federation.clients_per_round`` that is given where the strategy trains other numbers of clients."""
     federation = settings.federation
     if federation.clients_per_round is None or trained <= {federation.clients_per_round}:
-        return None
-    shown = str(*trained) if len(trained) == 1 else f"{min(trained)} to {max(trained)}"
-    return SettingsError(
-        f"federation.clients_per_round = {federation.clients_per_round}: {cause(settings, SAMPLE_SIZE)} trains "
-        f"{shown} of federation.clients = {federation.clients} in a round; "
-        f"allowed: {shown if len(trained) == 1 else 'to leave it unset'}"
+        return
+    always = len(trained) == 1
+    shown = str(*trained) if always else f"{min(trained)} to {max(trained)}"
+    raise SettingsError(
+        f"federation.clients_per_round = {federation.clients_per_round}: {cause(settings, SAMPLE_SIZE)} trains {shown} "
+        f"of federation.clients = {federation.clients} in a round; allowed: {shown if always else 'to leave it unset'}"
     )
 
 

@@ -44,7 +44,7 @@ def test_a_dump_reads_back_unchanged(tmp_path: Path) -> None:
 def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
     open_ended = load_settings(Settings, {})
     assert resolve(open_ended).client.seed != resolve(open_ended).client.seed
-    assert resolve(open_ended).federation.clients_per_round == open_ended.federation.clients
+    assert resolve(open_ended).federation == open_ended.federation
     assert resolve(load_settings(Settings, {}, ["client.seed=5"])).client.seed == 5
 
 
