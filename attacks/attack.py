@@ -6,6 +6,7 @@ and register it — with an entry point of group ``fl_sim.attacks`` from another
 
 import difflib
 import importlib
+import inspect
 import math
 import time
 from abc import ABC, abstractmethod
@@ -18,12 +19,14 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch
+from diffusers import DDPMScheduler
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from attacks.observation import Observation, ThreatModel
+from attacks.observation import Circumstances, Observation, ThreatModel
 from attacks.problem import InversionProblem
 from attacks.trace import Trace, to_unit_range
+from fl_sim import diffusion
 
 _BUILT_IN = {
     "dlg": "attacks.dlg:DLG",
@@ -106,9 +109,8 @@ class Attack(BaseModel, ABC):
         with _repeatable_arithmetic():
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
         if not (outcome.images.isfinite().all() and math.isfinite(outcome.matching_loss)):
-            raise AttackError(
-                f"attack {self.name!r} broke down: its numbers left the range of float32, or the update's do"
-            )
+            raise AttackError(f"attack {self.name!r} broke down: {_why_not_finite(observation)}")
+        check_signal(problem.scheduler, outcome.timesteps)
         return Reconstruction(
             images=to_unit_range(outcome.images),
             timesteps=outcome.timesteps.detach().cpu().long(),
@@ -122,26 +124,80 @@ class Attack(BaseModel, ABC):
         )
 
     def check(self, observation: Observation) -> None:
-        """Refuse an observation that lacks what this attack needs, naming what is missing."""
-        circumstances = observation.circumstances
-        optimizer = circumstances.local_optimizer
-        sgd = optimizer is None or optimizer.name == "sgd"
-        adam_step = circumstances.local_steps == 1 and circumstances.num_clients == 1
-        signs = circumstances.defence is not None and circumstances.defence.signs
+        """Refuse an observation that lacks what this attack needs, naming what that is and what there is instead."""
+        seen = observation.circumstances
+        signs = seen.defence is not None and seen.defence.signs
         lacking = {
             Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
-            Needs.GRADIENT: circumstances.update == "delta" and not (sgd and circumstances.local_steps == 1),
-            Needs.LOCAL_STEPS: circumstances.update == "delta" and not (sgd or adam_step),
-            Needs.OWN_SIGNS: signs and circumstances.num_clients > 1,
+            Needs.GRADIENT: not _reveals_gradient(seen),
+            Needs.LOCAL_STEPS: not _reveals_local_steps(seen),
+            Needs.OWN_SIGNS: signs and seen.num_clients > 1,
             Needs.MAGNITUDES: signs,
         }
-        missing = [need.name or "" for need, lacks in lacking.items() if lacks and need in self.needs]
+        missing = [need for need, lacks in lacking.items() if lacks and need in self.needs]
         if missing:
-            raise AttackError(f"attack {self.name!r} needs {', '.join(missing)}, which this observation lacks")
+            reasons = "; ".join(f"{need.name}, {_MEANING[need]}: {_instead(need, seen)}" for need in missing)
+            raise AttackError(f"attack {self.name!r} needs {reasons}")
+        if observation.timesteps is not None:
+            check_signal(diffusion.build_scheduler(seen.scheduler), observation.timesteps)
 
     @abstractmethod
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find images whose gradient is the observed one; all randomness comes from ``generator`` (on the CPU)."""
+
+
+def check_signal(scheduler: DDPMScheduler, timesteps: Tensor) -> None:
+    """Refuse ``timesteps`` int64 [N], -1 where unknown, at all of which an update tells nothing of the images."""
+    if bool((timesteps < 0).any()) or bool(diffusion.determines_x0(scheduler, timesteps.long()).any()):
+        return
+    where = ", ".join(map(str, sorted(set(timesteps.long().tolist()))))
+    raise AttackError(
+        f"at t = {where} the noisy image holds nothing of the image: the noise schedule's signal-to-noise ratio is 0 "
+        "there, and with prediction_type = 'epsilon' the network is trained to predict the noise alone"
+    )
+
+
+_MEANING = {
+    Needs.NOISE_AND_TIMESTEPS: "noise and timesteps that the server dictated (threat = 'known')",
+    Needs.GRADIENT: "a gradient, or the weights after a single SGD step",
+    Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one client's single Adam step",
+    Needs.OWN_SIGNS: "the signs of one client",
+    Needs.MAGNITUDES: "the magnitudes of the update's entries",
+}
+
+
+def _instead(need: Needs, seen: Circumstances) -> str:
+    """What there is in place of what an attack needs, in words."""
+    if need is Needs.NOISE_AND_TIMESTEPS:
+        return "here clients drew their own (threat = 'private')"
+    if need is Needs.MAGNITUDES:
+        return "here signs alone were sent"
+    if need is Needs.OWN_SIGNS:
+        return f"here the signs of {seen.num_clients} clients were summed"
+    assert seen.local_optimizer is not None  # of a gradient nothing is lacking
+    optimizer = {"sgd": "SGD", "adam": "Adam"}[seen.local_optimizer.name]
+    several = f" of {seen.num_clients} clients" if seen.num_clients > 1 else ""
+    steps = f"{seen.local_steps} {optimizer} steps" if seen.local_steps > 1 else f"one {optimizer} step"
+    adam = "; of Adam only a single step of one client reveals its gradient" if optimizer == "Adam" else ""
+    return f"here are {steps}{several} (local_steps = {seen.local_steps}){adam}"
+
+
+def _reveals_gradient(seen: Circumstances) -> bool:
+    optimizer = seen.local_optimizer
+    return seen.update == "gradient" or (optimizer is not None and optimizer.name == "sgd" and seen.local_steps == 1)
+
+
+def _reveals_local_steps(seen: Circumstances) -> bool:
+    sgd = seen.local_optimizer is None or seen.local_optimizer.name == "sgd"
+    return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1)
+
+
+def _why_not_finite(observation: Observation) -> str:
+    """The reason in words, as far as the update's size tells."""
+    largest = max(float(value.abs().max()) for value in observation.update.values())
+    if math.isfinite(largest**2) and float(torch.tensor(largest).square()) >= torch.finfo(torch.float32).tiny:
+        return "its search ran away to numbers that are not finite; another seed may do"
+    return f"the update's largest entry is {largest:.3g}, the square of which leaves the range of float32"
 
 
 @contextmanager
@@ -166,34 +222,46 @@ def available() -> list[str]:
     return sorted({**_plugins(), **_BUILT_IN})
 
 
-def attack_class(name: str) -> type[Attack]:
+def attack_class(name: str, table: str | None = None) -> type[Attack]:
     """The attack registered under ``name``, or at the dotted path ``package.module:Class``.
+
+    ``table``: of settings, such as "attack", from which the name came and which errors are to speak of.
 
     Raises:
         AttackError: with the nearest name if there is none, or the reason why there is no attack at the path.
     """
+    subject = f"attack {name!r}" if table is None else f"{table}.name = {name!r}"
     location = name if ":" in name else {**_plugins(), **_BUILT_IN}.get(name)
     if location is None:
         near = difflib.get_close_matches(name, available(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttackError(f"attack {name!r} is unknown; available: {', '.join(available())}{hint}")
+        raise AttackError(f"{subject}: unknown; available: {', '.join(available())}{hint}")
     module, _, attribute = location.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise AttackError(f"attack {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a stranger's module does while it is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AttackError(f"{subject}: cannot be imported: {reason}") from error
     if not (isinstance(found, type) and issubclass(found, Attack)):
-        raise AttackError(f"attack {name!r} is no subclass of attacks.attack.Attack")
+        raise AttackError(f"{subject}: no subclass of attacks.attack.Attack")
+    if inspect.isabstract(found):
+        raise AttackError(f"{subject}: abstract, it lacks {', '.join(sorted(found.__abstractmethods__))}")
     return found
 
 
-def create(name: str, arguments: dict[str, Any] | None = None) -> Attack:
-    """The attack ``name`` with its arguments; AttackError names the argument that is wrong and what is allowed."""
-    cls = attack_class(name)
+def create(name: str, arguments: dict[str, Any] | None = None, table: str | None = None) -> Attack:
+    """The attack ``name`` with its arguments; AttackError names the argument that is wrong and what is allowed.
+
+    ``table``: of settings, such as "attack", from which all this came and which errors are to speak of.
+    """
+    cls = attack_class(name, table)
     try:
         return cls(**(arguments or {}))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        where = f"attack {name!r}: " if table is None else f"{table}.args.{name}."
+        key = where + ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise AttackError(f"{key} is not set, and has no default") from error
         allowed = f"; arguments: {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise AttackError(f"attack.args.{name}.{key} = {first['input']!r}: {first['msg']}{allowed}") from error
+        raise AttackError(f"{key} = {first['input']!r}: {first['msg']}{allowed}") from error

@@ -5,18 +5,27 @@ the known threat model alone, where the server dictated them.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
-from torch import Tensor
+from safetensors import TensorSpec, serialize_file
+from torch import Tensor, nn
 
-from fl_sim.diffusion import ConfigError, LocalOptimizer, build_model, build_scheduler, trainable_parameters
+from fl_sim.diffusion import (
+    ConfigError,
+    LocalOptimizer,
+    check_network,
+    misfit,
+    num_train_timesteps,
+    outline,
+    read_safetensors,
+    trainable_parameters,
+)
 
 
 class ThreatModel(StrEnum):
@@ -172,18 +181,22 @@ class Observation:
 
     @classmethod
     def load(cls, path: Path) -> "Observation":
-        """Read a capture file.
+        """Read a capture file; float16 and bfloat16 become float32, exactly.
 
         Raises:
             CaptureError: if the file is missing, truncated, of another format, or does not fit its model.
         """
-        tensors, circumstances = _read(Path(path))
+        stored, circumstances = _read(Path(path))
+        tensors = {name: value.float() if value.dtype in _HALVES else value for name, value in stored.items()}
         weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
         update = {name.removeprefix("update/"): t for name, t in tensors.items() if name.startswith("update/")}
         try:
             return cls(circumstances, weights, update, tensors.get("noise"), tensors.get("timesteps"))
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
+
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def _spec(value: Tensor) -> TensorSpec:
@@ -193,11 +206,10 @@ def _spec(value: Tensor) -> TensorSpec:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Circumstances]:
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("observation")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (OSError, SafetensorError) as error:
-        raise CaptureError(f"{path}: not a readable capture: {' '.join(str(error).split())}") from error
+        tensors, metadata = read_safetensors(path)
+    except ConfigError as error:
+        raise CaptureError(f"{path}: not a readable capture: {error}") from error
+    text = metadata.get("observation")
     if text is None:
         raise CaptureError(f"{path}: metadata has no 'observation'; this is not a capture file")
     try:
@@ -214,43 +226,26 @@ def _check(observation: Observation) -> None:
     """Refuse whatever cannot be attacked, before an attack spends time on it."""
     circumstances = observation.circumstances
     try:
-        expected, trainable = _layout(json.dumps(circumstances.model))
-        num_train_timesteps = _num_train_timesteps(json.dumps(circumstances.scheduler))
+        check_network(circumstances.model, circumstances.scheduler, circumstances.image_shape)
+        model = outline(circumstances.model)
+        timesteps = num_train_timesteps(circumstances.scheduler)
     except ConfigError as error:
         raise CaptureError(str(error)) from error
-    _check_tensors("weights", observation.weights, expected, set(expected))
-    _check_tensors("update", observation.update, expected, set())
+    _check_tensors("weights", observation.weights, model, model.state_dict())
+    _check_tensors("update", observation.update, model, ())
     if not observation.update:
         raise CaptureError("update is empty")
-    if extra := set(observation.update) - trainable:
+    if extra := set(observation.update) - set(trainable_parameters(model)):
         raise CaptureError(f"update/{min(extra)} is not a trainable parameter of the model")
     if not any(value.any() for value in observation.update.values()):
         raise CaptureError("update is zero everywhere: it holds no information")
-    _check_known(observation, num_train_timesteps)
+    _check_known(observation, timesteps)
 
 
-@cache
-def _layout(model: str) -> tuple[dict[str, torch.Size], frozenset[str]]:
-    """Shapes of a model's state and names of what it trains, by its configuration as JSON: alike in every round."""
-    with torch.device("meta"):
-        built = build_model(json.loads(model))
-    return {name: value.shape for name, value in built.state_dict().items()}, frozenset(trainable_parameters(built))
-
-
-@cache
-def _num_train_timesteps(scheduler: str) -> int:
-    """Of a scheduler by its configuration as JSON, which this checks: alike in every round."""
-    return int(build_scheduler(json.loads(scheduler)).config.num_train_timesteps)
-
-
-def _check_tensors(kind: str, tensors: dict[str, Tensor], expected: dict[str, Any], required: set[str]) -> None:
-    if missing := required - set(tensors):
-        raise CaptureError(f"{kind}/{min(missing)} is missing")
+def _check_tensors(kind: str, tensors: dict[str, Tensor], model: nn.Module, required: Iterable[str]) -> None:
+    if reason := misfit(tensors, model, required, f"{kind}/"):
+        raise CaptureError(reason)
     for name, value in tensors.items():
-        if name not in expected:
-            raise CaptureError(f"{kind}/{name} is no parameter of the model")
-        if value.shape != expected[name]:
-            raise CaptureError(f"{kind}/{name} has shape {list(value.shape)}, the model has {list(expected[name])}")
         if value.dtype != torch.float32:
             raise CaptureError(f"{kind}/{name} is {value.dtype}, expected torch.float32")
     # The largest magnitude is not finite if any entry is not, and is found in an eighth of isfinite()'s time.

@@ -1,12 +1,9 @@
 """A trained diffusion model as prior knowledge of what images look like: a deterministic map from latents to images."""
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler
-from safetensors import SafetensorError, safe_open
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from attacks.attack import AttackError
@@ -25,14 +22,7 @@ class Prior:
 
     def __init__(self, model: nn.Module, scheduler: DDPMScheduler, steps: int) -> None:
         self.model = model.requires_grad_(False)
-        self.sampler = DDIMScheduler(
-            num_train_timesteps=scheduler.config.num_train_timesteps,
-            trained_betas=scheduler.betas.tolist(),
-            prediction_type=scheduler.config.prediction_type,
-            clip_sample=False,
-            timestep_spacing="trailing",
-        )
-        self.sampler.set_timesteps(min(steps, scheduler.config.num_train_timesteps))
+        self.sampler = diffusion.ddim_sampler(scheduler, steps, clip=False)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images [N,C,H,W] for latents [N,C,H,W] ~ N(0, I)."""
@@ -55,22 +45,23 @@ def load_prior(problem: InversionProblem, source: str, steps: int) -> Prior:
     if source == GLOBAL:
         # A copy: matching shifts the problem's weights in place, which would spoil the sampler's graph.
         return Prior(copy.deepcopy(problem.model), problem.scheduler, steps)
-    model, scheduler = _read_checkpoint(Path(source))
-    size = model.config.sample_size or problem.image_shape[1:]
-    made = (model.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    if made != problem.image_shape:
-        raise AttackError(f"prior {source!r} makes images of shape {made}, the client's have {problem.image_shape}")
+    model, scheduler = _read_prior(Path(source), problem)
     return Prior(model.to(problem.device).eval(), scheduler, steps)
 
 
-def _read_checkpoint(path: Path) -> tuple[Any, DDPMScheduler]:
+def _read_prior(path: Path, problem: InversionProblem) -> tuple[nn.Module, DDPMScheduler]:
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["checkpoint"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        model = diffusion.build_model(facts["model"])
-        model.load_state_dict(weights)
-        return model, diffusion.build_scheduler(facts["scheduler"])
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttackError(f"prior {str(path)!r} is no readable checkpoint: {reason}") from error
+        checkpoint = diffusion.read_checkpoint(path)
+        size = checkpoint.image_size
+        if size is not None and (size, size) != problem.image_shape[1:]:
+            raise diffusion.ConfigError(f"it makes images of {size}x{size} pixels, not of {_size(problem)}")
+        diffusion.check_network(checkpoint.model, checkpoint.scheduler, problem.image_shape)
+    except diffusion.ConfigError as error:
+        raise AttackError(f"prior {str(path)!r} is no usable checkpoint: {error}") from error
+    model = diffusion.build_model(checkpoint.model)
+    model.load_state_dict(checkpoint.weights)
+    return model, diffusion.build_scheduler(checkpoint.scheduler)
+
+
+def _size(problem: InversionProblem) -> str:
+    return "x".join(map(str, problem.image_shape[1:]))

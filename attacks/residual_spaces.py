@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from attacks.attack import Outcome
+from attacks.attack import Outcome, check_signal
 from attacks.lbfgs import LBFGSRun, Objective
 from attacks.matching import Matching
 from attacks.natural_images import natural_image_energy, random_smooth_images
@@ -73,10 +73,13 @@ def spaces(problem: InversionProblem) -> list[Space]:
 
     Raises:
         HiddenTimestepsError: if the timesteps cannot be read off the gradient.
+        AttackError: if the noisy images at these timesteps hold nothing of the images.
     """
     if problem.noise is not None and problem.timesteps is not None:
         return [KnownSpace(problem), PrivateSpace(problem, problem.timesteps)]
-    return [PrivateSpace(problem, timesteps) for timesteps in possible_timesteps(problem)]
+    possible = possible_timesteps(problem)
+    check_signal(problem.scheduler, possible[0])
+    return [PrivateSpace(problem, timesteps) for timesteps in possible]
 
 
 class PrivateSpace:
@@ -190,9 +193,11 @@ class KnownSpace:
         self.problem = problem
         self.noise, self.timesteps = problem.noise, problem.timesteps
         signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, self.timesteps, self.noise)
+        signal_scale = torch.where(signal_scale > 0, signal_scale, 1.0)
         self.amplification = float(1 / signal_scale.min())
         residual = expected_residual(problem, self.timesteps)
-        self.image_scale = residual.max() / residual / signal_scale
+        told = diffusion.determines_x0(problem.scheduler, self.timesteps).to(residual.device).reshape(residual.shape)
+        self.image_scale = torch.where(told, residual.max() / residual / signal_scale, 0.0)
         self._largest_start = residual / residual.max()
 
     def start(self, generator: torch.Generator, image_scale: float, _: float) -> list[Tensor]:
@@ -311,4 +316,5 @@ def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:
 def _amplification(problem: InversionProblem, timesteps: Tensor) -> float:
     if problem.scheduler.config.prediction_type != "epsilon":
         return 1.0
-    return float(problem.scheduler.alphas_cumprod[timesteps.cpu()].min() ** -0.5)
+    signal = problem.scheduler.alphas_cumprod[timesteps.cpu()]
+    return float(torch.where(signal > 0, signal, 1.0).min() ** -0.5)

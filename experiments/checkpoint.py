@@ -5,70 +5,39 @@ A safetensors file of the model's state dict; the metadata key ``checkpoint`` ho
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from experiments.package_data import data_file
 from experiments.run_directory import write_atomically
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import ConfigError, build_model, build_scheduler
+from fl_sim.diffusion import CHECKPOINT, Checkpoint, ConfigError, check_network, read_checkpoint
+
+__all__ = ["BUNDLED", "Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 BUNDLED = data_file("checkpoints/demo.safetensors")
-_KEY = "checkpoint"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model: its weights by name, its configuration, its noise schedule, and notes such as ``photographs``."""
-
-    weights: dict[str, Tensor]
-    model: dict[str, Any]
-    scheduler: dict[str, Any]
-    notes: dict[str, Any]
-
-    @property
-    def image_size(self) -> int:
-        """The side of the square images that the model takes."""
-        return int(self.model["sample_size"])
+_CHANNELS = 3
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file, whole or not at all."""
     facts = {"model": checkpoint.model, "scheduler": checkpoint.scheduler, **checkpoint.notes}
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.weights.items()}
-    write_atomically(path, lambda file: save_file(tensors, file, metadata={_KEY: json.dumps(facts)}))
+    write_atomically(path, lambda file: save_file(tensors, file, metadata={CHECKPOINT: json.dumps(facts)}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint and see that its weights fit its configuration.
+    """Read a checkpoint, and see that clients can train it on the images for which it was made, if it says which.
 
     Raises:
-        SettingsError: if the file is missing, truncated, no checkpoint, or does not fit itself.
+        SettingsError: if the file is missing, truncated, no checkpoint, does not fit itself, or cannot be trained.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        if text is None:
-            raise _refusal(path, "its metadata has no 'checkpoint'")
-        facts = json.loads(text)
-        checkpoint = Checkpoint(weights, facts.pop("model"), facts.pop("scheduler"), facts)
-        build_scheduler(checkpoint.scheduler)
-        with torch.device("meta"):
-            model = build_model(checkpoint.model)
-        model.load_state_dict(weights, assign=True)
-    except (OSError, SafetensorError, json.JSONDecodeError, ConfigError, RuntimeError) as error:
-        raise _refusal(path, " ".join(str(error).split())[:200]) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _refusal(path, f"its metadata lacks {error}") from error
+        checkpoint = read_checkpoint(path)
+        if checkpoint.image_size is not None:
+            image_shape = (_CHANNELS, checkpoint.image_size, checkpoint.image_size)
+            check_network(checkpoint.model, checkpoint.scheduler, image_shape)
+    except ConfigError as error:
+        raise SettingsError(f"model.checkpoint = {str(path)!r}: not a usable checkpoint: {error}") from error
     return checkpoint
-
-
-def _refusal(path: Path, reason: str) -> SettingsError:
-    return SettingsError(f"model.checkpoint = {str(path)!r}: not a usable checkpoint: {reason}")

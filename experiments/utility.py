@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from experiments.settings import ExperimentSettings
@@ -79,13 +79,7 @@ def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, .
 
     Predicted images are clipped to their range on the way, as in DDPM's own sampler.
     """
-    sampler = DDIMScheduler(
-        num_train_timesteps=scheduler.config.num_train_timesteps,
-        trained_betas=scheduler.betas.tolist(),
-        prediction_type=scheduler.config.prediction_type,
-        timestep_spacing="trailing",
-    )
-    sampler.set_timesteps(min(SAMPLER_STEPS, scheduler.config.num_train_timesteps))
+    sampler = diffusion.ddim_sampler(scheduler, SAMPLER_STEPS, clip=True)
     device = next(model.parameters()).device
     images = torch.randn(count, *image_shape, generator=generator(derive_seed(0, "samples"))).to(device)
     with torch.no_grad():
@@ -171,7 +165,7 @@ class Utility:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and the federation's draws must not move
             model = diffusion.build_model(self.recipe.model)
         model.load_state_dict(dict(weights))
-        return model.to(self._device)
+        return model.to(self._device).eval()  # dropout belongs to the training
 
     @property
     def _device(self) -> str:

@@ -86,8 +86,8 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     if recipe.noise_seed is not None:
         return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
     noise_seed = derive_seed(seed, "noise", client, server_round)
-    num_train_timesteps = int(recipe.scheduler["num_train_timesteps"])
-    return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, num_train_timesteps)
+    timesteps = diffusion.num_train_timesteps(recipe.scheduler)
+    return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
@@ -126,25 +126,29 @@ def local_training(
     timesteps: Tensor,
     device: str,
     batch_gradient: BatchGradient = diffusion.gradient_and_loss,
+    dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
     """One client's update and its mean training loss, from a draw as ``private_draw`` makes it.
 
     The update is the gradient of all N samples by trained parameter, or the state after ``recipe.local_steps`` steps of
     the recipe's optimiser, one batch each: the whole state, or those parameters where only a part travels. Parameters
-    that ``batch_gradient`` leaves out are not trained.
+    that ``batch_gradient`` leaves out are not trained. A model with dropout draws its masks from ``dropout_seed``: of
+    one device they repeat bit for bit, a CPU and a GPU have different ones. Torch's global generators stay as they are.
     """
-    model = diffusion.build_model(recipe.model)
-    model.load_state_dict(weights)
-    model.to(device)
-    trained = set(recipe.trained_names())
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
-    if recipe.update == "gradient":
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        model = diffusion.build_model(recipe.model)
+        model.load_state_dict(weights)
+        model.to(device).train()
+        trained = set(recipe.trained_names())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
+        torch.manual_seed(dropout_seed)
+        if recipe.update == "weights":
+            return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
         scheduler = diffusion.build_scheduler(recipe.scheduler)
         gradient, loss = batch_gradient(model, scheduler, images, noise, timesteps)
         return {name: value.cpu() for name, value in gradient.items()}, loss
-    return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
 
 
 def _local_steps(
@@ -185,9 +189,11 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     images, noise, timesteps = private_draw(settings, recipe, client, server_round)
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = private_source(_private_seed(settings), client, server_round, "training")
+    private_seed = _private_seed(settings)
+    source = private_source(private_seed, client, server_round, "training")
     batch_gradient = partial(_defence(settings).batch_gradient, source=source)
-    update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient)
+    masks = derive_seed(private_seed, "dropout", client, server_round)
+    update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient, masks)
     return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)
 
 

@@ -8,16 +8,20 @@ Notation follows DDPM (Ho et al. 2020, arXiv 2006.11239): ``x0`` is an image in 
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -164,8 +168,8 @@ def build_scheduler(config: Mapping[str, Any]) -> DDPMScheduler:
     """Build the DDPM noise schedule that ``config`` describes.
 
     Raises:
-        ConfigError: if ``_class_name`` is there and is not DDPMScheduler, the prediction type is unknown, or diffusers
-            refuses the configuration.
+        ConfigError: if ``_class_name`` is there and is not DDPMScheduler, the prediction type is unknown, diffusers
+            refuses the configuration, or what it makes is no noise schedule.
     """
     name = config.get("_class_name", "DDPMScheduler")
     if name != "DDPMScheduler":
@@ -174,7 +178,45 @@ def build_scheduler(config: Mapping[str, Any]) -> DDPMScheduler:
     if scheduler.config.prediction_type not in PREDICTION_TYPES:
         allowed = ", ".join(PREDICTION_TYPES)
         raise ConfigError(f"prediction_type {scheduler.config.prediction_type!r} is unknown; allowed: {allowed}")
+    steps, signal = scheduler.config.num_train_timesteps, scheduler.alphas_cumprod
+    if len(signal) != steps or not steps:
+        raise ConfigError(
+            f"scheduler has {len(signal)} betas for num_train_timesteps = {steps}; allowed: as many, from 1"
+        )
+    if not bool(((signal >= 0) & (signal <= 1)).all()):  # NaN is not either
+        first, last = signal.aminmax()
+        raise ConfigError(
+            f"scheduler's betas give alphas_cumprod from {first:.3g} to {last:.3g}; allowed: betas in 0..1"
+        )
     return scheduler
+
+
+def num_train_timesteps(config: Mapping[str, Any]) -> int:
+    """T of the noise schedule that ``config`` describes; ConfigError as in ``build_scheduler``."""
+    return _num_train_timesteps(json.dumps(dict(config)))
+
+
+@cache
+def _num_train_timesteps(config: str) -> int:
+    return int(build_scheduler(json.loads(config)).config.num_train_timesteps)
+
+
+def ddim_sampler(scheduler: DDPMScheduler, steps: int, *, clip: bool) -> DDIMScheduler:
+    """The DDIM sampler (Song et al. 2020, arXiv 2010.02502, eq. 12 with sigma = 0) of a schedule, its timesteps set.
+
+    It starts at the last timestep whose x_t and target determine the image (``determines_x0``). ``clip``: predicted
+    images are clipped to [-1, 1] on the way.
+    """
+    sampler = DDIMScheduler(
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        trained_betas=scheduler.betas.tolist(),
+        prediction_type=scheduler.config.prediction_type,
+        clip_sample=clip,
+        timestep_spacing="trailing",
+    )
+    sampler.set_timesteps(min(steps, scheduler.config.num_train_timesteps))
+    sampler.timesteps = sampler.timesteps[determines_x0(scheduler, sampler.timesteps)]
+    return sampler
 
 
 def _from_config(cls: Any, config: Mapping[str, Any], what: str) -> Any:
@@ -183,7 +225,7 @@ def _from_config(cls: Any, config: Mapping[str, Any], what: str) -> Any:
     try:
         with _quiet_diffusers():
             built, unused = cls.from_config(public, return_unused_kwargs=True)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, LookupError, ArithmeticError) as error:
+    except Exception as error:  # diffusers stumbles over wrong values in as many ways as there are
         raise ConfigError(f"{what} configuration cannot be built: {_one_line(error)}") from error
     if unused:
         raise ConfigError(f"{what} configuration has unknown keys: {', '.join(sorted(unused))}")
@@ -212,13 +254,248 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def trainable_names(config: Mapping[str, Any]) -> list[str]:
     """Names of the parameters that the model of ``config`` trains; it is not built in memory."""
-    return list(_trainable_names(json.dumps(dict(config))))
+    return list(trainable_parameters(outline(config)))
+
+
+def outline(config: Mapping[str, Any]) -> nn.Module:
+    """The network that ``config`` describes, on torch's meta device: names and shapes without numbers, to look at only.
+
+    Raises:
+        ConfigError: as ``build_model``.
+    """
+    return _outline(json.dumps(dict(config)))
 
 
 @cache
-def _trainable_names(config: str) -> tuple[str, ...]:
+def _outline(config: str) -> nn.Module:
     with torch.device("meta"):
-        return tuple(trainable_parameters(build_model(json.loads(config))))
+        return build_model(json.loads(config))
+
+
+def dropout_of(config: Mapping[str, Any]) -> float:
+    """The probability with which the network of ``config`` drops an activation in training; 0 unless it says so."""
+    return float(config.get("dropout") or 0.0)
+
+
+def sample_size(config: Mapping[str, Any]) -> int | None:
+    """The side of the square images that the network of ``config`` was made for; None where it does not say.
+
+    Raises:
+        ConfigError: if ``sample_size`` is no size, or that of images that are not square.
+    """
+    size = config.get("sample_size")
+    if size is None:
+        return None
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+    if not whole or len(sides) != 2 or sides[0] != sides[1]:
+        raise ConfigError(
+            f"model.sample_size = {size!r}; allowed: the side of a square in pixels, or a pair of equal sides"
+        )
+    return int(sides[0])
+
+
+def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+    """See that a network can be trained on images [C,H,W] by a noise schedule, in a trial without memory or time.
+
+    Raises:
+        ConfigError: if either cannot be built, or the network cannot be trained so; the line says why.
+    """
+    _check_network(json.dumps(dict(model)), num_train_timesteps(scheduler), tuple(image_shape))
+
+
+@cache
+def _check_network(config: str, timesteps: int, image_shape: tuple[int, ...]) -> None:
+    network: Any = _outline(config)
+    _check_inputs(network, timesteps, image_shape[0])
+    try:
+        x_t = torch.empty(2, *image_shape, device="meta")
+        prediction = predict(network, x_t, torch.zeros(2, dtype=torch.int64, device="meta"))
+        torch.autograd.grad(prediction.sum(), list(trainable_parameters(network).values()))
+        reason = f"it predicts {list(prediction.shape[1:])}" if prediction.shape != x_t.shape else None
+    except Exception as error:  # the network is diffusers' own, and so are its ways to fail
+        reason = _one_line(error)
+    if reason is None:
+        return
+    levels, (height, width) = len(network.config.block_out_channels), image_shape[1:]
+    multiple = 2 ** (levels - 1)
+    if height % multiple or width % multiple:
+        raise ConfigError(
+            f"images of {height}x{width} pixels do not go through a network of {levels} levels; "
+            f"allowed: sides that are multiples of {multiple}, or fewer levels (block_out_channels)"
+        )
+    raise ConfigError(f"the network cannot be trained on images of shape {list(image_shape)}: {reason}")
+
+
+def _check_inputs(network: Any, timesteps: int, channels: int) -> None:
+    facts = network.config
+    if network.class_embedding is not None:
+        key = "num_class_embeds" if facts.class_embed_type is None else "class_embed_type"
+        raise ConfigError(
+            f"the network takes class labels ({key} = {facts[key]!r}), which neither clients nor attacks can give yet; "
+            "allowed: a network without"
+        )
+    if facts.out_channels == 2 * facts.in_channels:
+        raise ConfigError(
+            f"the network predicts a variance beside the noise (out_channels = {facts.out_channels}, in_channels = "
+            f"{facts.in_channels}), which the loss does not train; allowed: out_channels = {facts.in_channels}"
+        )
+    if not facts.in_channels == facts.out_channels == channels:
+        raise ConfigError(
+            f"the network takes images of {facts.in_channels} channels and predicts {facts.out_channels}, the images "
+            f"have {channels}; allowed: in_channels = out_channels = {channels}"
+        )
+    embedded = getattr(network.time_proj, "num_embeddings", timesteps)
+    if embedded < timesteps:
+        raise ConfigError(
+            f"the network's learned embedding knows {embedded} timesteps, the noise schedule has {timesteps}; "
+            f"allowed: model.num_train_timesteps = {timesteps}"
+        )
+
+
+def misfit(tensors: Mapping[str, Tensor], model: nn.Module, required: Iterable[str], where: str = "") -> str | None:
+    """Why tensors are no part of the state of ``model``, or lack what is ``required``, in one line; else None.
+
+    Tensors are called ``where`` and their name.
+    """
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    for name, value in tensors.items():
+        if name not in own:
+            return f"{where}{name} is no parameter of the model{_naming(tensors, own)}"
+        if value.shape != own[name]:
+            return f"{where}{name} has shape {list(value.shape)}, the model has {list(own[name])}"
+    missing = [name for name in required if name not in tensors]
+    return f"{where}{missing[0]} is missing" if missing else None
+
+
+def _naming(came: Iterable[str], own: Iterable[str]) -> str:
+    """Which names came and which are the model's; and where all have one prefix too many, which."""
+    came, own = list(came), list(own)
+    prefixes = {name.removesuffix(known) for name in came for known in own if name.endswith(f".{known}")}
+    shortest = min(prefixes, key=len, default="")
+    prefixed = bool(shortest) and all(name.startswith(shortest) for name in came)
+    without = f", without {shortest!r} in front" if prefixed else ""
+    return f"; came: {_some(came)}; the model's: {_some(own)}; allowed: the network's own state_dict() names{without}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(islice(names, 3))}, … ({len(names)})" if len(names) > 3 else ", ".join(names)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model: its weights by name, its configuration, its noise schedule, and notes such as ``photographs``.
+
+    ``dtype``: in which types a file holds the weights; here they are float32.
+    """
+
+    weights: dict[str, Tensor]
+    model: dict[str, Any]
+    scheduler: dict[str, Any]
+    notes: dict[str, Any]
+    dtype: str = "float32"
+
+    @property
+    def image_size(self) -> int | None:
+        """The side of the square images that the model takes; None if it does not say."""
+        return sample_size(self.model)
+
+
+CHECKPOINT = "checkpoint"
+"""Metadata key of a checkpoint file."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint file (experiments/checkpoint.py), its floating-point weights converted to float32.
+
+    Raises:
+        ConfigError: if it cannot be read, is no checkpoint, or does not fit itself.
+    """
+    tensors, metadata = read_safetensors(path)
+    facts = _checkpoint_facts(metadata)
+    schedule = build_scheduler(facts["scheduler"]).config
+    settled = {"num_train_timesteps": schedule.num_train_timesteps, "prediction_type": schedule.prediction_type}
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    network = outline(facts["model"])
+    sample_size(facts["model"])
+    if reason := misfit(weights, network, network.state_dict()):
+        raise ConfigError(reason)
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise ConfigError(f"{name} is {_type(value)}; allowed: floating-point weights")
+        if not value.isfinite().all():
+            raise ConfigError(f"{name} holds NaN, infinite values, or such as leave the range of float32")
+    types = ", ".join(sorted({_type(value) for value in tensors.values()}))
+    model, scheduler = facts.pop("model"), facts.pop("scheduler") | settled
+    return Checkpoint(weights, model, scheduler, facts, types)
+
+
+def _checkpoint_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    if CHECKPOINT not in metadata:
+        other = "it is a capture" if "observation" in metadata else "weights that diffusers saved cannot be read yet"
+        raise ConfigError(
+            f"its metadata has no {CHECKPOINT!r}, the configuration of network and noise schedule; {other}"
+        )
+    try:
+        facts = json.loads(metadata[CHECKPOINT])
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"its metadata {CHECKPOINT!r} is not JSON: {error}") from error
+    for key in ("model", "scheduler"):
+        if not isinstance(facts, dict) or not isinstance(facts.get(key), dict):
+            raise ConfigError(
+                f"its metadata {CHECKPOINT!r} has no table {key!r}, the configuration as diffusers has it"
+            )
+    return dict(facts)
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata; nothing is ever unpickled.
+
+    Raises:
+        ConfigError: if it is no whole safetensors file; the line, which does not name the file, says what it is.
+    """
+    if reason := _no_file(path):
+        raise ConfigError(f"{reason}; allowed: a safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(_why_unreadable(path, error)) from error
+
+
+def _no_file(path: Path) -> str | None:
+    """What there is in place of a regular file; a named pipe, for one, would be waited for."""
+    try:
+        if path.is_dir():
+            of_diffusers = any((path / name).exists() for name in ("config.json", "model_index.json"))
+            return f"it is a folder{' of diffusers, which cannot be read yet' if of_diffusers else ''}"
+        if not path.exists():
+            return "there is no such file"
+        return None if path.is_file() else "it is no regular file"
+    except OSError as error:
+        return f"it cannot be looked at: {error.strerror}"
+
+
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_ZIP = b"PK\x03\x04"
+"""First bytes of what torch.save writes."""
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_ZIP))
+    except OSError as denied:
+        return f"it cannot be read: {denied.strerror}"
+    if not start:
+        return "it is empty; allowed: a safetensors file"
+    if path.suffix in _PICKLES or start == _ZIP:
+        return "it is a pickle, which is never opened; allowed: a safetensors file"
+    return f"it is no whole safetensors file: {_one_line(error)}"
 
 
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:
@@ -247,6 +524,15 @@ def add_noise(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Te
     return signal_scale * x0 + noise_scale * noise
 
 
+def determines_x0(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor:
+    """Whether x_t and the target tell x0 at each of ``timesteps`` int64 [N]; bool [N], on the CPU.
+
+    They do not where the signal-to-noise ratio is 0 and the target is the noise (Lin et al. 2023, arXiv 2305.08891).
+    """
+    signal = scheduler.alphas_cumprod[timesteps.cpu()] > 0
+    return signal if scheduler.config.prediction_type == "epsilon" else torch.ones_like(signal)
+
+
 def target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the network is trained to predict, [B,C,H,W].
 
@@ -268,7 +554,7 @@ def x0_from_residual(
     """The image whose noised version is ``x_t`` and whose target is ``prediction - residual``; all [B,C,H,W].
 
     Inverts ``add_noise`` and ``target`` together: the target of the loss is prediction minus residual by definition,
-    and target and x_t determine x0.
+    and target and x_t determine x0. Where they do not (``determines_x0``) the image is 0, a plain grey.
     """
     known_target = prediction - residual
     prediction_type = scheduler.config.prediction_type
@@ -276,7 +562,8 @@ def x0_from_residual(
         return known_target
     signal_scale, noise_scale = signal_and_noise_scale(scheduler, timesteps, x_t)
     if prediction_type == "epsilon":
-        return (x_t - noise_scale * known_target) / signal_scale
+        visible = signal_scale > 0
+        return torch.where(visible, (x_t - noise_scale * known_target) / torch.where(visible, signal_scale, 1.0), 0.0)
     return signal_scale * x_t - noise_scale * known_target
 
 

@@ -21,7 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fl_sim.diffusion import LORA, LocalOptimizer, matching_names, trainable_names
+from fl_sim.diffusion import (
+    LORA,
+    LocalOptimizer,
+    matching_names,
+    misfit,
+    num_train_timesteps,
+    outline,
+    trainable_names,
+)
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
 
 ARRAYS = "arrays"
@@ -147,13 +155,21 @@ def arrays_in(content: RecordDict) -> dict[str, Array]:
 def read_update(sent: dict[str, Tensor], arrays: Mapping[str, Array], recipe: Recipe) -> dict[str, Tensor]:
     """The update in a reply's ``arrays``, float32 by trainable parameter: the gradient, or weights after minus before.
 
+    A gradient may leave parameters out; weights may come with more than the model has, which is not looked at.
+
     Raises:
-        KeyError: if weights are missing.
-        ValueError, TypeError: if an array is none of numbers.
+        ValueError: if arrays are missing, not the model's, of another shape than the model's, or not of numbers.
     """
+    names, model = recipe.trained_names(), outline(recipe.model)
     if recipe.update == "gradient":
-        return {name: value.float() for name, value in read_tensors(arrays).items()}
-    values = read_tensors({name: arrays[name] for name in recipe.trained_names()})
+        values, required = read_tensors(arrays), []
+    else:
+        complete = all(name in arrays for name in names)
+        values, required = read_tensors({name: arrays[name] for name in names} if complete else arrays), names
+    if reason := misfit(values, model, required):
+        raise ValueError(f"a reply's {reason}")
+    if recipe.update == "gradient":
+        return {name: value.float() for name, value in values.items()}
     return {name: value.float() - sent[name].float() for name, value in values.items()}
 
 
@@ -163,15 +179,19 @@ def read_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     Raises:
         ValueError, TypeError: if an array is none of numbers.
     """
-    return {name: _tensor(array) for name, array in arrays.items()}
+    return {name: _tensor(name, array) for name, array in arrays.items()}
 
 
-def _tensor(array: Array) -> Tensor:
+def _tensor(name: str, array: Array) -> Tensor:
     data = array.data
     if array.stype != "numpy.ndarray" or data[:8] != _NPY_1_0:
         return torch.from_numpy(array.numpy())
     start = 10 + int.from_bytes(data[8:10], "little")
     shape, fortran_order, dtype, count = _npy_header(data[8:start])
+    if dtype.kind not in "fiub":  # bfloat16, which NumPy does not know, comes as raw bytes
+        raise ValueError(
+            f"{name} is of type {array.dtype} ({dtype}); allowed: numbers as NumPy has them, such as float32"
+        )
     # As Flower does, this ignores what comes after the array: a client must not be able to hide behind it.
     # Not np.ndarray over the buffer, which takes hostile bytes for the addresses of objects.
     values = np.frombuffer(data, dtype, count=count, offset=start) if count else np.empty(0, dtype)
@@ -204,5 +224,4 @@ def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tenso
         raise ValueError("the recipe has no noise_seed: noise and timesteps are the clients' own")
     seed = derive_seed(recipe.noise_seed, "noise", client, server_round)
     samples = recipe.batch_size * recipe.local_steps
-    timesteps = int(recipe.scheduler["num_train_timesteps"])
-    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, timesteps)
+    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, num_train_timesteps(recipe.scheduler))

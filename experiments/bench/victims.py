@@ -41,6 +41,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     on the number of images and the timesteps to draw from, and on nothing else in ``case``.
     """
     start = load_checkpoint(checkpoint) if checkpoint else _untrained(case, seed, index)
+    assert start.image_size is not None  # the benchmark's networks say it
     recipe = Recipe(
         model=start.model,
         scheduler=start.scheduler,

@@ -102,17 +102,25 @@ def test_a_checkpoint_serves_as_the_prior(tmp_path, short_recipe, known_victim):
     assert not torch.equal(attack(other), attack("global"))
 
 
+def save_classes(path: Path, victim: Victim) -> str:
+    """The checkpoint of a network with class labels."""
+    model = MODEL | {"num_class_embeds": 10}
+    about = {"model": model, "scheduler": victim.observation.circumstances.scheduler}
+    save_file(diffusion.build_model(model).state_dict(), path, metadata={"checkpoint": json.dumps(about)})
+    return str(path)
+
+
 def test_a_prior_that_does_not_serve_is_one_line(tmp_path, known_victim):
     known_victim.observation.save(tmp_path / "capture")
     (tmp_path / "truncated").write_bytes(b"12345678")
     wrong = {
-        str(tmp_path / "nothing"): "no readable checkpoint",
-        str(tmp_path / "capture"): "no readable checkpoint",
-        str(tmp_path / "truncated"): "no readable checkpoint",
-        save_checkpoint(tmp_path / "size", known_victim, model=MODEL | {"sample_size": 16}): r"shape \(3, 16, 16\)",
-        save_checkpoint(
-            tmp_path / "net", known_victim, model=MODEL | {"layers_per_block": 2}
-        ): "no readable checkpoint",
+        str(tmp_path / "nothing"): "no usable checkpoint: there is no such file",
+        str(tmp_path / "capture"): "it is a capture",
+        str(tmp_path / "truncated"): "no whole safetensors file",
+        str(tmp_path): "it is a folder",
+        save_checkpoint(tmp_path / "size", known_victim, model=MODEL | {"sample_size": 16}): "16x16 pixels, not of 8x8",
+        save_checkpoint(tmp_path / "net", known_victim, model=MODEL | {"layers_per_block": 2}): "is missing",
+        save_classes(tmp_path / "classes", known_victim): r"takes class labels \(num_class_embeds = 10\)",
         save_checkpoint(tmp_path / "class", known_victim, model=MODEL | {"_class_name": "VQModel"}): "not allowed",
     }
     for path, message in wrong.items():

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from fl_sim.diffusion import LocalOptimizer, build_model
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
-from fl_sim.wire import Recipe, arrays_in, dictated_draw, pack_reply, read_update
+from fl_sim.wire import Recipe, arrays_in, dictated_draw, pack_reply, read_tensors, read_update
 from tests.fl_sim.federations import tiny_recipe, weights_recipe
 
 
@@ -113,17 +113,17 @@ def test_the_dictated_draw_follows_the_noise_seed_client_and_round() -> None:
 )
 def test_arrays_are_read_as_flower_reads_them(values: np.ndarray) -> None:
     content = RecordDict({"arrays": ArrayRecord({"w": Array(values)})})
-    update = read_update({}, arrays_in(content), tiny_recipe())["w"]
-    assert update.shape == values.shape
-    assert update.dtype == torch.float32
-    assert np.array_equal(update.numpy(), values)
+    read = read_tensors(arrays_in(content))["w"]
+    assert read.shape == values.shape
+    assert read.numpy().dtype == values.dtype
+    assert np.array_equal(read.numpy(), values)
 
 
 def test_what_comes_after_an_array_hides_it_from_nobody() -> None:
     array = Array(np.ones(2, np.float32))
     longer = Array("float32", (2,), "numpy.ndarray", array.data + b"\0")
     assert longer.numpy().tolist() == [1, 1]
-    assert read_update({}, {"w": longer}, tiny_recipe())["w"].tolist() == [1, 1]
+    assert read_tensors({"w": longer})["w"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_what_comes_after_an_array_hides_it_from_nobody() -> None:
 def test_what_is_no_array_of_numbers_is_refused(array: Array) -> None:
     content = RecordDict({"arrays": ArrayRecord({"w": array})})
     with pytest.raises((ValueError, TypeError)):
-        read_update({}, arrays_in(content), tiny_recipe())
+        read_tensors(arrays_in(content))
