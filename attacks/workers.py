@@ -209,6 +209,7 @@ class _Slot:
         self._threads, self._gpus, self._timeout = threads, gpus, timeout
         self._actor: Any = None
         self._device = "cpu"
+        self._joined = False
         self._closed = False
 
     def warm_up(self) -> None:
@@ -229,8 +230,9 @@ class _Slot:
                 try:
                     return self._attack(observation, job)
                 except RayActorError as error:
-                    logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
                     self._discard()
+                    if ray.is_initialized():
+                        logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
             return failure_reason(error)
         return "skipped: pool closed" if self._closed else "attack worker died twice"
@@ -254,7 +256,7 @@ class _Slot:
             raise AttackError("skipped: pool closed")
         if self._actor is None:
             with self._starting:
-                _ensure_ray()
+                self._join_ray()
                 reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
             # num_cpus=0: Flower's client actors take all CPUs, and a worker that asked for one would wait for ever.
             remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=reserved)
@@ -268,6 +270,13 @@ class _Slot:
                 self._discard()
                 raise AttackError("skipped: pool closed")
         return self._actor
+
+    def _join_ray(self) -> None:
+        """Join Ray or start it, but never again after it was shut down: then the run has ended."""
+        if self._joined and not ray.is_initialized():
+            raise AttackError("skipped: Ray was shut down")
+        _ensure_ray()
+        self._joined = True
 
     def _discard(self) -> None:
         actor, self._actor = self._actor, None

@@ -8,11 +8,13 @@ import faulthandler
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +95,8 @@ def run_federation(
     guard = _Guard(server_app)
     BasicActorPool.fetch_result_and_return_actor_to_pool = _fetch_until(guard.ended)  # type: ignore[assignment]
     try:
-        client_resources = _start_ray(settings, attack, verbose)
+        with _own_signal_handler():
+            client_resources = _start_ray(settings, attack, verbose)
         run_simulation(
             guard.server_app(),
             _Supervised(client_app, settings.federation.client_timeout or settings.federation.timeout),
@@ -110,6 +113,27 @@ def run_federation(
         ray.shutdown()
     if guard.failure:
         raise guard.failure
+
+
+@contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Put the process's handler of SIGTERM back once Ray has started.
+
+    Starting it replaces the handler twice: in Python by one that exits without a word, in C++ by one that prints a
+    stack. A SIGTERM that meets the former is handed on.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where nobody can set a handler
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> dict[str, float]:

@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from fl_sim.federation import (
     AttackResources,
     _fetch_until,
     _Guard,
+    _own_signal_handler,
     _StoppableGrid,
     _Supervised,
     run_federation,
@@ -68,6 +70,20 @@ def test_resources_leave_room_for_the_attack(
 def test_gpus_that_are_not_there_are_refused(overrides: list[str], attack: AttackResources, key: str) -> None:
     with pytest.raises(SettingsError, match=key):
         split_resources(tiny_settings(*overrides), 16, 1, attack)
+
+
+def test_a_sigterm_that_ray_catches_while_it_starts_is_handed_on() -> None:
+    caught: list[int] = []
+    usual = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    try:
+        ours = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit), _own_signal_handler():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+            signal.raise_signal(signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def server_app(work: Callable[[RepeatableGrid], Any]) -> ServerApp:
