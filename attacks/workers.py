@@ -106,9 +106,9 @@ class AttackPool:
         queue_limit: int | None = None,
     ) -> None:
         if workers < 1:
-            raise AttackError(f"attack.workers = {workers}: must be at least 1")
+            raise AttackError(f"workers = {workers}: must be at least 1")
         if timeout <= 0:
-            raise AttackError(f"attack.timeout = {timeout}: must be above 0 seconds")
+            raise AttackError(f"timeout = {timeout}: must be above 0 seconds")
         self._slots = [_Slot(threads, gpus_per_worker, timeout) for _ in range(workers)]
         self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Result], None]] | None] = queue.SimpleQueue()

@@ -38,7 +38,8 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
     "[cyan]fl-sim run demo --set model.checkpoint=none --out runs/untrained[/cyan]\n\n"
     "[cyan]fl-sim run demo --set data.name=folder --set data.path=~/photos --set data.partition=iid[/cyan]\n\n"
     "[cyan]fl-sim run demo --set client.update=weights --set strategy.name=FedAvg --set client.local_steps=2[/cyan]\n\n"
-    "[cyan]fl-sim run runs/untrained/config.toml --out runs/again[/cyan]   the same run once more"
+    "[cyan]fl-sim run runs/untrained/config.toml --out runs/again[/cyan]   the same run once more\n\n"
+    "[cyan]fl-sim run demo --set client.batch_size=4 --dry-run[/cyan]   what it would do, in a few seconds"
 )
 def run(
     preset: Annotated[str, typer.Argument(metavar="[PRESET | FILE.toml]", help="What to run.")] = "demo",
@@ -46,10 +47,21 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The run directory, new or empty.", show_default="runs/PRESET-TIME")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, train one batch, print the resolved settings, and leave nothing behind.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's and Ray's own logs.")] = False,
 ) -> None:
     """Launch a federation and the attacks on it, and report what leaked."""
-    directory = out or Path("runs") / f"{Path(preset).stem}-{_now()}"
+    directory = _folder(out, Path(preset).stem)
+    if dry_run:
+        with _one_line_errors("stopped; nothing was written"):
+            _dry_run(preset, overrides, directory)
+        return
     with _one_line_errors(f"stopped; what was computed is in {directory}, and fl-sim report {directory} shows it"):
         _run(preset, overrides, directory, verbose)
 
@@ -75,9 +87,9 @@ def attack(
     ] = 1,
 ) -> None:
     """Attack one captured update offline, without any truth to compare with."""
-    directory = out or Path("runs") / f"attack-{capture.stem}-{name}-{_now()}"
+    directory = _folder(out, f"attack-{capture.stem}-{name}")
     with _one_line_errors("stopped; nothing was written"):
-        _attack(capture, name, seed, overrides, directory, device, threads)
+        _attack(capture.expanduser(), name, seed, overrides, directory, device, threads)
 
 
 @app.command(
@@ -93,7 +105,8 @@ def report(
     with _one_line_errors("stopped"):
         from experiments.report import build_comparison, build_report
 
-        page = build_report(directories[0]) if len(directories) == 1 else build_comparison(directories, out)
+        runs = [directory.expanduser() for directory in directories]
+        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, out.expanduser())
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 
@@ -163,7 +176,7 @@ def bench_attacks(
     A [bold]cell[/bold] is one attack in one case: model, timesteps, what the client did, what the attacker knows.
     Per cell: PSNR (median, quartiles, least), timesteps told, evaluations and seconds, also those up to 40 dB.
     """
-    directory = out or Path("runs") / f"bench-{_now()}"
+    directory = _folder(out, "bench")
     with _one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
         from experiments.bench.bench import bench_attacks as run_benchmark
         from experiments.bench.plan import Options
@@ -177,7 +190,7 @@ def bench_attacks(
             published=published,
             seed=seed,
             device=_device(device),
-            checkpoints=tuple(checkpoint),
+            checkpoints=tuple(path.expanduser() for path in checkpoint),
         )
         run_benchmark(options, directory, jobs, console)
         console.print(f"tables: [bold]{directory / 'attacks.md'}[/bold]", soft_wrap=True)
@@ -223,7 +236,7 @@ def bench_defences(
     not[/bold]. Beside that: the model's held-out loss and the distance of its samples from the clients' images,
     before and after training, and the (epsilon, delta) spent. A defence that merely breaks training shows as one.
     """
-    directory = out or Path("runs") / f"bench-{_now()}"
+    directory = _folder(out, "bench")
     with _one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
         from experiments.bench.defences import Options
         from experiments.bench.defences import bench_defences as run_benchmark
@@ -249,7 +262,7 @@ def timesteps(
     out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
 ) -> None:
     """Read the timesteps off many updates and count the exact, the unknown and the wrong."""
-    directory = out or Path("runs") / f"bench-{_now()}"
+    directory = _folder(out, "bench")
     with _one_line_errors("stopped"):
         from experiments.bench.timesteps import bench_timesteps
 
@@ -266,7 +279,7 @@ def many_clients(
     out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
 ) -> None:
     """Run a federation of many clients and see whether its memory grows or attacks hold up its rounds."""
-    directory = out or Path("runs") / f"bench-{_now()}"
+    directory = _folder(out, "bench")
     with _one_line_errors("stopped"):
         from experiments.bench.many_clients import bench_many_clients
 
@@ -283,7 +296,7 @@ def _names() -> Group:
     from experiments.settings import preset_names
     from fl_sim.defences.registry import available as defences
     from fl_sim.defences.registry import defence_class
-    from fl_sim.images import PHOTOGRAPHS
+    from fl_sim.images.bundled import PHOTOGRAPHS
     from strategies.registry import available as strategies
 
     kinds = {
@@ -293,7 +306,7 @@ def _names() -> Group:
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
             "folder": "the images under data.path",
-            "HUB_ID": "a Hugging Face dataset, or a local folder in one of its formats",
+            "HUB_ID": "a Hugging Face dataset, or the path of a local one",
         },
         "preset": dict.fromkeys(preset_names(), ""),
     }
@@ -310,11 +323,30 @@ def _name_table(kind: str, names: dict[str, str]) -> Table:
     return table
 
 
+def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
+    import logging
+
+    from experiments.dry_run import describe, try_first_batch
+    from experiments.experiment import prepare
+    from experiments.run_directory import check_empty_folder
+    from experiments.settings import load_run
+    from fl_sim.config import dump_toml
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    check_empty_folder(out)
+    experiment = prepare(load_run(preset, overrides))
+    tried = try_first_batch(experiment)
+    batch = f"one batch: training loss {tried.loss:.4f}, a reply of {tried.size / 1e6:.1f} MB"
+    # Comments, so that what is printed is a file that runs.
+    print(*(f"# {line}" for line in (*describe(experiment), batch)), "", dump_toml(experiment.settings), sep="\n")
+
+
 def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
     import logging
 
+    from experiments.dry_run import describe, try_first_batch
     from experiments.experiment import prepare
-    from experiments.run_directory import RunDirectory
+    from experiments.run_directory import RunDirectory, check_empty_folder
     from experiments.server_app import build_server_app, run_progress
     from experiments.settings import load_run
     from fl_sim.client_app import build_client_app
@@ -322,8 +354,12 @@ def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
 
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.ERROR)
+    check_empty_folder(out)
     experiment = prepare(load_run(preset, overrides))
+    try_first_batch(experiment)
     settings = experiment.settings
+    for line in describe(experiment):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     directory = RunDirectory.create(out, settings)
     workers = settings.attack.workers if settings.attack.names else 0
     with run_progress(experiment, console) as display:
@@ -376,10 +412,10 @@ def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
     from experiments.settings import ExperimentSettings
     from fl_sim.config import load_settings
 
-    # An attack named by its dotted path would be taken apart at the dots.
-    table = attack.rpartition(".")[2]
-    spelt_out = [f"attack.args.{table}.{override.removeprefix(f'attack.args.{attack}.')}" for override in overrides]
-    return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(table, {})
+    prefixes = (f"attack.args.{attack}.", f'attack.args."{attack}".')
+    keys = [override.removeprefix(prefixes[0]).removeprefix(prefixes[1]) for override in overrides]
+    spelt_out = [f'attack.args."{attack}".{key}' for key in keys]
+    return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(attack, {})
 
 
 def _names_in(text: str) -> tuple[str, ...]:
@@ -453,5 +489,6 @@ def _with_arguments(defence: type[Any]) -> str:
     return "\n".join([_summary_line(defence), *arguments])
 
 
-def _now() -> str:
-    return datetime.now().strftime("%Y%m%d-%H%M%S")
+def _folder(given: Path | None, name: str) -> Path:
+    """The folder that a command writes into: the one given (a shell expands no ``~`` behind ``=``), or a new one."""
+    return given.expanduser() if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

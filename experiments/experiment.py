@@ -1,47 +1,38 @@
 """What a run starts from: everything that can be wrong with its settings is found here, before anything is written."""
 
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from pydantic import ValidationError
 from torch import Tensor
 
 from attacks.attack import available, create
+from experiments.aggregation import choose_strategy
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
-from fl_sim.config import SettingsError
+from experiments.utility import Utility
+from fl_sim.client_app import check_images
+from fl_sim.config import NO_CHECKPOINT, DataSettings, SettingsError, nearest
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
     LORA,
+    ConfigError,
     LocalOptimizer,
     LoRA,
     adapt,
     build_model,
+    build_scheduler,
     check_network,
     scheduler_config,
     trainable_names,
     unet_config,
 )
 from fl_sim.draws import derive_seed
-from fl_sim.images import load_images, partition
 from fl_sim.wire import Recipe
-from strategies.registry import build_strategy, strategy_class
-
-_NEEDS_EVERY_UPDATE = (
-    flower.Bulyan,
-    flower.DifferentialPrivacyServerSideAdaptiveClipping,
-    flower.DifferentialPrivacyServerSideFixedClipping,
-    flower.FedMedian,
-    flower.FedTrimmedAvg,
-    flower.MultiKrum,  # and with it Krum
-    flower.QFedAvg,
-)
 
 
 @dataclass(frozen=True)
@@ -62,18 +53,22 @@ def prepare(settings: ExperimentSettings) -> Experiment:
         SettingsError, StrategyError, AttackError, ConfigError: naming the setting that is wrong and what is allowed.
     """
     _check_attacks(settings)
-    strategy = _strategy(settings)
     checkpoint = _starting_checkpoint(settings)
-    load_images(settings.data)
-    partition(settings.data, settings.federation.clients, settings.client.seed or 0)
     recipe = _recipe(settings, checkpoint)
-    check_network(recipe.model, recipe.scheduler, recipe.image_shape)
-    defence = registry.create(settings.defence.name, settings.defence.args)
+    _check_network(settings, recipe)
+    check_images(settings, recipe, Utility(settings, recipe).reference)
+    defence = registry.create(settings.defence.name, settings.defence.args, "defence")
     defence.check(recipe)
-    if defence.sum_only:
-        _check_sum_is_enough(settings, strategy)
     _check_trainable(recipe)
+    settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
     return Experiment(settings, checkpoint.weights, recipe, defence, strategy)
+
+
+def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
+    try:
+        check_network(recipe.model, recipe.scheduler, recipe.image_shape)
+    except ConfigError as error:
+        raise SettingsError(f"the model on images of data.image_size = {settings.data.image_size}: {error}") from error
 
 
 def build_recipe(settings: ExperimentSettings) -> Recipe:
@@ -130,21 +125,50 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
 def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     """The checkpoint that the settings name, or a fresh model with weights drawn from the public seed."""
     model = settings.model
-    if model.checkpoint == "none":
+    if model.checkpoint == NO_CHECKPOINT:
         return _fresh_model(settings)
     checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
     if checkpoint.image_size is not None:
+        _check_size(model.checkpoint, checkpoint.image_size)
         _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
-    _agree("model.prediction_type", model.prediction_type, checkpoint.scheduler.get("prediction_type", "epsilon"))
-    _agree("model.num_train_timesteps", model.num_train_timesteps, checkpoint.scheduler["num_train_timesteps"])
+    for name, trained in _network_settings(checkpoint).items():
+        if name in model.model_fields_set:
+            _agree(f"model.{name}", getattr(model, name), trained)
     return checkpoint
+
+
+def _check_size(checkpoint: str, side: int) -> None:
+    """Refuse a checkpoint for images of a size that the settings do not allow: nothing could agree with it."""
+    try:
+        DataSettings(image_size=side)
+    except ValidationError as error:
+        raise SettingsError(
+            f"model.checkpoint = {checkpoint!r}: it takes images of {side}x{side} pixels, and of data.image_size the "
+            f"{error.errors()[0]['msg'].lower()}"
+        ) from error
+
+
+def _network_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the settings of ``[model]`` would have to be for this network and noise schedule."""
+    with torch.device("meta"):
+        network: Any = build_model(checkpoint.model).config
+    schedule = build_scheduler(checkpoint.scheduler).config
+    return {
+        "prediction_type": schedule.prediction_type,
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "block_out_channels": tuple(network.block_out_channels),
+        "layers_per_block": network.layers_per_block,
+        "norm_num_groups": network.norm_num_groups,
+        "attention": any("Attn" in block for block in (*network.down_block_types, *network.up_block_types)),
+    }
 
 
 def _agree(key: str, value: Any, trained: Any) -> None:
     if value != trained:
         raise SettingsError(
-            f"{key} = {value!r}: the checkpoint has {trained!r}; allowed: that, or model.checkpoint=none"
+            f"{key} = {_as_typed(value)!r}: the checkpoint has {_as_typed(trained)!r}; allowed: that, or "
+            "model.checkpoint=none"
         )
 
 
@@ -163,99 +187,22 @@ def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
     return Checkpoint(weights, model_config, scheduler_config(shape.num_train_timesteps, shape.prediction_type), {})
 
 
-def _strategy(settings: ExperimentSettings) -> Strategy:
-    """The aggregation that the settings name, in FedSGD where clients send gradients.
-
-    What does not fit together is refused here, before the run: on the way it would end the run, or train nothing.
-    """
-    name, args = settings.strategy.name, settings.strategy.args
-    if name == "Gossip" or settings.federation.topology != "server":
-        return _gossip(settings)
-    if settings.client.update == "gradient" and name != "FedSGD":
-        name, args = "FedSGD", {**args, "inner": name}
-    elif settings.client.update == "weights":
-        for key, value in (("strategy.name", name), ("strategy.args.inner", args.get("inner"))):
-            if value == "FedSGD":
-                raise SettingsError(f"{key} = 'FedSGD': takes gradients, but client.update = 'weights'")
-    strategy = build_strategy(name, _known_arguments(settings, name, args) | args)
-    _check_enough_clients(settings, strategy)
-    return strategy
-
-
-def _gossip(settings: ExperimentSettings) -> Strategy:
-    """A federation without a server, where nobody is in a position to dictate anything."""
-    federation, name = settings.federation, settings.strategy.name
-    if federation.topology == "server":
-        raise SettingsError("strategy.name = 'Gossip': needs federation.topology = 'ring', 'regular' or 'complete'")
-    where = f"with federation.topology = {federation.topology!r} there is no server"
-    if name != "Gossip":
-        raise SettingsError(f"strategy.name = {name!r}: {where}; allowed: 'Gossip'")
-    if settings.threat == "known":
-        raise SettingsError(f"threat = 'known': {where} to dictate noise and timesteps; allowed: 'private'")
-    if registry.create(settings.defence.name, settings.defence.args).sum_only:
-        raise SettingsError(f"defence.name = {settings.defence.name!r}: {where} to see a sum; choose another defence")
-    graph = {"topology": federation.topology, "peers": federation.clients, "degree": federation.degree}
-    fixed = graph | {"seed": settings.seed, "update": settings.client.update}
-    if taken := sorted(fixed.keys() & settings.strategy.args.keys()):
-        raise SettingsError(f"strategy.args.{taken[0]}: follows from other settings; allowed: lr")
-    return build_strategy(name, fixed | settings.strategy.args)
-
-
-def _check_enough_clients(settings: ExperimentSettings, strategy: Strategy) -> None:
-    """Bulyan (arXiv 1802.07927) combines nothing below 4 f + 3 replies, f of them malicious."""
-    per_round = settings.federation.clients_per_round or settings.federation.clients
-    for layer in _layers(strategy):
-        if isinstance(layer, flower.Bulyan) and per_round < 4 * layer.num_malicious_nodes + 3:
-            raise SettingsError(
-                f"federation.clients_per_round = {per_round}: Bulyan with strategy.args.num_malicious_nodes = "
-                f"{layer.num_malicious_nodes} needs at least {4 * layer.num_malicious_nodes + 3}"
-            )
-
-
-def _check_sum_is_enough(settings: ExperimentSettings, strategy: Strategy) -> None:
-    """Where clients aggregate securely the server has nothing to take a median of, or to clip."""
-    for layer in _layers(strategy):
-        if isinstance(layer, _NEEDS_EVERY_UPDATE):
-            raise SettingsError(
-                f"defence.name = {settings.defence.name!r}: the server sees a sum, but {type(layer).__name__} needs "
-                "every client's update; allowed: FedAvg and what else takes their mean"
-            )
-
-
-def _layers(strategy: Strategy | None) -> Iterator[Strategy]:
-    """A strategy, the one that it wraps, and so on."""
-    while strategy is not None:
-        yield strategy
-        strategy = getattr(strategy, "strategy", None)
-
-
-def _known_arguments(settings: ExperimentSettings, name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Flower's arguments that follow from other settings, as far as the strategy or the one inside takes them.
-
-    Clients do not evaluate: what they would report tells nothing about leakage.
-    """
-    clients = settings.federation.clients
-    per_round = settings.federation.clients_per_round or clients
-    known = {
-        "fraction_train": per_round / clients,
-        "fraction_evaluate": 0.0,
-        "min_train_nodes": per_round,
-        "min_evaluate_nodes": 0,
-        "min_available_nodes": clients,
-        "num_sampled_clients": per_round,
-        "client_learning_rate": settings.client.lr,
-    }
-    classes = [strategy_class(name)]
-    if "strategy" in inspect.signature(classes[0]).parameters:
-        classes.append(strategy_class(args.get("inner", "FedAvg")))
-    taken = {parameter for cls in classes for parameter in inspect.signature(cls).parameters}
-    return {key: value for key, value in known.items() if key in taken}
-
-
 def _check_attacks(settings: ExperimentSettings) -> None:
     attack = settings.attack
     for name, arguments in attack.arguments.items():
-        create(name, arguments)
-    known = {*available(), *attack.names}
-    if strangers := set(attack.args) - known:
-        raise SettingsError(f"attack.args.{min(strangers)}: unknown attack; available: {', '.join(sorted(known))}")
+        create(name, arguments, "attack")
+    for name in attack.args.keys() - set(attack.names):
+        if name not in available():
+            known = sorted({*available(), *attack.names})
+            raise SettingsError(
+                f"attack.args.{name}: unknown attack; available: {', '.join(known)}{nearest(name, known)}"
+            )
+        raise SettingsError(
+            f"attack.args.{name}: attack.name = {_as_typed(attack.name)!r} does not name it; allowed: "
+            f"attack.args of {', '.join(attack.names) or 'no attack'}, or name it in attack.name, which may be a list"
+        )
+
+
+def _as_typed(value: Any) -> Any:
+    """A setting's value as TOML has it."""
+    return list(value) if isinstance(value, tuple) else value

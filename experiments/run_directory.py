@@ -116,7 +116,7 @@ class RunDirectory:
 
     def settings(self) -> ExperimentSettings:
         """The settings that the run was started with."""
-        return load_settings(ExperimentSettings, self.config)
+        return load_settings(ExperimentSettings, self.config, recorded=True)
 
     def run_name(self) -> str:
         """What the leakage table calls this run: a digest of its settings, the same wherever it is repeated."""
@@ -130,9 +130,17 @@ class RunDirectory:
 
 def make_empty_folder(path: Path) -> None:
     """Make the folder ``path``, or take it if it is empty; SettingsError otherwise."""
+    check_empty_folder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        occupied = any(path.iterdir())
+    except OSError as error:
+        raise SettingsError(f"--out {path}: cannot be used as a folder: {error.strerror}") from error
+
+
+def check_empty_folder(path: Path) -> None:
+    """See that ``path`` is an empty folder or not there at all, and make nothing; SettingsError otherwise."""
+    try:
+        occupied = path.exists() and any(path.iterdir())
     except OSError as error:
         raise SettingsError(f"--out {path}: cannot be used as a folder: {error.strerror}") from error
     if occupied:

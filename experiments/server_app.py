@@ -22,6 +22,7 @@ from attacks.observation import Defence, Sighting
 from attacks.workers import AttackPool
 from experiments import metrics
 from experiments.checkpoint import Checkpoint, save_checkpoint
+from experiments.dry_run import try_first_batch
 from experiments.experiment import Experiment, prepare
 from experiments.leakage import Evaluator, LeakageTable
 from experiments.pictures import save_grid
@@ -31,10 +32,10 @@ from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory, write_atomically
 from experiments.settings import load_run
 from experiments.utility import Utility
-from fl_sim.config import flower_run_directory
+from fl_sim.config import SettingsError, flower_run_directory
 from fl_sim.defences.privacy import Privacy
-from fl_sim.images import partition
-from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
+from fl_sim.images.partition import partition
+from fl_sim.repeatable_grid import FederationError, RepeatableGrid, RoundLog
 from fl_sim.wire import whole_model
 from strategies.curious_peers import CuriousPeers
 from strategies.ema import WeightAverage
@@ -140,6 +141,8 @@ class _Run:
             return
         if server_round == self._experiment.settings.federation.rounds:
             utility |= self._keep_final(server_round, weights)
+        if len(self._grid.rounds) < server_round:
+            raise FederationError(f"round {server_round}: the strategy asked no client to train")
         spent = privacy_spent(self._experiment, self._grid.rounds)
         finished = _round(self._grid.rounds[-1], arrays, spent, utility)
         self._rounds.append(finished)
@@ -225,11 +228,32 @@ app = ServerApp()
 
 @app.main()
 def _main(grid: Grid, context: Context) -> None:
-    overrides = shlex.split(str(context.run_config["overrides"]))
+    overrides = _overrides(str(context.run_config["overrides"]))
     experiment = prepare(load_run(str(context.run_config["preset"]), overrides))
+    try_first_batch(experiment)
     directory = RunDirectory.create(flower_run_directory(context), experiment.settings)
     with run_progress(experiment, Console()) as display:
         _Run(experiment, directory, display, grid).go()
+
+
+_FLOWERS_OWN = ("federation.client_cpus", "federation.client_gpus", "federation.client_timeout", "ray.address")
+"""Settings that only ``fl-sim run`` heeds: under ``flwr run`` Flower starts the clients."""
+
+
+def _overrides(text: str) -> list[str]:
+    """The run config's overrides, split as a shell splits words; SettingsError if one of them would do nothing."""
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:
+        raise SettingsError(f"overrides = {text!r}: {error}") from error
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _FLOWERS_OWN:
+            raise SettingsError(
+                f"{override}: under flwr run Flower starts the clients; allowed: {key} unset, and Flower's own "
+                "--federation-config"
+            )
+    return overrides
 
 
 def run_progress(experiment: Experiment, console: Console) -> Progress:
@@ -243,5 +267,5 @@ def _seen_per_round(experiment: Experiment) -> int:
     """How many observations a round makes where everybody answers."""
     federation, strategy = experiment.settings.federation, experiment.strategy
     if isinstance(strategy, Gossip):
-        return sum(len(strategy.neighbours(peer)) for peer in federation.curious_peers)
+        return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
     return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients

@@ -1,14 +1,14 @@
 """A run's settings: the federation's, plus the attack on it; presets by name."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from experiments.package_data import data_file
-from fl_sim.config import Positive, Section, Settings, SettingsError, load_settings, resolve
+from fl_sim.config import Positive, Section, Settings, SettingsError, expand_home, load_settings, nearest, resolve
+from fl_sim.setting_layers import Tree, Void, look_up
 
 PRESETS = data_file("presets")
 NO_ATTACK = "none"
@@ -49,6 +49,27 @@ class UtilitySettings(Section):
 class ExperimentSettings(Settings):
     """Everything that defines a run: the federation, the attack, and what is measured beside it."""
 
+    void: ClassVar[tuple[Void, ...]] = (
+        *Settings.void,
+        Void(
+            "utility.every",
+            lambda every: every == 0,
+            ("utility.samples",),
+            "nothing is measured",
+            "utility.every above 0",
+        ),
+    )
+
+    @classmethod
+    def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
+        """As in ``Settings``; of the attacks' arguments those of attacks that ``given`` no longer names."""
+        kept = super().without_outlived_arguments(file, given)
+        chosen, arguments = look_up(given, "attack.name"), look_up(kept, "attack.args")
+        if chosen is not None and isinstance(arguments, dict):
+            names = [chosen] if isinstance(chosen, str) else chosen
+            kept["attack"]["args"] = {name: values for name, values in arguments.items() if name in names}
+        return kept
+
     attack: AttackSettings = AttackSettings()
     utility: UtilitySettings = UtilitySettings()
 
@@ -64,7 +85,7 @@ def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSe
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
     """
-    path = Path(preset_or_file)
+    path = Path(expand_home(preset_or_file))
     if path.suffix == "" and path.name == preset_or_file:
         path = _preset(preset_or_file)
     return resolve(load_settings(ExperimentSettings, path, overrides))
@@ -73,6 +94,6 @@ def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSe
 def _preset(name: str) -> Path:
     if name in preset_names():
         return PRESETS / f"{name}.toml"
-    near = difflib.get_close_matches(name, preset_names(), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SettingsError(f"preset {name!r} is unknown; available: {', '.join(preset_names())}, or a FILE.toml{hint}")
+    available = ", ".join(preset_names())
+    hint = nearest(name, preset_names())
+    raise SettingsError(f"preset {name!r} is unknown; available: {available}, or a FILE.toml{hint}")

@@ -19,7 +19,8 @@ from experiments.bench.cases import NETWORKS
 from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
 from fl_sim import diffusion
 from fl_sim.draws import derive_seed, generator
-from fl_sim.images import TRAINING_PHOTOGRAPHS, photograph, to_tensor
+from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
+from fl_sim.images.pixels import to_tensor
 
 CROPS_PER_SIDE = (3, 4, 6)
 BATCH_SIZE = 32

@@ -21,7 +21,8 @@ from experiments.settings import ExperimentSettings
 from fl_sim import diffusion
 from fl_sim.config import DataSettings
 from fl_sim.draws import derive_seed, generator
-from fl_sim.images import HELD_OUT_PHOTOGRAPHS, load_images
+from fl_sim.images.bundled import HELD_OUT_PHOTOGRAPHS
+from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 
 LOSS = "heldout_loss"
@@ -144,6 +145,11 @@ class Utility:
         """Whether to sample from the final model."""
         return self.settings.utility.every > 0 and self.settings.utility.samples > 0
 
+    @property
+    def reference(self) -> list[int]:
+        """Indices of the images that the samples are compared with; none where nothing is sampled."""
+        return _evenly(len(list_images(self.settings.data)), REFERENCE_IMAGES) if self.samples_wanted else []
+
     def loss(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """The held-out loss of a model by column; empty where no photograph is held out."""
         if not self.photographs:
@@ -172,13 +178,14 @@ class Utility:
     @cached_property
     def _held_out(self) -> Tensor:
         data = DataSettings(photographs=self.photographs, image_size=self.settings.data.image_size)
-        return _evenly(load_images(data).images, HELD_OUT_IMAGES)
+        images = list_images(data)
+        return images.decode(_evenly(len(images), HELD_OUT_IMAGES))
 
     @cached_property
     def _reference(self) -> Tensor:
-        return (_evenly(load_images(self.settings.data).images, REFERENCE_IMAGES) + 1) / 2
+        return (list_images(self.settings.data).decode(self.reference) + 1) / 2
 
 
-def _evenly(images: Tensor, count: int) -> Tensor:
-    """At most ``count`` of the images, evenly spread over all of them."""
-    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()]
+def _evenly(population: int, count: int) -> list[int]:
+    """At most ``count`` of the indices 0..population-1, evenly spread over all of them."""
+    return torch.linspace(0, population - 1, min(count, population)).round().long().tolist()

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from fl_sim.config import Settings, SettingsError, flower_run_directory, load_se
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_source
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
-from fl_sim.images import load_images, partition
+from fl_sim.images.partition import partition
+from fl_sim.images.sources import list_images
 from fl_sim.wire import (
     ARRAYS,
     CLIENT,
@@ -81,13 +82,40 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.samples(len(held))
-    indices = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
-    images = load_images(settings.data).images[torch.tensor(held)[indices]]
+    images = list_images(settings.data).decode(_drawn(seed, held, samples, client, server_round))
     if recipe.noise_seed is not None:
         return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     timesteps = diffusion.num_train_timesteps(recipe.scheduler)
     return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
+
+
+def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
+    """Find every image that a run with these (resolved) settings cannot read, before it starts.
+
+    Of all images the header is read where that is cheap. Those are decoded that a client draws in any round, and
+    ``others``, which somebody else is to decode.
+
+    Raises:
+        SettingsError: naming the image, or why there are none to draw from.
+    """
+    images, seed = list_images(settings.data), _private_seed(settings)
+    images.identify()
+    needed = set(others)
+    for client, held in enumerate(partition(settings.data, settings.federation.clients, seed)):
+        samples = recipe.samples(len(held))
+        for server_round in range(1, settings.federation.rounds + 1):
+            if needed.issuperset(held):
+                break
+            needed.update(_drawn(seed, held, samples, client, server_round))
+    for index in sorted(needed):
+        images.decode([index])
+
+
+def _drawn(seed: int, held: Sequence[int], samples: int, client: int, server_round: int) -> list[int]:
+    """Which images a client draws in a round, as indices into all images."""
+    drawn = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
+    return [held[index] for index in drawn.tolist()]
 
 
 def local_training(

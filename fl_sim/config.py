@@ -10,21 +10,45 @@ import secrets
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+
+from fl_sim.setting_layers import Tree, Void, drop_arguments, drop_void, look_up, remove
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
 SEED_BITS = 63
 
+NO_CHECKPOINT = "none"
+"""The value of ``model.checkpoint`` for a network that nobody has trained."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**SEED_BITS, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 S = TypeVar("S", bound="Settings")
+
+
+def expand_home(path: Any) -> Any:
+    """The path, if it is one, with a leading ``~`` replaced by the home folder: a shell does not do that behind ``=``.
+
+    Raises:
+        ValueError: if it is empty, or names the home of nobody.
+    """
+    if path == "":
+        raise ValueError("must not be empty")
+    try:
+        return str(Path(path).expanduser()) if str(path).startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError("there is no such user") from error
+
+
+UserPath = Annotated[str, BeforeValidator(expand_home)]
+"""A name or a path as somebody typed it."""
 
 
 class SettingsError(ValueError):
@@ -40,13 +64,15 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which images the clients hold, and how they are split among them."""
 
-    name: str = "bundled"
-    path: Path | None = None
+    name: UserPath = "bundled"
+    path: Annotated[Path | None, BeforeValidator(expand_home)] = None
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
-    image_size: Literal[16, 32, 64, 128] = 16
-    partition: Literal["iid", "dirichlet", "photo"] = "iid"
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int = Field(16, ge=11, le=1024)
+    partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
 
     @model_validator(mode="after")
@@ -55,11 +81,20 @@ class DataSettings(Section):
             raise ValueError("data.path is not set; data.name = 'folder' needs the path of a folder of images")
         return self
 
+    @model_validator(mode="after")
+    def _folders_are_there(self) -> Self:
+        if self.partition == "folder" and self.name != "folder":
+            raise ValueError(f"data.partition = 'folder': needs data.name = 'folder', but it is {self.name!r}")
+        return self
+
 
 class ModelSettings(Section):
-    """The network and its noise schedule; a checkpoint brings its own shape."""
+    """The network and its noise schedule.
 
-    checkpoint: str = "bundled"
+    A checkpoint brings its own: beside one, the other settings must agree with it where they are given.
+    """
+
+    checkpoint: UserPath = "bundled"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     num_train_timesteps: int = Field(1000, ge=1)
     block_out_channels: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 64), min_length=1)
@@ -129,25 +164,6 @@ class ClientSettings(Section):
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     lora: LoRASettings = LoRASettings()
 
-    @model_validator(mode="after")
-    def _gradient_is_one_step(self) -> Self:
-        for key in ("local_steps", "epochs", "lr_schedule", "max_grad_norm"):
-            value, default = getattr(self, key), type(self).model_fields[key].default
-            if self.update == "gradient" and value != default:
-                raise ValueError(
-                    f"client.{key} = {value!r}: with client.update = 'gradient' there is no local step; "
-                    f"allowed: {'unset' if default is None else repr(default)}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _steps_or_epochs(self) -> Self:
-        if self.epochs is not None and self.local_steps > 1:
-            raise ValueError(
-                f"client.epochs = {self.epochs}: replaces client.local_steps = {self.local_steps}; give one"
-            )
-        return self
-
 
 class StrategySettings(Section):
     """How the server aggregates."""
@@ -170,8 +186,98 @@ class RaySettings(Section):
     address: str | None = None
 
 
+_LOCAL_STEPS = ("local_steps", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "max_grad_norm")
+
+BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ModelSettings.model_fields if key != "checkpoint")
+"""What a checkpoint decides: these settings, where they are given beside one, must agree with it."""
+
+
 class Settings(Section):
     """Everything that defines a federation."""
+
+    arguments_of: ClassVar[dict[str, str]] = {"strategy.name": "strategy.args", "defence.name": "defence.args"}
+    """Key of a name -> key of the arguments that belong to it."""
+
+    void: ClassVar[tuple[Void, ...]] = (
+        Void("data.name", lambda name: name != "folder", ("data.path",), "no folder is read", "data.name = 'folder'"),
+        Void(
+            "data.name",
+            lambda name: name != "bundled",
+            ("data.photographs",),
+            "no bundled photograph is used",
+            "data.name = 'bundled'",
+        ),
+        Void(
+            "data.name",
+            lambda name: name in ("bundled", "folder"),
+            ("data.split", "data.image_column", "data.label_column"),
+            "there is no Hugging Face dataset",
+            "a dataset's name as data.name",
+        ),
+        Void(
+            "data.partition",
+            lambda partition: partition != "dirichlet",
+            ("data.dirichlet_alpha",),
+            "nothing is drawn from a Dirichlet distribution",
+            "data.partition = 'dirichlet'",
+        ),
+        Void(
+            "federation.topology",
+            lambda topology: topology == "server",
+            ("federation.curious_peers",),
+            "there are no peers",
+            "federation.topology = 'ring', 'regular' or 'complete'",
+        ),
+        Void(
+            "federation.topology",
+            lambda topology: topology != "regular",
+            ("federation.degree",),
+            "peers have no degree to choose",
+            "federation.topology = 'regular'",
+        ),
+        Void(
+            "client.update",
+            lambda update: update == "gradient",
+            tuple(f"client.{key}" for key in _LOCAL_STEPS),
+            "there is no local step",
+            "client.update = 'weights'",
+        ),
+        Void(
+            "client.epochs",
+            lambda epochs: epochs is not None,
+            ("client.local_steps",),
+            "the number of steps follows",
+            "client.epochs unset",
+        ),
+        Void(
+            "client.optimizer",
+            lambda optimizer: optimizer == "adam",
+            ("client.momentum",),
+            "there is no momentum to choose",
+            "client.optimizer = 'sgd'",
+        ),
+        Void(
+            "client.lora.rank",
+            lambda rank: rank == 0,
+            ("client.lora.alpha", "client.lora.targets"),
+            "there are no adapters",
+            "client.lora.rank above 0",
+        ),
+    )
+    """What the choice of one setting makes meaningless."""
+
+    @classmethod
+    def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
+        """``file`` without what came with a choice that ``given`` replaces by another one.
+
+        That is the arguments of a name, and the network's settings where a checkpoint now brings them.
+        """
+        kept = drop_arguments(file, given, _defaults(cls), cls.arguments_of)
+        checkpoint = look_up(given, "model.checkpoint")
+        if checkpoint not in (None, NO_CHECKPOINT, look_up(file, "model.checkpoint")):
+            for key in BROUGHT_BY_CHECKPOINT:
+                remove(kept, key)
+        return kept
 
     seed: Seed = 0
     threat: Literal["private", "known"] = "private"
@@ -184,42 +290,55 @@ class Settings(Section):
     ray: RaySettings = RaySettings()
 
 
-def load_settings(cls: type[S], source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> S:
+def load_settings(
+    cls: type[S], source: Path | Mapping[str, Any], overrides: Sequence[str] = (), recorded: bool = False
+) -> S:
     """Settings of class ``cls`` from a TOML file or a nested mapping, with ``key=value`` overrides applied in order.
 
-    A key is dotted (``client.batch_size``); a value is parsed as TOML and, where that fails, taken as a string.
+    A key is dotted (``client.batch_size``); a value is parsed as TOML and, where that fails, taken as a string. What
+    does not go together is dropped or refused as fl_sim/setting_layers.py says. Of what a run has ``recorded`` nothing
+    void is refused.
 
     Raises:
         SettingsError: naming the key, its value and what is allowed, with the nearest name where one is close.
     """
-    tree = _read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
-    for override in overrides:
-        _apply(tree, override)
+    file = _read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
+    given = _with_overrides({}, overrides)
+    kept = cls.without_outlived_arguments(file, given)
+    tree, refusals = drop_void(_with_overrides(kept, overrides), kept, given, _defaults(cls), cls.void)
     try:
-        return cls.model_validate(tree)
+        settings = cls.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(_explain(cls, error.errors()[0])) from error
+    if refusals and not recorded:
+        raise SettingsError(refusals[0])
+    return settings
 
 
 def resolve(settings: S) -> S:
-    """The same settings with what was left open decided: the private seed (by the system) and the sample size."""
-    client, federation = settings.client, settings.federation
+    """The same settings with the private seed, where it was left open, drawn by the system."""
+    client = settings.client
     if client.seed is None:
         client = client.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
-    if federation.clients_per_round is None:
-        federation = federation.model_copy(update={"clients_per_round": federation.clients})
-    return settings.model_copy(update={"client": client, "federation": federation})
+    return settings.model_copy(update={"client": client})
 
 
 def dump_toml(settings: Settings) -> str:
-    """The settings as TOML that ``load_settings`` reads back unchanged; what is unset is left out."""
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+    """The settings as TOML that ``load_settings`` reads back unchanged; what is unset or void is left out."""
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    void = [key for rule in settings.void if rule.holds(look_up(tree, rule.selector)) for key in rule.keys]
+    if settings.model.checkpoint != NO_CHECKPOINT:
+        given = {f"model.{name}" for name in settings.model.model_fields_set}
+        void += [key for key in BROUGHT_BY_CHECKPOINT if key not in given]
+    for key in void:
+        remove(tree, key)
+    return tomli_w.dumps(tree)
 
 
 def flower_run_directory(context: "Context") -> Path:
     """Where a run under ``flwr run`` keeps its files: the same rule on the server's side and on the clients'."""
     home = context.run_config.get("out") or os.environ.get("FL_SIM_HOME") or Path.home() / ".fl-sim"
-    return Path(str(home)) / f"run-{context.run_id}"
+    return Path(str(home)).expanduser() / f"run-{context.run_id}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -231,10 +350,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one ``key=value`` in a tree of tables, making the tables on the way."""
+def _with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """The tree with every ``key=value`` set in it."""
+    changed = deepcopy(tree)
+    for override in overrides:
+        _apply(changed, override)
+    return changed
+
+
+def _apply(tree: Tree, override: str) -> None:
+    """Set one ``key=value`` in a tree of tables, in place, making the tables on the way."""
     key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
+    path = _parse_key(key)
     if not equals or not all(path):
         raise SettingsError(f"override {override!r}: expected key=value, such as client.batch_size=4")
     *tables, leaf = path
@@ -243,6 +370,19 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise SettingsError(f"override {override!r}: {'.'.join(path[: depth + 1])} is a value, not a table")
     tree[leaf] = _parse_value(text.strip())
+
+
+def _parse_key(key: str) -> list[str]:
+    """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
+    try:
+        table = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return [part.strip() for part in key.split(".")]
+    path: list[str] = []
+    while isinstance(table, dict) and len(table) == 1:
+        [(name, table)] = table.items()
+        path.append(name)
+    return path
 
 
 def _parse_value(text: str) -> Any:
@@ -257,10 +397,18 @@ def _explain(cls: type[Settings], error: ErrorDetails) -> str:
     """One line for one of pydantic's errors."""
     key, value = ".".join(str(part) for part in error["loc"]), error["input"]
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        # A table's own check names its keys itself.
+        reason = str(error["ctx"]["error"])
+        return reason if isinstance(value, dict | BaseModel) else f"{key} = {value!r}: {reason}"
     if error["type"] == "extra_forbidden":
+        while isinstance(value, dict) and value:  # the key as it was typed: no.such = 1, not no = {'such': 1}
+            name, value = next(iter(value.items()))
+            key = f"{key}.{name}"
         siblings = ", ".join(_model_at(cls, error["loc"][:-1]).model_fields)
         return f"{key} = {value!r}: unknown setting; allowed here: {siblings}{nearest(key, _keys(cls))}"
+    if error["type"] == "model_type":
+        fields = ", ".join(f"{key}.{name}" for name in _model_at(cls, error["loc"]).model_fields)
+        return f"{key} = {value!r}: a table, not a value; allowed in it: {fields}"
     choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}{nearest(str(value), choices)}"
 
@@ -269,6 +417,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the one of ``names`` that was probably meant, to end an error message with; empty if none is close."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@cache
+def _defaults(cls: type[Settings]) -> Tree:
+    """The tree of all defaults."""
+    return cls().model_dump(mode="json")
 
 
 def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:

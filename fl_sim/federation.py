@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Message
+from flwr.app.exception import AppExitException
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -198,6 +199,8 @@ class _Guard:
         def main(grid: Grid, context: Context) -> None:
             try:
                 self.inner(_StoppableGrid(grid, self.stopped), context)
+            except AppExitException as error:  # Flower's own, of strategies that cannot go on
+                self.failure = FederationError(f"{type(error).__name__}: {one_line(error)}")
             except BaseException as error:
                 self.failure = error
 

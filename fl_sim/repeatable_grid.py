@@ -16,6 +16,9 @@ from fl_sim.wire import CLIENT, DEVICE, METRICS, PARTITION, TRAIN_LOSS
 
 POLL_SECONDS = 0.05
 
+POLLS = 5
+"""A strategy that asks for the nodes more often than this before it sends anything is waiting for more of them."""
+
 
 class FederationError(RuntimeError):
     """The federation cannot go on: no client answered, or the backend failed."""
@@ -87,21 +90,37 @@ class RepeatableGrid(GridProxy):
     """
 
     def __init__(self, grid: Grid, seed: int, clients: int, timeout: float = 600.0) -> None:
-        """``timeout``: seconds, at most, that a round (and the wait for the clients before the first) may take."""
+        """``timeout``: seconds, at most, that a round may take, the wait for the clients before the first, and the wait
+        of a strategy for more clients than there are.
+        """
         super().__init__(grid)
         self.seed = seed
         self.clients = clients
         self.timeout = timeout
         self.rounds: list[RoundLog] = []
         self._partitions: dict[int, int] = {}
+        self._asked_at: list[float] = []
 
     def get_node_ids(self) -> list[int]:
-        """Node ids in partition order; reseeds the sampler for the coming round."""
+        """Node ids in partition order; reseeds the sampler for the coming round.
+
+        Raises:
+            FederationError: if a strategy asks again and again, and has sent nothing for longer than the timeout.
+        """
         partitions = self.partitions()
-        seed = derive_seed(self.seed, "sampling", len(self.rounds) + 1)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        self._asked_at.append(time.monotonic())
+        if len(self._asked_at) > POLLS and self._asked_at[-1] - self._asked_at[0] > self.timeout:
+            raise FederationError(
+                f"round {len(self.rounds) + 1}: the strategy has waited {self.timeout:g} s for more clients than the "
+                f"{self.clients} there are"
+            )
+        reseed_sampling(self.seed, len(self.rounds) + 1)
         return list(partitions)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Delegates."""
+        self._asked_at = []
+        return super().push_messages(messages)
 
     def partitions(self) -> dict[int, int]:
         """Node id -> partition index, in partition order; waits for all clients the first time.
@@ -137,6 +156,7 @@ class RepeatableGrid(GridProxy):
             FederationError: if nobody trained, or a client's process died that the backend does not start again.
         """
         messages = list(messages)
+        self._asked_at = []
         if not messages:
             return []
         partitions = self.partitions()
@@ -176,6 +196,13 @@ class RepeatableGrid(GridProxy):
             if not arrived:
                 time.sleep(POLL_SECONDS)
         return replies
+
+
+def reseed_sampling(seed: int, server_round: int) -> None:
+    """Set the global generators that strategies sample clients and draw noise with: Python's and numpy's."""
+    derived = derive_seed(seed, "sampling", server_round)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)
 
 
 def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], partitions: dict[int, int]) -> RoundLog:

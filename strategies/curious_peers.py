@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from attacks.observation import Sighting
-from strategies.errors import StrategyError
+from strategies.errors import ArgumentError
 from strategies.gossip import Gossip, State, average, state_in
 from strategies.honest_but_curious import HonestButCurious, View
 from strategies.topology import among
@@ -38,7 +38,8 @@ class CuriousPeers(HonestButCurious):
         self._gossip = strategy
         self._curious = sorted(set(peers))
         if strangers := [peer for peer in self._curious if not 0 <= peer < len(strategy.mixing)]:
-            raise StrategyError(f"curious peer {strangers[0]}: allowed: 0 to {len(strategy.mixing) - 1}")
+            allowed = f"0 to {len(strategy.mixing) - 1}"
+            raise ArgumentError("peers", f"= {self._curious}: there is no peer {strangers[0]}; allowed: {allowed}")
         self._beliefs: dict[int, dict[int, State]] = {}
 
     def configure_train(

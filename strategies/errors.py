@@ -1,5 +1,16 @@
-"""The error of this room."""
+"""The errors of this room."""
 
 
 class StrategyError(ValueError):
     """A strategy that does not exist, has wrong arguments or does not fit another; the message is one line."""
+
+
+class ArgumentError(StrategyError):
+    """An argument that cannot be used: its name, then what is said of it.
+
+    Whoever took it from elsewhere, such as from a file of settings, can put another name in front of ``text``.
+    """
+
+    def __init__(self, argument: str, text: str) -> None:
+        super().__init__(f"{argument} {text}")
+        self.argument, self.text = argument, text

@@ -1,5 +1,6 @@
 """Federated SGD (McMahan et al. 2017, arXiv 1602.05629, section 2): clients send gradients, the server steps."""
 
+import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from logging import INFO
@@ -25,7 +26,7 @@ from flwr.serverapp.strategy import (
 from flwr.supercore import log
 from torch import Tensor, nn
 
-from strategies.errors import StrategyError
+from strategies.errors import ArgumentError
 
 
 class FedSGD(Strategy):
@@ -54,15 +55,15 @@ class FedSGD(Strategy):
         optimizer_args: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(strategy, _NOT_A_COMBINATION):
-            raise StrategyError(
-                f"FedSGD's inner strategy {type(strategy).__name__} does not combine gradients as they are: set "
-                "client.update = 'weights', or use FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan or one "
-                "like them"
+            raise ArgumentError(
+                "strategy",
+                f"= {type(strategy).__name__!r}: does not combine gradients as they are, which FedSGD needs; allowed: "
+                "FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan and others like them",
             )
         self.strategy = strategy
         self._optimizer_class = _optimizer_class(optimizer)
         self._optimizer_args = {"lr": lr, **(optimizer_args or {})}
-        self._refuse_unusable_optimizer()
+        self._refuse_unusable_optimizer(lr, optimizer_args or {})
         self._sent = ArrayRecord()
         self._parameters: dict[str, nn.Parameter] = {}
         self._optimizer: torch.optim.Optimizer | None = None
@@ -114,16 +115,22 @@ class FedSGD(Strategy):
         stepped = {name: Array(self._parameters[name].detach()) for name in gradient}
         return ArrayRecord({**self._sent, **stepped})
 
-    def _refuse_unusable_optimizer(self) -> None:
+    def _refuse_unusable_optimizer(self, lr: float, optimizer_args: Mapping[str, Any]) -> None:
         """Step a throw-away parameter: only then does torch check the arguments, and that a step needs no closure."""
         parameter = nn.Parameter(torch.zeros(1))
         parameter.grad = torch.zeros(1)
         name = self._optimizer_class.__name__
-        try:
-            self._optimizer_class([parameter], **self._optimizer_args).step()
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise StrategyError(f"FedSGD's optimizer {name} with {self._optimizer_args}: {reason}") from error
+        tried: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+            ("optimizer", name, {}),
+            ("lr", lr, {"lr": lr}),
+            ("optimizer_args", dict(optimizer_args), self._optimizer_args),
+        )
+        for argument, value, arguments in tried:
+            try:
+                self._optimizer_class([parameter], **arguments).step()
+            except (TypeError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise ArgumentError(argument, f"= {value!r}: refused by torch.optim.{name}: {reason}") from error
 
 
 _NOT_A_COMBINATION = (
@@ -148,5 +155,7 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     }
     if name.lower() not in classes:
-        raise StrategyError(f"FedSGD's optimizer {name!r} is unknown; torch.optim has {', '.join(sorted(classes))}")
+        near = difflib.get_close_matches(name.lower(), classes, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ArgumentError("optimizer", f"= {name!r}: torch.optim has {', '.join(sorted(classes))}{hint}")
     return classes[name.lower()]

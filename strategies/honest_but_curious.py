@@ -30,7 +30,8 @@ from fl_sim.wire import (
     read_update,
     whole_model,
 )
-from strategies.errors import StrategyError
+from strategies.errors import ArgumentError, StrategyError
+from strategies.layers import own_start
 from strategies.sink import DirectorySink, Sink
 
 
@@ -62,8 +63,8 @@ class HonestButCurious(Strategy):
     """Wrapper around any Flower strategy that attacks every reply and changes nothing.
 
     Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
-    with a ``start`` of its own is not supported; this one runs Flower's. Rounds do not wait while a reply is read,
-    checked and written down: that happens in a thread of its own, which is at most one round behind.
+    with a ``start`` of its own is refused: this one runs Flower's. Rounds do not wait while a reply is read, checked
+    and written down: that happens in a thread of its own, which is at most one round behind.
 
     Args:
         strategy: does all the work of a server.
@@ -78,7 +79,8 @@ class HonestButCurious(Strategy):
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.
-        StrategyError: if ``directory`` already holds captures; in ``configure_train``, if no recipe can be found.
+        StrategyError: if ``strategy``, or one that it wraps, has a ``start`` of its own, or ``directory`` already holds
+            captures; in ``configure_train``, if no recipe can be found.
     """
 
     def __init__(
@@ -94,6 +96,10 @@ class HonestButCurious(Strategy):
         sum_only: bool = False,
         sink: Sink | None = None,
     ) -> None:
+        if (owner := own_start(strategy)) is not None:
+            raise ArgumentError(
+                "strategy", f"= {owner!r}: has a start of its own; HonestButCurious runs Flower's rounds"
+            )
         self.strategy = strategy
         self._defence = defence
         self._sum_only = sum_only
@@ -174,45 +180,52 @@ class HonestButCurious(Strategy):
         """Observe one reply, or the sum of several."""
         sighting = views[0].sighting if len(views) == 1 else replace(views[0].sighting, client=-1)
         try:
-            self._sink.observe(self._observation(sighting, views, defence))
+            assert self._recipe is not None  # configure_train saw to it
+            self._sink.observe(make_observation(self._recipe, sighting, views, defence))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
             reason = failure_reason(error)
             log(WARNING, "%s not observed: %s", sighting, reason)
             self._sink.failed(sighting, reason)
 
-    def _observation(self, sighting: Sighting, views: Sequence[View], defence: Defence | None) -> Observation:
-        recipe = self._recipe
-        assert recipe is not None  # configure_train saw to it
-        views = sorted(views, key=lambda view: view.sighting.client)
-        weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
-        num_examples = [_num_examples(view, recipe) for view in views]
-        recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
-        noise, timesteps = None, None
-        if recipe.noise_seed is not None:
-            draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
-            noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
-        return Observation(
-            Circumstances(
-                round=sighting.round,
-                client=sighting.client,
-                update="gradient" if recipe.update == "gradient" else "delta",
-                num_examples=sum(num_examples),
-                batch_size=recipe.batch_size,
-                local_steps=recipe.local_steps,
-                local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
-                defence=defence,
-                prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
-                image_shape=recipe.image_shape,
-                scheduler=recipe.scheduler,
-                model=recipe.model,
-                num_clients=len(views),
-                observer=sighting.observer,
-            ),
-            weights,
-            _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
-            noise,
-            timesteps,
-        )
+
+def make_observation(recipe: Recipe, sighting: Sighting, views: Sequence[View], defence: Defence | None) -> Observation:
+    """What the server knows of one reply, or of the sum of several, from clients that trained by ``recipe``.
+
+    Raises:
+        CaptureError: if a reply does not fit the model.
+        StrategyError: if the replies that are summed tell of different numbers of steps.
+        KeyError, ValueError, TypeError: if a reply lacks weights or holds no numbers.
+    """
+    views = sorted(views, key=lambda view: view.sighting.client)
+    weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
+    num_examples = [_num_examples(view, recipe) for view in views]
+    recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
+    noise, timesteps = None, None
+    if recipe.noise_seed is not None:
+        draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
+        noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
+    return Observation(
+        Circumstances(
+            round=sighting.round,
+            client=sighting.client,
+            update="gradient" if recipe.update == "gradient" else "delta",
+            num_examples=sum(num_examples),
+            batch_size=recipe.batch_size,
+            local_steps=recipe.local_steps,
+            local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
+            defence=defence,
+            prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
+            image_shape=recipe.image_shape,
+            scheduler=recipe.scheduler,
+            model=recipe.model,
+            num_clients=len(views),
+            observer=sighting.observer,
+        ),
+        weights,
+        _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
+        noise,
+        timesteps,
+    )
 
 
 def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tensor]:

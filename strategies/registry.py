@@ -3,19 +3,26 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from pydantic import TypeAdapter, ValidationError
 
-from strategies.errors import StrategyError
+from attacks.workers import failure_reason
+from strategies.errors import ArgumentError, StrategyError
 from strategies.fed_sgd import FedSGD
 from strategies.gossip import Gossip
 
 _OF_TREES = ("FedXgbBagging", "FedXgbCyclic")
 """Flower's strategies for gradient boosted trees, which no diffusion model is made of."""
+
+_OLD_API = "flwr.server.strategy"
 
 
 def available() -> list[str]:
@@ -23,76 +30,127 @@ def available() -> list[str]:
     return sorted(_named())
 
 
-def build_strategy(name: str, args: Mapping[str, Any] | None = None) -> Strategy:
+def build_strategy(
+    name: str, args: Mapping[str, Any] | None = None, offers: Mapping[str, Any] | None = None
+) -> Strategy:
     """The strategy ``name`` with its constructor's arguments.
 
     A wrapper, that is a strategy whose constructor takes a ``strategy`` (FedSGD, Flower's differential privacy), gets
     the one that ``args["inner"]`` names, FedAvg unless told; arguments unknown to the wrapper are the inner one's.
+    Where a constructor passes ``**kwargs`` on, the arguments of the constructor that gets them count as its own.
 
     Args:
         name: Flower's class name, ``FedSGD``, or ``package.module:Class``.
         args: arguments by name.
+        offers: more of them, for whichever constructor takes them and is given no others, in ``args`` or by itself.
 
     Raises:
-        StrategyError: naming the key, the value and what is allowed.
+        StrategyError: naming the argument, the value and what is allowed.
     """
-    args = dict(args or {})
+    args, offers = dict(args or {}), offers or {}
     cls = strategy_class(name)
-    own = _arguments(cls)
-    if "strategy" not in own:
-        _refuse_unknown(args, own, name)
-        return _construct(cls, args)
+    own = _constructor(cls)
+    if "strategy" not in own.parameters:
+        _refuse_unknown(args, own.parameters, name, own.takes_any)
+        return _construct(cls, args, offers)
+    if "strategy" in args:
+        raise StrategyError(f"strategy = {args['strategy']!r}: {name} wraps the strategy whose name is given as inner")
     inner = args.pop("inner", "FedAvg")
-    _refuse_unknown(args, {"inner", *own, *_arguments(strategy_class(inner))} - {"strategy"}, f"{name} around {inner}")
-    wrapped = build_strategy(inner, {key: value for key, value in args.items() if key not in own})
-    return _construct(cls, {key: value for key, value in args.items() if key in own} | {"strategy": wrapped})
+    others = _constructor(strategy_class(inner, "inner"))
+    known = {"inner", *own.parameters, *others.parameters} - {"strategy"}
+    _refuse_unknown(args, known, f"{name} around {inner}", own.takes_any or others.takes_any)
+    mine = {
+        key: value
+        for key, value in args.items()
+        if key in own.parameters or (own.takes_any and key not in others.parameters)
+    }
+    wrapped = build_strategy(inner, {key: value for key, value in args.items() if key not in mine}, offers)
+    return _construct(cls, mine | {"strategy": wrapped}, offers)
 
 
-def strategy_class(name: str) -> type[Strategy]:
-    """The class behind ``name``; StrategyError with the nearest name if there is none."""
+def strategy_class(name: str, argument: str = "name") -> type[Strategy]:
+    """The class behind ``name``.
+
+    Raises:
+        StrategyError: about ``argument``: with the nearest name if there is none, or why it is no strategy.
+    """
+    if not isinstance(name, str):
+        raise ArgumentError(argument, f"= {name!r}: must be the name of a strategy")
     if ":" in name:
-        return _imported(name)
+        return _imported(name, argument)
     if name not in _named():
-        raise StrategyError(
-            f"strategy.name {name!r} is unknown; allowed: {', '.join(available())}, or package.module:Class"
-            f"{_nearest(name, available())}"
-        )
+        allowed = f"{', '.join(available())}, or package.module:Class"
+        raise ArgumentError(argument, f"= {name!r}: unknown; allowed: {allowed}{_nearest(name, available())}")
     return _named()[name]
 
 
 def _named() -> dict[str, type[Strategy]]:
     exported = {name: getattr(flower, name) for name in flower.__all__ if name not in _OF_TREES}
     ours: dict[str, type[Strategy]] = {"FedSGD": FedSGD, "Gossip": Gossip}
-    return ours | {name: cls for name, cls in exported.items() if _is_strategy(cls)}
+    return ours | {name: cls for name, cls in exported.items() if _why_no_strategy(cls) is None}
 
 
-def _is_strategy(candidate: Any) -> bool:
-    return inspect.isclass(candidate) and issubclass(candidate, Strategy) and not inspect.isabstract(candidate)
-
-
-def _imported(path: str) -> type[Strategy]:
+def _imported(path: str, argument: str) -> type[Strategy]:
     module, _, attribute = path.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StrategyError(f"strategy.name {path!r} cannot be imported: {error}") from error
-    if not _is_strategy(cls):
-        raise StrategyError(f"strategy.name {path!r} is no concrete subclass of flwr.serverapp.strategy.Strategy")
-    return cls
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a stranger's module does while it is imported
+        raise ArgumentError(argument, f"= {path!r}: cannot be imported: {failure_reason(error)}") from error
+    if (reason := _why_no_strategy(found)) is not None:
+        raise ArgumentError(argument, f"= {path!r}: {reason}")
+    return found
 
 
-def _arguments(cls: type[Strategy]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(cls).parameters)
+def _why_no_strategy(found: Any) -> str | None:
+    """What keeps this from being the class of a strategy; None if nothing does."""
+    needed = "needed is a subclass of flwr.serverapp.strategy.Strategy"
+    cls = found if inspect.isclass(found) else type(found)
+    if any(base.__module__.startswith(_OLD_API) for base in cls.__mro__):
+        return f"is of Flower's old API ({_OLD_API}); {needed}, such as flwr.serverapp.strategy.FedAvg"
+    if not inspect.isclass(found):
+        return f"is no class, but of type {cls.__name__}; {needed}"
+    if not issubclass(found, Strategy):
+        return f"is no strategy; {needed}"
+    if missing := sorted(found.__abstractmethods__):
+        return f"is abstract: it lacks {', '.join(missing)}"
+    return None
 
 
-def _refuse_unknown(args: Mapping[str, Any], known: Iterable[str], owner: str) -> None:
+@dataclass(frozen=True)
+class _Constructor:
+    """What a class takes by name when it is made, and whether it takes any other name as well."""
+
+    parameters: dict[str, Parameter]
+    takes_any: bool
+
+
+def _constructor(cls: type[Strategy]) -> _Constructor:
+    """The arguments of a class: its constructor's, and those of the next ones for as long as ``**kwargs`` pass on."""
+    parameters: dict[str, Parameter] = {}
+    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+    for depth, constructor in enumerate(constructors):
+        declared = list(_signature(constructor).values())[1:]
+        by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        usable = by_name if depth else (*by_name, Parameter.POSITIONAL_ONLY)
+        parameters = {parameter.name: parameter for parameter in declared if parameter.kind in usable} | parameters
+        if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in declared):
+            return _Constructor(parameters, takes_any=False)
+    return _Constructor(parameters, takes_any=bool(constructors))
+
+
+def _signature(function: Callable[..., Any]) -> Mapping[str, Parameter]:
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except Exception:  # annotations that only type checkers can read
+        return inspect.signature(function).parameters
+
+
+def _refuse_unknown(args: Mapping[str, Any], known: Iterable[str], owner: str, takes_any: bool) -> None:
     for key, value in args.items():
-        if key not in known:
+        if key not in known and not takes_any:
             allowed = sorted(known)
-            raise StrategyError(
-                f"strategy.args.{key} = {value!r} is unknown to {owner}; "
-                f"allowed: {', '.join(allowed)}{_nearest(key, allowed)}"
-            )
+            listed = f"allowed: {', '.join(allowed)}" if allowed else "it takes none"
+            raise ArgumentError(key, f"= {value!r}: unknown to {owner}; {listed}{_nearest(key, allowed)}")
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -100,22 +158,52 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _construct(cls: type[Strategy], args: dict[str, Any]) -> Strategy:
+_GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '(\w+)'")
+
+
+def _construct(cls: type[Strategy], args: Mapping[str, Any], offers: Mapping[str, Any]) -> Strategy:
+    parameters = _constructor(cls).parameters
     for key, value in args.items():
-        _refuse_wrong_type(key, value, _arguments(cls)[key].annotation)
-    try:
-        return cls(**args)
-    except StrategyError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise StrategyError(f"strategy.args for {cls.__name__}: {' '.join(str(error).split())}") from error
+        if key in parameters:
+            _refuse_wrong_type(key, value, parameters[key].annotation)
+    offered = {key: value for key, value in offers.items() if key in parameters and key not in args}
+    while True:
+        try:
+            return _call(cls, {**offered, **args})
+        except StrategyError:
+            raise
+        except Exception as error:  # whatever a stranger's constructor raises
+            twice = _GIVEN_TWICE.search(str(error)) if isinstance(error, TypeError) else None
+            if twice and twice[1] in offered:
+                del offered[twice[1]]  # the class itself passes it on to the next constructor
+            elif twice and twice[1] in args:
+                raise ArgumentError(twice[1], f"= {args[twice[1]]!r}: {cls.__name__} sets it itself") from error
+            else:
+                raise StrategyError(f"{cls.__name__}: {failure_reason(error)}") from error
+
+
+def _call(cls: type[Strategy], args: dict[str, Any]) -> Strategy:
+    """``cls(**args)``, but for parameters that have to be given by their position."""
+    own = list(_signature(cls).values())
+    for parameter in own:
+        named = parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        if named and parameter.default is Parameter.empty and parameter.name not in args:
+            raise ArgumentError(parameter.name, f"is not set; {cls.__name__} needs it")
+    first = [parameter for parameter in own if parameter.kind is Parameter.POSITIONAL_ONLY]
+    positional = [args.pop(parameter.name, parameter.default) for parameter in first]
+    return cls(*positional, **args)
+
+
+_PLAIN = (bool, int, float, str, NoneType)
 
 
 def _refuse_wrong_type(key: str, value: Any, annotation: Any) -> None:
     """Flower's strategies check no types and would fail in the middle of a round."""
-    if annotation not in (bool, int, float, str):
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if not all(part in _PLAIN or get_origin(part) in (Literal, Callable) for part in parts):
         return
     try:
         TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
-        raise StrategyError(f"strategy.args.{key} = {value!r}: {error.errors()[0]['msg']}") from error
+        problem = error.errors()[0]["msg"]
+        raise ArgumentError(key, f"= {value!r}: {problem[0].lower()}{problem[1:]}") from error

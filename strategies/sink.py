@@ -12,7 +12,7 @@ from attacks.observation import Observation, Sighting
 from attacks.reconstruction_file import save_reconstruction
 from attacks.workers import AttackPool, Job, Result
 from fl_sim.draws import derive_seed
-from strategies.errors import StrategyError
+from strategies.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class DirectorySink:
         self._captures = directory / "captures"
         self._reconstructions = directory / "reconstructions"
         if self._captures.exists() and any(self._captures.iterdir()):
-            raise StrategyError(f"{self._captures} already holds captures; name another directory")
+            raise ArgumentError("directory", f"= {str(directory)!r}: already holds captures; name another one")
         # By the attack's own name, which makes a file name even where the attack was given by its dotted path.
         self._attacks = {
             create(name, dict(arguments)).name: (name, dict(arguments)) for name, arguments in attacks.items()

@@ -7,7 +7,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from strategies.errors import StrategyError
+from strategies.errors import ArgumentError
 
 Topology = Literal["ring", "regular", "complete"]
 TOPOLOGIES: tuple[str, ...] = get_args(Topology)
@@ -22,9 +22,9 @@ def adjacency(topology: str, peers: int, degree: int = 4, seed: int = 0) -> Tens
         StrategyError: if there is no such graph.
     """
     if topology not in TOPOLOGIES:
-        raise StrategyError(f"federation.topology = {topology!r} is unknown; allowed: {', '.join(TOPOLOGIES)}")
+        raise ArgumentError("topology", f"= {topology!r}: unknown; allowed: {', '.join(TOPOLOGIES)}")
     if peers < 2:
-        raise StrategyError(f"federation.clients = {peers}: a peer needs another one; allowed: at least 2")
+        raise ArgumentError("peers", f"= {peers}: a peer needs another one; allowed: at least 2")
     if topology == "ring":
         graph = nx.cycle_graph(peers)
     elif topology == "complete":
@@ -36,9 +36,10 @@ def adjacency(topology: str, peers: int, degree: int = 4, seed: int = 0) -> Tens
 
 def _random_regular(peers: int, degree: int, seed: int) -> Any:
     if not 0 < degree < peers or peers * degree % 2 or (degree == 1 and peers > 2):
-        raise StrategyError(
-            f"federation.degree = {degree}: no connected graph gives each of {peers} peers {degree} neighbours; "
-            f"allowed: 2 to {peers - 1}, even where the number of peers is odd"
+        allowed = "1" if peers == 2 else f"2 to {peers - 1}{', even ones' if peers % 2 else ''}"
+        raise ArgumentError(
+            "degree",
+            f"= {degree}: no connected graph gives each of {peers} peers {degree} neighbours; allowed: {allowed}",
         )
     while not nx.is_connected(graph := nx.random_regular_graph(degree, peers, seed=seed)):
         seed += 1

@@ -76,7 +76,7 @@ def test_it_is_what_the_page_says_of_it(package: Path) -> None:
     assert longer.images.equal(again.images)
     with pytest.raises(AttackError, match="attack 'smooth' needs NOISE_AND_TIMESTEPS"):
         create("smooth").reconstruct(make_victim().observation, seed=1)
-    with pytest.raises(AttackError, match=r"attack.args.smooth.iterations = 0"):
+    with pytest.raises(AttackError, match=r"attack 'smooth': iterations = 0"):
         create("smooth", {"iterations": 0})
 
 

@@ -15,7 +15,7 @@ from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
 from fl_sim.diffusion import build_model, scheduler_config, trainable_names
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps, generator
-from fl_sim.images import load_images
+from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 
 PHOTOGRAPHS = ("ihc", "hubble")
@@ -51,14 +51,14 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         local_steps=case.local_steps,
         optimizer=case.optimizer,
     )
-    held = load_images(DataSettings(photographs=PHOTOGRAPHS, image_size=start.image_size))
+    held = list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=start.image_size))
     # Victim after victim deals on from one shuffled deck, so that no photograph comes twice before all have come.
-    dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held.images))
-    chosen = dealt[-case.samples :]
+    dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held))
+    chosen = dealt[-case.samples :].tolist()
     first, last = case.timesteps
     noise_seed = derive_seed(seed, "noise", case.network, first, last, index)
     noise, steps_from_first = draw_noise_and_timesteps(noise_seed, case.samples, recipe.image_shape, last - first + 1)
-    images, timesteps = held.images[chosen], first + steps_from_first
+    images, timesteps = held.decode(chosen), first + steps_from_first
     update, defence = _sent(
         case, recipe, start.weights, (images, noise, timesteps), derive_seed(seed, "defence", index)
     )
@@ -79,7 +79,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     )
     dictated = (noise, timesteps) if case.threat is ThreatModel.KNOWN else ()
     observation = Observation(circumstances, start.weights, update, *dictated)
-    return Victim(observation, (images + 1) / 2, timesteps, tuple(held.photographs[i] for i in chosen.tolist()))
+    return Victim(observation, (images + 1) / 2, timesteps, tuple(held.photographs[i] for i in chosen))
 
 
 def _untrained(case: Case, seed: int, index: int) -> Checkpoint:

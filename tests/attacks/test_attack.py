@@ -50,7 +50,8 @@ def test_entry_points_of_the_documented_group_are_read(monkeypatch):
         ("residuel", "did you mean 'residual'"),
         ("nothing:Here", "cannot be imported"),
         ("attacks.attack:Nothing", "cannot be imported"),
-        ("attacks.attack:Outcome", "is no subclass"),
+        ("attacks.attack:Outcome", "no subclass"),
+        ("attacks.attack:Attack", "abstract, it lacks search"),
     ],
 )
 def test_an_attack_that_is_none_is_refused(name, message):
@@ -61,17 +62,24 @@ def test_an_attack_that_is_none_is_refused(name, message):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("residual", {"max_evaluation": 5}, "attack.args.residual.max_evaluation = 5: .*arguments: starts, max_eval"),
-        ("dlg", {"max_evaluations": 0}, "attack.args.dlg.max_evaluations = 0: .*greater than or equal to 1"),
-        ("gidm", {"recipe": "long"}, "attack.args.gidm.recipe = 'long': .*'short' or 'published'"),
-        ("gidm-plus", {"timestep": "guess"}, "attack.args.gidm-plus.timestep = 'guess'"),
-        ("residual", {"derivative": "none"}, "attack.args.residual.derivative = 'none'"),
+        ("residual", {"max_evaluation": 5}, "attack 'residual': max_evaluation = 5: .*arguments: starts, max_eval"),
+        ("dlg", {"max_evaluations": 0}, "attack 'dlg': max_evaluations = 0: .*greater than or equal to 1"),
+        ("gidm", {"recipe": "long"}, "attack 'gidm': recipe = 'long': .*'short' or 'published'"),
+        ("gidm-plus", {"timestep": "guess"}, "attack 'gidm-plus': timestep = 'guess'"),
+        ("residual", {"derivative": "none"}, "attack 'residual': derivative = 'none'"),
     ],
 )
 def test_a_wrong_argument_is_one_line(name, arguments, message):
     with pytest.raises(AttackError, match=message) as caught:
         create(name, arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_what_came_from_settings_is_named_as_there():
+    with pytest.raises(AttackError, match=r"^attack\.name = 'residuel': unknown; .*did you mean 'residual'"):
+        create("residuel", table="attack")
+    with pytest.raises(AttackError, match=r"^attack\.args\.gidm\.recipe = 'long': .*'short' or 'published'"):
+        create("gidm", {"recipe": "long"}, table="attack")
 
 
 def observation_lacking(need: Needs) -> Observation:

@@ -11,7 +11,7 @@ from attacks.posterior import Posterior, with_all_that_is_known
 from attacks.problem import InversionProblem
 from attacks.residual_spaces import KnownSpace, PrivateSpace, spaces
 from fl_sim.config import DataSettings
-from fl_sim.images import load_images
+from fl_sim.images.sources import list_images
 from tests.attacks.conftest import SHAPE, Victim, make_victim, true_unknowns
 from tests.attacks.finite_differences import assert_derivative, to_double
 
@@ -36,7 +36,8 @@ def noisy_victim(told: bool = True, known: bool = False, clipped: bool = False) 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_photographs_have_an_energy_of_about_their_number_of_elements_at_any_size(size):
-    images = load_images(DataSettings(photographs=("coffee", "hopper"), image_size=size)).images
+    held = list_images(DataSettings(photographs=("coffee", "hopper"), image_size=size))
+    images = held.decode(range(len(held)))
     assert 0.2 < float(natural_image_energy(images)) / images.numel() < 1.5
     noise = images.std() * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     assert float(natural_image_energy(noise)) > 10 * images.numel()

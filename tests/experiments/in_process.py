@@ -44,6 +44,7 @@ class PoolInThisProcess:
 def run_in_process(path: Path, settings: ExperimentSettings, client: Client | None = None) -> RunDirectory:
     """Run a federation into ``path``; ``client`` answers in the place of the ClientApp."""
     experiment = prepare(settings)
+    settings = experiment.settings
     directory = RunDirectory.create(path, settings)
     grid = LocalGrid(client or build_client_app(settings), settings.federation.clients)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})

@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 
 from experiments.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from experiments.experiment import prepare
-from experiments.settings import ExperimentSettings
 from experiments.utility import Utility
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import ConfigError, build_model, scheduler_config, unet_config
+from fl_sim.diffusion import build_model, scheduler_config, unet_config
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 
@@ -144,17 +143,25 @@ def test_a_pair_of_sides_and_no_size_at_all_are_taken(tmp_path: Path, sample_siz
 
 def test_a_network_without_a_size_meets_the_images_that_do_not_go_through_it(tmp_path: Path) -> None:
     where = save_network(tmp_path / "model.safetensors", **FOUR, sample_size=None)
-    with pytest.raises(ConfigError, match="28x28 pixels"):
-        prepare(of_side(28, tiny_settings(where, "attack.name=none")))
+    with pytest.raises(SettingsError, match=r"data\.image_size = 28: images of 28x28 pixels"):
+        prepare(tiny_settings(where, "attack.name=none", "data.image_size=28"))
 
 
-def of_side(side: int, settings: ExperimentSettings) -> ExperimentSettings:
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"image_size": side})})
+def test_a_size_that_no_setting_can_agree_with_is_not_recommended(tmp_path: Path) -> None:
+    where = save_network(tmp_path / "model.safetensors", 8)
+    with pytest.raises(SettingsError, match=r"takes images of 8x8 pixels, .*greater than or equal to 11"):
+        prepare(tiny_settings(where, "attack.name=none"))
+
+
+def test_an_untrained_network_of_too_many_levels_is_one_line() -> None:
+    levels = "model.block_out_channels=[8,8,8,8]"
+    with pytest.raises(SettingsError, match=r"data\.image_size = 28: .*sides that are multiples of 8"):
+        prepare(tiny_settings("model.checkpoint=none", "data.image_size=28", levels, "attack.name=none"))
 
 
 def test_a_28_pixel_checkpoint_of_three_levels_runs(tmp_path: Path) -> None:
     where = save_network(tmp_path / "model.safetensors", 28)
-    settings = of_side(28, tiny_settings(where, "attack.name=tests.attacks.toy_attacks:Guess", "utility.every=0"))
+    settings = tiny_settings(where, "data.image_size=28", "attack.name=tests.attacks.toy_attacks:Guess")
     run = run_in_process(tmp_path / "run", settings)
     assert set(pd.read_csv(run.leakage_csv)["status"]) == {"ok"}
 

@@ -50,9 +50,9 @@ def test_the_help_teaches_without_waiting_for_torch() -> None:
         ("client.batch_size=many", ("client.batch_size = 'many'",)),
         ("client.batch_size", ("expected key=value",)),
         ("threat=secret", ("threat = 'secret'", "private")),
-        ("attack.name=residul", ("attack 'residul'", "did you mean 'residual'")),
+        ("attack.name=residul", ("attack.name = 'residul'", "did you mean 'residual'")),
         ("attack.workers=0", ("attack.workers = 0",)),
-        ("strategy.name=FedAvgg", ("strategy.name 'FedAvgg'", "did you mean 'FedAvg'")),
+        ("strategy.name=FedAvgg", ("strategy.name = 'FedAvgg'", "did you mean 'FedAvg'")),
         ("data.name=folder", ("data.path is not set",)),
         ("federation.clients_per_round=9", ("federation.clients_per_round = 9", "at most")),
         ("model.checkpoint=gone.safetensors", ("model.checkpoint = 'gone.safetensors'",)),
@@ -108,7 +108,7 @@ def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -
     assert "Noise as image" in output
     assert all(name in output for name in ("guess", "FedSGD", "Krum", "bundled", "astronaut", "paper-cifar100"))
     monkeypatch.setattr("attacks.attack._BUILT_IN", {"guess": "no.such:Attack"})
-    assert_refused(fl_sim("list"), "attack 'guess' cannot be imported")
+    assert_refused(fl_sim("list"), "attack 'guess': cannot be imported")
 
 
 def test_a_preset_or_file_that_is_not_there_is_one_line() -> None:

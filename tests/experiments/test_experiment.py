@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
-from experiments.checkpoint import Checkpoint, save_checkpoint
+from experiments.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment, build_recipe, prepare
-from fl_sim.config import SettingsError
+from experiments.settings import ExperimentSettings
+from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
 from fl_sim.defences.registry import create
 from fl_sim.diffusion import build_model, scheduler_config, unet_config
 from strategies.fed_sgd import FedSGD
@@ -39,7 +42,7 @@ def test_drawing_weights_leaves_the_global_generator_alone() -> None:
 
 
 def test_clients_that_send_gradients_get_fed_sgd_around_any_strategy() -> None:
-    strategy = prepared("strategy.name=FedMedian", "strategy.args={lr = 0.5, inner = 'FedAvg'}").strategy
+    strategy = prepared("strategy.name=FedMedian", "strategy.args.lr=0.5").strategy
     assert isinstance(strategy, FedSGD)
     assert isinstance(strategy.strategy, FedMedian)
     assert isinstance(prepared("client.update=weights", "strategy.name=FedAvg").strategy, FedAvg)
@@ -76,7 +79,10 @@ def test_a_defence_that_cannot_be_is_refused_before_anything_is_written() -> Non
             ],
             r"strategy\.args\.inner = 'FedSGD': takes gradients",
         ),
-        (["strategy.name=FedYogi"], "FedYogi does not combine gradients"),
+        (
+            ["strategy.name=FedYogi"],
+            r"strategy\.name = 'FedYogi': does not combine gradients .*or client\.update = 'weights'",
+        ),
         (["strategy.name=Bulyan", "federation.clients=4", "strategy.args.num_malicious_nodes=1"], "at least 7"),
         (["strategy.name=FedXgbCyclic"], "unknown"),
         (["strategy.name=FedMedian", "defence.name=secure-aggregation"], "FedMedian needs every client's update"),
@@ -111,21 +117,56 @@ def test_the_recipe_never_holds_the_private_seed() -> None:
         assert str(private) not in recipe.model_dump_json()
 
 
-def test_a_checkpoint_brings_its_own_model(tmp_path) -> None:
+@pytest.fixture
+def trained(tmp_path: Path) -> str:
+    """The path of a checkpoint: v-prediction, T = 50, channels 8 and 16, no attention."""
     model = unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
-    trained = Checkpoint(build_model(model).state_dict(), model, scheduler_config(50, "v_prediction"), {})
-    save_checkpoint(tmp_path / "trained.safetensors", trained)
-    checkpoint = f"model.checkpoint={tmp_path / 'trained.safetensors'}"
-    with pytest.raises(ValueError, match=r"model.prediction_type = 'epsilon': the checkpoint has 'v_prediction'"):
-        prepared(checkpoint)
-    with pytest.raises(ValueError, match=r"model.num_train_timesteps = 1000: the checkpoint has 50"):
-        prepared(checkpoint, "model.prediction_type=v_prediction")
-    agreeing = ("model.prediction_type=v_prediction", "model.num_train_timesteps=50")
-    with pytest.raises(ValueError, match=r"data.image_size = 32: the checkpoint has 16"):
-        prepared(checkpoint, "data.image_size=32", *agreeing)
-    experiment = prepared(checkpoint, *agreeing)
-    assert experiment.recipe.model == model
-    assert torch.equal(first_weight(experiment), trained.weights["conv_in.weight"])
+    weights = build_model(model).state_dict()
+    path = tmp_path / "trained.safetensors"
+    save_checkpoint(path, Checkpoint(weights, model, scheduler_config(50, "v_prediction"), {}))
+    return str(path)
+
+
+def beside(checkpoint: str, *overrides: str) -> Experiment:
+    base = {"client": {"seed": 1}, "federation": {"clients": 2}, "model": {"checkpoint": checkpoint}}
+    return prepare(resolve(load_settings(ExperimentSettings, base, [TOY, *overrides])))
+
+
+def test_a_checkpoint_brings_its_own_network_and_noise_schedule(trained: str) -> None:
+    experiment = beside(trained)
+    kept = load_checkpoint(Path(trained))
+    assert experiment.recipe.model == kept.model
+    assert experiment.recipe.scheduler == kept.scheduler
+    assert torch.equal(first_weight(experiment), kept.weights["conv_in.weight"])
+    written = dump_toml(experiment.settings)
+    assert not any(f"{key.partition('.')[2]} = " in written for key in BROUGHT_BY_CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.prediction_type=epsilon", r"model.prediction_type = 'epsilon': the checkpoint has 'v_prediction'"),
+        ("model.num_train_timesteps=1000", r"model.num_train_timesteps = 1000: the checkpoint has 50"),
+        ("model.block_out_channels=[32,64]", r"model.block_out_channels = \[32, 64\]: the checkpoint has \[8, 16\]"),
+        ("model.layers_per_block=2", r"model.layers_per_block = 2: the checkpoint has 1"),
+        ("model.norm_num_groups=8", r"model.norm_num_groups = 8: the checkpoint has 4"),
+        ("model.attention=true", r"model.attention = True: the checkpoint has False"),
+        ("data.image_size=32", r"data.image_size = 32: the checkpoint has 16"),
+    ],
+)
+def test_settings_that_say_something_else_than_the_checkpoint_are_refused(
+    trained: str, override: str, complaint: str
+) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        beside(trained, override)
+
+
+def test_settings_that_say_what_the_checkpoint_is_are_recorded(trained: str) -> None:
+    agreeing = ("model.prediction_type=v_prediction", "model.block_out_channels=[8,16]", "model.attention=false")
+    written = dump_toml(beside(trained, *agreeing).settings)
+    assert 'prediction_type = "v_prediction"' in written
+    assert "attention = false" in written
+    assert "layers_per_block" not in written
 
 
 @pytest.mark.parametrize(

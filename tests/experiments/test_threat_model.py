@@ -23,7 +23,7 @@ from experiments.settings import ExperimentSettings, load_run
 from fl_sim.client_app import build_client_app, private_draw
 from fl_sim.diffusion import build_model, trainable_parameters
 from fl_sim.draws import derive_seed
-from fl_sim.images import load_images
+from fl_sim.images.sources import list_images
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, TRAIN_LOSS
 from tests.experiments.in_process import Client, run_in_process
 from tests.experiments.made_up_run import tiny_settings
@@ -163,7 +163,7 @@ def test_no_attack_and_no_strategy_is_at_work_when_the_settings_of_a_run_are_rea
 def test_the_bundled_checkpoint_never_saw_a_photograph_that_the_demos_clients_hold() -> None:
     trained_on = set(load_checkpoint(BUNDLED).notes["photographs"])
     data = load_run("demo").data
-    held = set(load_images(data).photographs)
+    held = set(list_images(data).photographs)
     assert trained_on
     assert held == set(data.photographs)
     assert not trained_on & held

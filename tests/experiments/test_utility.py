@@ -12,7 +12,7 @@ from experiments.experiment import prepare
 from experiments.report import build_report
 from experiments.utility import DISTANCE, LOSS, STRATA, Utility, column, heldout_loss, patch_distance, sample, strata
 from fl_sim.diffusion import build_scheduler, scheduler_config
-from fl_sim.images import HELD_OUT_PHOTOGRAPHS
+from fl_sim.images.bundled import HELD_OUT_PHOTOGRAPHS
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 

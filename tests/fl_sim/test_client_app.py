@@ -3,12 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
+from PIL import Image
 
 from fl_sim import diffusion
-from fl_sim.client_app import app, build_client_app, local_training, private_draw
+from fl_sim.client_app import app, build_client_app, check_images, local_training, private_draw
 from fl_sim.config import Settings, SettingsError, dump_toml
 from fl_sim.draws import derive_seed
-from fl_sim.images import load_images, partition
+from fl_sim.images import folder
+from fl_sim.images.partition import partition
+from fl_sim.images.sources import list_images
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, Recipe
 from tests.fl_sim.federations import initial_arrays, node_context, tiny_recipe, tiny_settings, weights_recipe
 
@@ -27,7 +30,7 @@ def reply_of(recipe: Recipe, settings: Settings, client: int = 1) -> RecordDict:
 def test_a_client_draws_from_its_own_images_and_differently_each_round() -> None:
     settings, recipe = tiny_settings(), tiny_recipe(batch_size=4)
     images, noise, timesteps = private_draw(settings, recipe, 1, 1)
-    held = load_images(settings.data).images[list(partition(settings.data, 3, 11)[1])]
+    held = list_images(settings.data).decode(partition(settings.data, 3, 11)[1])
     assert all(any(torch.equal(image, own) for own in held) for image in images)
     assert images.shape == noise.shape == (4, 3, 16, 16)
     assert timesteps.shape == (4,)
@@ -50,6 +53,62 @@ def test_in_the_known_threat_model_the_server_dictates_all_but_the_images() -> N
     assert not torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])
     assert torch.equal(one[2], other[2])
+
+
+def folder_settings(path: Path, files: int) -> Settings:
+    for number in range(files):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(path / f"{number}.png")
+    return tiny_settings(
+        "data.name=folder", f"data.path={path}", "data.partition=iid", "federation.clients=2", "federation.rounds=2"
+    )
+
+
+def test_a_client_decodes_what_it_draws_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, recipe = folder_settings(tmp_path, 40), tiny_recipe(batch_size=3)
+    decoded, read = [], folder.read_rgb
+    monkeypatch.setattr(folder, "read_rgb", lambda path, name: decoded.append(path) or read(path, name))
+    drawn = private_draw(settings, recipe, 1, 1)[0]
+    again = private_draw(settings, recipe, 1, 1)[0]
+    assert torch.equal(drawn, again)
+    assert len(decoded) == 3
+
+
+def test_every_image_that_a_run_draws_is_decoded_before_it_starts(tmp_path: Path) -> None:
+    settings, recipe = folder_settings(tmp_path, 40), tiny_recipe(batch_size=2)
+    check_images(settings, recipe)
+    names = list_images(settings.data).photographs
+    reds = {
+        round((private_draw(settings, recipe, client, server_round)[0][index, 0, 0, 0].item() + 1) * 127.5)
+        for client in range(2)
+        for server_round in (1, 2)
+        for index in range(2)
+    }
+    drawn = {names.index(f"{red}.png") for red in reds}
+    whole = (tmp_path / "0.png").read_bytes()
+    for index, name in enumerate(names):
+        path = tmp_path / name
+        kept = path.read_bytes()
+        path.write_bytes(whole[:-30])
+        list_images.cache_clear()
+        if index in drawn:
+            with pytest.raises(SettingsError, match=rf"/{name}: not a readable image"):
+                check_images(settings, recipe)
+        else:
+            check_images(settings, recipe)
+            with pytest.raises(SettingsError, match=rf"/{name}: not a readable image"):
+                check_images(settings, recipe, others=[index])
+        path.write_bytes(kept)
+
+
+def test_a_file_that_is_no_image_is_found_though_nobody_draws_it(tmp_path: Path) -> None:
+    settings = folder_settings(tmp_path, 40)
+    for number in range(40):
+        (tmp_path / f"{number}.png").rename(tmp_path / f"{number}.kept")
+        (tmp_path / f"{number}.png").touch()
+        list_images.cache_clear()
+        with pytest.raises(SettingsError, match=rf"/{number}\.png: not a readable image: the file is empty"):
+            check_images(settings, tiny_recipe(batch_size=1))
+        (tmp_path / f"{number}.kept").rename(tmp_path / f"{number}.png")
 
 
 def test_an_unresolved_private_seed_is_refused() -> None:
@@ -131,7 +190,7 @@ def test_with_epochs_a_client_trains_on_every_image_that_it_holds_as_often() -> 
     held = partition(settings.data, 3, 11)[1]
     images, noise, timesteps = private_draw(settings, recipe, 1, 1)
     assert len(images) == len(noise) == len(timesteps) == 2 * len(held)
-    own = load_images(settings.data).images[list(held)]
+    own = list_images(settings.data).decode(held)
     times = [sum(torch.equal(image, one) for image in images) for one in own]
     assert times == [2] * len(held)
     assert reply_of(recipe, settings)[METRICS]["num-examples"] == 2 * len(held)

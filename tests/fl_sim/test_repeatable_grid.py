@@ -1,9 +1,10 @@
+import time
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from flwr.app import Message
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, strategy_utils
 
 from fl_sim.client_app import build_client_app
 from fl_sim.repeatable_grid import FederationError, RepeatableGrid
@@ -101,3 +102,26 @@ def test_more_supernodes_than_clients_are_refused() -> None:
     grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 2, timeout=1.0)
     with pytest.raises(FederationError, match=r"indices \[0, 1, 2\]: federation\.clients = 2 needs as many SuperNodes"):
         grid.get_node_ids()
+
+
+@pytest.mark.parametrize("asked", ["min_available_nodes", "min_train_nodes"])
+def test_a_strategy_that_waits_for_more_clients_than_there_are_is_waited_for_only_so_long(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy_utils, "sleep", lambda _: time.sleep(0.02))
+    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 3, timeout=0.2)
+    strategy = FedAvg(fraction_evaluate=0.0, **{asked: 4})
+    with pytest.raises(FederationError, match=r"round 1: the strategy has waited 0\.2 s for more clients than the 3"):
+        strategy.start(grid, initial_arrays(RECIPE), num_rounds=1, train_config=RECIPE.to_config())
+
+
+def test_asking_often_or_late_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 3, timeout=100.0)
+    for _ in range(50):
+        grid.get_node_ids()
+    clock = iter(range(0, 100_000, 90))
+    monkeypatch.setattr("fl_sim.repeatable_grid.time.monotonic", lambda: next(clock))
+    for _ in range(20):
+        grid.send_and_receive([])
+        for _ in range(2):
+            grid.get_node_ids()

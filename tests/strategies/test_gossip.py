@@ -217,5 +217,5 @@ def test_a_peer_that_is_down_hears_nothing_and_a_silent_neighbour_is_not_seen() 
 
 
 def test_a_curious_peer_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(StrategyError, match="curious peer 8: allowed: 0 to 7"):
+    with pytest.raises(StrategyError, match=r"peers = \[8\]: there is no peer 8; allowed: 0 to 7"):
         CuriousPeers(Gossip(peers=8), (8,), sink=Notes())

@@ -18,6 +18,7 @@ from fl_sim.wire import Recipe, dictated_draw
 from strategies.errors import StrategyError
 from strategies.fed_sgd import FedSGD
 from strategies.honest_but_curious import HonestButCurious
+from strategies.registry import available, build_strategy
 from tests.strategies.stub_federation import (
     GRADIENTS,
     NODES,
@@ -329,8 +330,41 @@ def test_dictated_clipping_holds_beside_what_is_known_of_a_defence():
     assert {seen.circumstances.defence for seen in notes.seen.values()} == {Defence(noise_std=0.1, clip_norm=0.5)}
 
 
+class OwnRounds(FedAvg):
+    def start(self, *_, **__):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("strategy", [OwnRounds(), FedSGD(OwnRounds())], ids=["alone", "wrapped"])
+def test_rounds_of_its_own_are_not_replaced_behind_a_strategys_back(strategy):
+    with pytest.raises(StrategyError, match=r"^strategy = 'OwnRounds': has a start of its own"):
+        HonestButCurious(strategy, sink=Notes())
+
+
+@pytest.mark.parametrize("name", available())
+def test_of_flowers_strategies_none_is_refused(name):
+    needed = {"client_learning_rate": 0.1, "noise_multiplier": 0.0, "clipping_norm": 1.0, "num_sampled_clients": 2}
+    HonestButCurious(build_strategy(name, offers=needed), sink=Notes())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workers": 0}, "^workers = 0: must be at least 1"),
+        ({"attacks": {"gidm": {"recipe": "x"}}}, "^attack 'gidm': recipe = 'x': "),
+        ({"attacks": ["residual"]}, "^directory = .*: already holds captures"),
+    ],
+)
+def test_mistakes_are_named_as_they_were_made(tmp_path, arguments, message):
+    (tmp_path / "captures").mkdir()
+    (tmp_path / "captures" / "an-old-one").touch()
+    directory = tmp_path if arguments == {"attacks": ["residual"]} else tmp_path / "new"
+    with pytest.raises(ValueError, match=message):
+        HonestButCurious(FedAvg(), **arguments, directory=directory)
+
+
 def test_an_unknown_attack_is_refused_at_once(tmp_path):
-    with pytest.raises(AttackError, match="'residul' is unknown"):
+    with pytest.raises(AttackError, match="attack 'residul': unknown"):
         HonestButCurious(FedAvg(), attacks=["residul"], directory=tmp_path)
 
 

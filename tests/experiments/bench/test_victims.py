@@ -10,7 +10,8 @@ from experiments.checkpoint import BUNDLED
 from fl_sim import diffusion
 from fl_sim.config import DataSettings
 from fl_sim.diffusion import LocalOptimizer
-from fl_sim.images import TRAINING_PHOTOGRAPHS, load_images
+from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS
+from fl_sim.images.sources import list_images
 
 SEED = 5
 
@@ -121,7 +122,7 @@ def test_the_other_defences_leave_what_they_say(plain: Victim) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_there_are_images_for_every_network(network: str) -> None:
     size = NETWORKS[network]["sample_size"]
-    assert len(load_images(DataSettings(photographs=PHOTOGRAPHS, image_size=size)).images) == 32
+    assert len(list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=size))) == 32
 
 
 def test_every_kind_of_case_makes_an_observation() -> None:

@@ -36,18 +36,26 @@ def test_every_defence_goes_by_its_own_name_and_needs_no_argument(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("topk", {}, r"defence\.name = 'topk': unknown; available: clip-noise, .*; did you mean 'top-k'\?"),
-        ("nonsense:Class", {}, r"defence\.name = 'nonsense:Class': cannot be imported: No module named 'nonsense'"),
-        ("pathlib:Path", {}, r"defence\.name = 'pathlib:Path': no subclass of fl_sim\.defences\.defence\.Defence"),
-        ("top-k", {"fraction": 0}, r"defence\.args\.fraction = 0: input should be greater than 0"),
-        ("top-k", {"fractoin": 0.1}, r"defence\.args\.fractoin = 0\.1: .*top-k takes: fraction; did you mean 'fract"),
-        ("secure-aggregation", {"k": 1}, r"defence\.args\.k = 1: unknown argument; secure-aggregation takes: none"),
+        ("topk", {}, r"unknown; available: clip-noise, .*; did you mean 'top-k'\?"),
+        ("nonsense:Class", {}, "cannot be imported: ModuleNotFoundError: No module named 'nonsense'"),
+        ("pathlib:Path", {}, r"no subclass of fl_sim\.defences\.defence\.Defence"),
+        ("fl_sim.defences.defence:UpdateDefence", {}, "abstract, it lacks protect"),
+        ("top-k", {"fraction": 0}, r"fraction = 0: input should be greater than 0"),
+        ("top-k", {"fractoin": 0.1}, r"fractoin = 0\.1: .*top-k takes: fraction; did you mean 'fract"),
+        ("secure-aggregation", {"k": 1}, "k = 1: unknown argument; secure-aggregation takes: none"),
     ],
 )
 def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(name: str, arguments: dict, message: str) -> None:
-    with pytest.raises(SettingsError, match=message) as caught:
+    with pytest.raises(SettingsError, match=f"^defence '{name}': {message}") as caught:
         create(name, arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_what_came_from_settings_is_named_as_there() -> None:
+    with pytest.raises(SettingsError, match=r"^defence\.name = 'topk': unknown"):
+        create("topk", table="defence")
+    with pytest.raises(SettingsError, match=r"^defence\.args\.fraction = 0: "):
+        create("top-k", {"fraction": 0}, table="defence")
 
 
 def test_a_third_partys_defence_is_found_by_its_entry_point(plugin: None) -> None:

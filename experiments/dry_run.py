@@ -1,0 +1,102 @@
+"""What a run is going to do, tried on one batch: what fails here would fail in every round.
+
+Client 0 trains on the first batch of its first round and replies as it would in the run; the server makes an
+Observation of the reply, and every attack says whether it could work on it.
+"""
+
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+
+from attacks.attack import create
+from attacks.observation import CaptureError, Defence, Sighting
+from experiments.experiment import Experiment
+from fl_sim.client_app import build_client_app
+from fl_sim.config import NO_CHECKPOINT, SettingsError
+from fl_sim.diffusion import ConfigError, count_parameters
+from fl_sim.images.description import describe_images
+from fl_sim.images.partition import partition
+from fl_sim.local_grid import LocalGrid
+from fl_sim.repeatable_grid import one_line
+from fl_sim.wire import ARRAYS, CONFIG, METRICS, ROUND, TRAIN_LOSS, arrays_in
+from strategies.honest_but_curious import View, make_observation
+
+_CLIENT, _NODE, _ROUND = 0, 1, 1
+
+
+@dataclass(frozen=True)
+class FirstBatch:
+    """The training loss of one batch, and the size of the reply in bytes."""
+
+    loss: float
+    size: int
+
+
+def try_first_batch(experiment: Experiment) -> FirstBatch:
+    """Train one batch as client 0 would, and see that the attacks could work on what the server would see of it.
+
+    Raises:
+        SettingsError: if the batch cannot be trained, or its update not be observed.
+        AttackError: if an attack needs to know what the server will not know.
+    """
+    reply = _train_one_batch(experiment)
+    if experiment.settings.attack.names:
+        _check_attacks(experiment, reply)
+    return FirstBatch(
+        loss=float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])),
+        size=sum(len(array.data) for array in arrays_in(reply.content).values()),
+    )
+
+
+def describe(experiment: Experiment) -> list[str]:
+    """What the run is going to do: a line or two each for the model, the images, the rounds and the attacks."""
+    settings, recipe = experiment.settings, experiment.recipe
+    federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
+    model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
+    part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
+    steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
+    update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
+    lines = [
+        f"model: {model}, {count_parameters(experiment.weights.values()):,} parameters{part}",
+        *describe_images(settings),
+        f"rounds: {federation.rounds}, in each of which {federation.clients_per_round} of {federation.clients} clients "
+        f"send {update} at batch size {client.batch_size}; strategy: {settings.strategy.name}",
+    ]
+    if defence.name != "none":
+        lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
+    lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
+    return lines
+
+
+def _train_one_batch(experiment: Experiment) -> Message:
+    recipe = experiment.recipe.model_copy(update={"local_steps": 1, "epochs": None})
+    config = recipe.to_config()
+    config[ROUND] = _ROUND
+    content = RecordDict({ARRAYS: ArrayRecord(experiment.weights), CONFIG: config})
+    grid = LocalGrid(build_client_app(experiment.settings), [_NODE])
+    try:
+        [reply] = grid.send_and_receive([Message(content, _NODE, MessageType.TRAIN)])
+    except (SettingsError, ConfigError):
+        raise
+    except Exception as error:  # whatever a network, a defence or the device can raise
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise SettingsError(f"client {_CLIENT} cannot train its first batch: {reason}") from error
+    return reply
+
+
+def _check_attacks(experiment: Experiment, reply: Message) -> None:
+    """See that every attack could work on the update, as if all local steps had been taken."""
+    settings, recipe, defence = experiment.settings, experiment.recipe, experiment.defence
+    told = defence.disclosure(recipe) if settings.attack.knows_defence else {}
+    held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)[_CLIENT]
+    view = View(
+        Sighting(_ROUND, _CLIENT), lambda: experiment.weights, arrays_in(reply.content), recipe.samples(len(held))
+    )
+    summed = (settings.federation.clients_per_round or 1) if defence.sum_only else 1
+    sighting = Sighting(_ROUND, _CLIENT if summed == 1 else -1)
+    try:
+        seen = make_observation(recipe, sighting, [view] * summed, Defence(**told) if told else None)
+    except CaptureError as error:
+        raise SettingsError(f"the server could not read an update: {error}") from error
+    for name, arguments in settings.attack.arguments.items():
+        create(name, arguments, "attack").check(seen)

@@ -1,0 +1,183 @@
+"""A strategy asked before the run whom it would train, on a Grid whose clients are never asked anything."""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy, strategy_utils
+from flwr.supercore.task_identity import TaskIdentity
+from typing_extensions import override
+
+from attacks.workers import failure_reason
+from experiments.settings import ExperimentSettings
+from fl_sim.config import SettingsError
+from fl_sim.local_grid import LocalGrid
+from fl_sim.repeatable_grid import reseed_sampling
+from fl_sim.wire import ARRAYS, CONFIG, RECIPE, ROUND
+from strategies.gossip import Gossip
+from strategies.layers import layers
+
+ROUNDS = 8
+"""In so many rounds, at most, a strategy is asked whom it would train."""
+
+POLLS = 10
+"""A strategy that asks for the nodes more often than this before it sends anything waits for more of them."""
+
+SAMPLE_SIZE = ("fraction_train", "min_train_nodes")
+"""Flower's arguments that say together how many clients train: given one of them, the other keeps its default."""
+
+
+def rehearse(
+    build: Callable[[], Strategy], settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord
+) -> set[int]:
+    """The numbers of clients that a strategy trains in its first rounds; empty if only clients' answers would tell.
+
+    It is asked as in a run that starts from ``arrays`` and tells clients ``config``. What ``build`` makes is thrown
+    away, and random numbers are left as they were.
+
+    Raises:
+        SettingsError: if it asks what cannot happen: more clients than there are, or none, or what they do not know.
+    """
+    with _undisturbed():
+        grid = _Rehearsal(settings.seed, settings.federation.clients)
+        strategy = build()
+        if isinstance(strategy, Gossip):
+            return {settings.federation.clients}
+        try:
+            trained = {_trained_at_first(strategy, settings, arrays, config, grid)}
+            _start_evaluation(strategy, arrays, grid)
+            return trained | _trained_later(strategy, settings.federation.rounds, arrays, config, grid)
+        except _WaitsForNodesError:
+            raise _too_many_wanted(settings, strategy) from None
+        except _AsksClientsError:
+            return set()
+
+
+class _WaitsForNodesError(BaseException):
+    """No Exception: a strategy that waits may catch those, and go on waiting."""
+
+
+class _AsksClientsError(BaseException):
+    """The strategy wants to hear from clients before it says whom it trains."""
+
+
+class _Rehearsal(LocalGrid):
+    """A Grid that samples as the run does, counts how often it is asked for its nodes, and has nobody who answers."""
+
+    def __init__(self, seed: int, clients: int) -> None:
+        super().__init__(_ask_nobody, range(1000, 1000 + clients))
+        self.seed = seed
+        self.enter_round(1)
+
+    def enter_round(self, number: int) -> None:
+        """Sample for that round from now on, and count anew."""
+        self.round, self.asked = number, 0
+
+    @override
+    def get_node_ids(self) -> list[int]:
+        self.asked += 1
+        if self.asked > POLLS:
+            raise _WaitsForNodesError
+        reseed_sampling(self.seed, self.round)
+        return super().get_node_ids()
+
+
+def _ask_nobody(*_: Any) -> NoReturn:
+    raise _AsksClientsError
+
+
+def _trained_at_first(
+    strategy: Strategy, settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord, grid: _Rehearsal
+) -> int:
+    """How many clients round 1 trains, if these can do what it asks."""
+    subject = cause(settings, SAMPLE_SIZE)
+    try:
+        messages = list(strategy.configure_train(1, arrays, config, grid))
+        asked = {message.metadata.dst_node_id for message in messages}
+    except Exception as error:
+        raise SettingsError(f"{subject}: cannot configure round 1: {failure_reason(error)}") from error
+    if not asked:
+        raise SettingsError(f"{subject}: trains nobody")
+    if strangers := asked - grid.nodes.keys():
+        raise SettingsError(f"{subject}: addresses node {min(strangers)}, which is none of those that the Grid names")
+    for message in messages:
+        _check_content(settings, message)
+    return len(asked)
+
+
+def _start_evaluation(strategy: Strategy, arrays: ArrayRecord, grid: _Rehearsal) -> None:
+    """See whether the evaluation would wait; whatever else becomes of it, nobody evaluates."""
+    grid.enter_round(1)
+    with suppress(Exception, _AsksClientsError):
+        list(strategy.configure_evaluate(1, arrays, ConfigRecord(), grid))
+
+
+def _trained_later(
+    strategy: Strategy, rounds: int, arrays: ArrayRecord, config: ConfigRecord, grid: _Rehearsal
+) -> set[int]:
+    """The numbers of clients in the next rounds, up to one that would need what training brings."""
+    trained = set()
+    with suppress(Exception, _WaitsForNodesError, _AsksClientsError):
+        for number in range(2, min(rounds, ROUNDS) + 1):
+            grid.enter_round(number)
+            trained.add(len(list(strategy.configure_train(number, arrays, config, grid))))
+    return trained
+
+
+def _check_content(settings: ExperimentSettings, message: Message) -> None:
+    """Refuse a message in which clients would look in vain for the weights, the recipe or the round."""
+    if ARRAYS not in message.content.array_records:
+        subject = cause(settings, ("arrayrecord_key",))
+        raise SettingsError(f"{subject}: clients look for the weights in the record {ARRAYS!r} of a message")
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    if missing := {RECIPE, ROUND} - config.keys():
+        subject = cause(settings, ("configrecord_key",))
+        raise SettingsError(f"{subject}: clients look for {min(missing)!r} in the record {CONFIG!r} of a message")
+
+
+def _too_many_wanted(settings: ExperimentSettings, strategy: Strategy) -> SettingsError:
+    """What to say of a strategy that waits for more clients than there are."""
+    clients = settings.federation.clients
+    for layer in layers(strategy):
+        for key, most in (("min_available_nodes", clients), ("min_train_nodes", clients), ("fraction_train", 1)):
+            value = getattr(layer, key, None)
+            if isinstance(value, int | float) and value > most:
+                unless = "" if key in settings.strategy.args else " (by default)"
+                return SettingsError(
+                    f"strategy.args.{key} = {value!r}{unless}: {type(layer).__name__} waits for more clients than "
+                    f"there are, federation.clients = {clients}"
+                )
+    return SettingsError(
+        f"{cause(settings, SAMPLE_SIZE)}: waits for more clients than there are, federation.clients = {clients}"
+    )
+
+
+def cause(settings: ExperimentSettings, keys: Iterable[str]) -> str:
+    """The strategy's arguments that the user gave among ``keys``; its name if there are none."""
+    given = [f"strategy.args.{key} = {settings.strategy.args[key]!r}" for key in keys if key in settings.strategy.args]
+    return ", ".join(given) or f"strategy.name = {settings.strategy.name!r}"
+
+
+_IDENTITY = ("_task_id", "_run_id", "_node_id")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep random numbers, Flower's log and its identity of the run as they are; Flower does not sleep meanwhile."""
+    log, identity = logging.getLogger("flwr"), {key: vars(TaskIdentity)[key] for key in _IDENTITY}
+    states, silent, sleep = (random.getstate(), np.random.get_state()), log.disabled, strategy_utils.sleep
+    log.disabled, strategy_utils.sleep = True, lambda _: None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        log.disabled, strategy_utils.sleep = silent, sleep
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for key, value in identity.items():
+            setattr(TaskIdentity, key, value)

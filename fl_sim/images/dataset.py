@@ -1,0 +1,138 @@
+"""Images of a Hugging Face dataset: a hub id, a local folder in one of its formats, or what ``save_to_disk`` wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from fl_sim.config import DataSettings, SettingsError, nearest
+from fl_sim.images.image_set import ImageSet
+from fl_sim.images.pixels import printable, read_rgb, square
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def list_dataset(settings: DataSettings) -> ImageSet:
+    """The rows of split ``data.split``, each image cropped to its central square.
+
+    Raises:
+        SettingsError: if there is no such dataset, split or column, or several columns could be meant.
+    """
+    import datasets  # here, because it takes seconds that the other sources spare
+
+    rows = _load(settings).with_format(None)
+    if len(rows) == 0:
+        raise SettingsError(f"data.name = {settings.name!r}: no rows in split {settings.split!r}")
+    image, label = _image_column(settings, rows), _label_column(settings, rows)
+    used = rows.select(range(min(settings.limit or len(rows), len(rows))))
+    encoded = used.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+
+    def crop(index: int) -> Image.Image:
+        name = f"data.name = {settings.name!r}: row {index} of split {settings.split!r}"
+        return square(read_rgb(_source(encoded[index][image], name), name), settings.image_size)
+
+    return ImageSet(
+        settings.image_size,
+        photographs=tuple(f"{settings.split}/{index}" for index in range(len(used))),
+        labels=tuple(str(value) for value in used.select_columns([label])[:][label]) if label else (),
+        remedy=_remedy(rows),
+        crop=crop,
+        found=len(rows),
+    )
+
+
+def _load(settings: DataSettings) -> "Dataset":
+    import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    if settings.name in _PACKAGED_DATASETS_MODULES:
+        raise SettingsError(
+            f"data.name = {settings.name!r}: a format, not a dataset: give the folder's path as data.name"
+        )
+    folder = Path(settings.name)
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        if not saved:
+            return datasets.load_dataset(settings.name, split=settings.split)
+        loaded = datasets.load_from_disk(folder)
+    except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
+        raise _not_loaded(settings, " ".join(str(error).split())) from error
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if settings.split not in splits:
+        raise SettingsError(
+            f"data.split = {settings.split!r}: no split of {settings.name!r}; allowed: "
+            f"{', '.join(splits)}{nearest(settings.split, splits)}"
+        )
+    return splits[settings.split]
+
+
+def _not_loaded(settings: DataSettings, reason: str) -> SettingsError:
+    if reason.startswith("Unknown split"):
+        return SettingsError(f"data.split = {settings.split!r}: {reason}")
+    return SettingsError(
+        f"data.name = {settings.name!r}: not 'bundled' or 'folder', and no dataset of that name could be loaded: "
+        f"{printable(reason[:200])}{nearest(settings.name, ('bundled', 'folder'))}"
+    )
+
+
+def _image_column(settings: DataSettings, rows: "Dataset") -> str:
+    import datasets
+
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    if not columns:
+        raise SettingsError(f"data.name = {settings.name!r}: no image column among {', '.join(rows.features)}")
+    if settings.image_column is None and len(columns) > 1:
+        raise SettingsError(
+            f"data.image_column is not set, and {settings.name!r} has several: allowed: {', '.join(columns)}"
+        )
+    return _chosen("data.image_column", settings.image_column or columns[0], columns, rows, "images")
+
+
+def _label_column(settings: DataSettings, rows: "Dataset") -> str | None:
+    """The column chosen; else the only one of classes; else one called "label"; else none."""
+    if settings.label_column is not None:
+        return _chosen("data.label_column", settings.label_column, _label_columns(rows), rows, "labels")
+    classes = _class_columns(rows)
+    if classes:
+        return classes[0] if len(classes) == 1 else None
+    return "label" if "label" in _label_columns(rows) else None
+
+
+def _chosen(key: str, column: str, allowed: Sequence[str], rows: "Dataset", content: str) -> str:
+    if column in allowed:
+        return column
+    problem = f"no column of {content}" if column in rows.features else "no such column"
+    choices = ", ".join(allowed) or "none of its columns"
+    raise SettingsError(f"{key} = {column!r}: {problem}; allowed: {choices}{nearest(column, allowed)}")
+
+
+def _class_columns(rows: "Dataset") -> list[str]:
+    import datasets
+
+    return [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+
+
+def _label_columns(rows: "Dataset") -> list[str]:
+    """Columns of classes, strings, whole numbers or truth values."""
+    import datasets
+
+    kinds = ("string", "large_string", "int", "uint", "bool")
+    return [
+        name
+        for name, feature in rows.features.items()
+        if isinstance(feature, datasets.Value | datasets.ClassLabel) and feature.dtype.startswith(kinds)
+    ]
+
+
+def _remedy(rows: "Dataset") -> str:
+    columns = _class_columns(rows) or _label_columns(rows)
+    return f"set data.label_column to one of {', '.join(columns)}" if columns else "choose another data.partition"
+
+
+def _source(value: dict[str, Any] | None, name: str) -> Path | bytes:
+    """The image file of a row, or its path."""
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise SettingsError(f"{name}: no image")
+    return Path(value["path"]) if value["bytes"] is None else value["bytes"]

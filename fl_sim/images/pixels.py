@@ -1,0 +1,122 @@
+"""From an image file of any kind to RGB pixels: upright, opaque, eight bits; the same rules for every source."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from fl_sim.config import SettingsError
+
+_SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
+
+
+def identify(source: Path | bytes, name: str) -> None:
+    """Read the header of an image file, given by its path or content; ``name`` is what an error calls it.
+
+    Raises:
+        SettingsError: if it is no image, or one whose pixels have no known range.
+    """
+    with _opened(source, name):
+        pass
+
+
+def read_rgb(source: Path | bytes, name: str) -> Image.Image:
+    """The (first) picture in an image file, RGB; ``name`` is what an error calls it.
+
+    Turned as its EXIF orientation says; what is transparent shows white; 16-bit grey is scaled by its range.
+
+    Raises:
+        SettingsError: if it cannot be read, or its pixels have no known range.
+    """
+    with _opened(source, name) as picture:
+        picture.load()
+        upright = _upright(picture)
+        if picture.mode.startswith("I"):
+            return _from_sixteen_bits(upright, white_is_zero=_photometric(picture) == 0)
+        return _over_white(upright) if upright.has_transparency_data else upright.convert("RGB")
+
+
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """The largest centred square of the picture, resized to ``size``."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def to_tensor(pictures: Sequence[Any]) -> Tensor:
+    """RGB pictures of one size as float32 [N,3,H,W] in [-1, 1]."""
+    pixels = np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def printable(text: str) -> str:
+    """The text as it is, or with escapes where it would break a line or cannot be encoded."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of panoramas, damaged EXIF data …; what cannot be read is an error
+            # Not by its path: Pillow maps some files into memory then, and turns such a TIFF file twice.
+            with (
+                source.open("rb") if isinstance(source, Path) else BytesIO(source) as file,
+                Image.open(file) as picture,
+            ):
+                _check_pixels(picture)
+                yield picture
+    except Exception as error:  # for a damaged file Pillow raises anything from OSError to struct.error
+        raise SettingsError(f"{printable(name)}: not a readable image: {_reason(source, error)}") from error
+
+
+def _check_pixels(picture: Image.Image) -> None:
+    """Refuse pixels without a known range; a 32-bit image has one only in formats that hold no more than 16 bits."""
+    if picture.mode in _EIGHT_BITS | _SIXTEEN_BITS or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        return
+    if kind := {"F": "floating-point", "I": "32-bit integer"}.get(picture.mode):
+        raise ValueError(f"{kind} pixels have no known range; scale them and save as 8- or 16-bit PNG")
+    raise ValueError(f"{picture.mode} pixels; save it as RGB")
+
+
+def _reason(source: Path | bytes, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        return "no image format that is known" if size else "the file is empty"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return printable(" ".join(reason.split())) or type(error).__name__
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    with suppress(Exception):  # EXIF data that cannot be read tells no orientation
+        return ImageOps.exif_transpose(picture)
+    return picture
+
+
+def _photometric(picture: Image.Image) -> int | None:
+    """What a TIFF file's values mean, 0 that white is zero, which Pillow heeds at eight bits only; else None."""
+    return getattr(picture, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+
+
+def _from_sixteen_bits(picture: Image.Image, white_is_zero: bool) -> Image.Image:
+    levels = np.asarray(picture).astype(np.int32)
+    grey = ((levels + 128) // 257).astype(np.uint8)
+    grey = 255 - grey if white_is_zero else grey
+    if isinstance(transparent := picture.info.get("transparency"), int):
+        grey[levels == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

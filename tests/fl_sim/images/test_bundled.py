@@ -1,0 +1,58 @@
+from hashlib import sha256
+
+import pytest
+import torch
+
+from fl_sim.config import DataSettings, SettingsError
+from fl_sim.images.bundled import PHOTOGRAPHS, TRAINING_PHOTOGRAPHS
+from fl_sim.images.sources import list_images
+
+EVERYTHING = tuple(PHOTOGRAPHS)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_tiles_are_detailed_photographs_in_range(size: int) -> None:
+    held = list_images(DataSettings(image_size=size))
+    images = held.decode(range(len(held)))
+    assert images.shape == (88, 3, size, size)
+    assert images.dtype == torch.float32
+    assert images.min() >= -1
+    assert images.max() <= 1
+    assert (images.std(dim=(1, 2, 3)) > 0.02).float().mean() > 0.9
+    assert [held.photographs.count(name) for name in DataSettings().photographs] == [16, 24, 24, 24]
+
+
+@pytest.mark.parametrize("size", [11, 27, 28, 100])
+def test_photographs_are_cut_at_any_size_into_tiles_that_lie_within(size: int) -> None:
+    held = list_images(DataSettings(photographs=EVERYTHING, image_size=size))
+    last = [max(i for i, owner in enumerate(held.photographs) if owner == name) for name in EVERYTHING]
+    images = held.decode(last)
+    assert images.shape == (len(EVERYTHING), 3, size, size)
+    assert all(held.photographs.count(name) % 4 == 0 for name in EVERYTHING)
+    edges = torch.cat([images[:, :, -1], images[:, :, :, -1]], dim=-1)
+    assert (edges > -1).flatten(1).any(dim=1).all(), "a tile beyond the edge is black there"
+
+
+def test_truths_of_old_runs_can_be_repeated() -> None:
+    """The pixels that every reported figure was measured against."""
+    held = list_images(DataSettings(photographs=EVERYTHING, image_size=32))
+    digest = sha256(held.decode(range(len(held))).numpy().tobytes()).hexdigest()
+    assert digest == "3c97d4e7563af165dd89008a8c0d044d15bbfd6920e96c93296312f8268f0470"
+
+
+def test_the_default_clients_hold_no_training_photograph() -> None:
+    assert not set(DataSettings().photographs) & set(TRAINING_PHOTOGRAPHS)
+    assert set(TRAINING_PHOTOGRAPHS) <= set(PHOTOGRAPHS)
+    assert len(list_images(DataSettings(photographs=EVERYTHING))) > 200
+
+
+def test_an_unknown_photograph_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"data\.photographs = 'astronot'.*did you mean 'astronaut'"):
+        list_images(DataSettings(photographs=("astronot",)))
+
+
+def test_a_limit_beyond_what_there_is_takes_everything() -> None:
+    held = list_images(DataSettings(limit=1000))
+    assert len(held) == held.found == 88
+    assert len(list_images(DataSettings(limit=3))) == 3
+    assert list_images(DataSettings(limit=3)).found == 88

@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
+
+from fl_sim.config import DataSettings, SettingsError
+from fl_sim.images.dataset import list_dataset
+from fl_sim.images.image_set import ImageSet
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("red") / "red.png"
+    Image.new("RGB", (20, 30), "red").save(path)
+    return path.read_bytes()
+
+
+def table(encoded: bytes, rows: int = 4, images: tuple[str, ...] = ("image",), **columns) -> Dataset:
+    """A dataset with the same picture in every row of its image columns."""
+    features = {name: datasets.Image() for name in images} | {name: feature for name, (feature, _) in columns.items()}
+    values = {name: [{"bytes": encoded, "path": None}] * rows for name in images}
+    return Dataset.from_dict(
+        values | {name: value for name, (_, value) in columns.items()}, features=Features(features)
+    )
+
+
+def listed(data: Dataset | DatasetDict, tmp_path: Path, **settings) -> ImageSet:
+    data.save_to_disk(tmp_path / "saved")
+    return list_dataset(DataSettings(name=str(tmp_path / "saved"), **settings))
+
+
+def classes(*values: int) -> tuple[ClassLabel, list[int]]:
+    return ClassLabel(num_classes=3), list(values)
+
+
+def test_a_local_folder_in_the_hubs_format(folder: Path) -> None:
+    held = list_dataset(DataSettings(name=str(folder), image_size=32))
+    assert held.decode(range(6)).shape == (6, 3, 32, 32)
+    assert held.labels == ("0",) * 3 + ("1",) * 3
+    assert held.photographs[0] == "train/0"
+    with pytest.raises(SettingsError, match=r"data\.split = 'trian': Unknown split.*train"):
+        list_dataset(DataSettings(name=str(folder), split="trian"))
+
+
+def test_text_labels_of_a_metadata_file_are_classes(folder: Path) -> None:
+    rows = "".join(f"{name}/{n}.png,{name}\n" for name in ("dark", "light") for n in range(3))
+    (folder / "metadata.csv").write_text("file_name,label\n" + rows, encoding="utf-8")
+    assert list_dataset(DataSettings(name=str(folder))).labels == ("dark",) * 3 + ("light",) * 3
+
+
+def test_what_save_to_disk_wrote_is_loaded(encoded: bytes, tmp_path: Path) -> None:
+    held = listed(table(encoded, label=classes(0, 1, 1, 2)), tmp_path)
+    assert held.labels == ("0", "1", "1", "2")
+    images = held.decode([3])
+    assert images.shape == (1, 3, 16, 16)
+    assert images[0, :, 0, 0].tolist() == [1, -1, -1]
+
+
+def test_the_split_is_chosen_among_those_saved(encoded: bytes, tmp_path: Path) -> None:
+    both = DatasetDict({"train": table(encoded), "test": table(encoded, rows=2)})
+    held = listed(both, tmp_path, split="test", limit=1)
+    assert held.photographs == ("test/0",)
+    assert held.found == 2
+    with pytest.raises(SettingsError, match=r"data\.split = 'tset': .*allowed: train, test; did you mean 'test'"):
+        list_dataset(DataSettings(name=str(tmp_path / "saved"), split="tset"))
+
+
+def test_a_saved_output_format_does_not_matter(encoded: bytes, tmp_path: Path) -> None:
+    data = table(encoded, label=classes(0, 1, 1, 2)).with_format("numpy", columns=["label"])
+    assert listed(data, tmp_path).labels == ("0", "1", "1", "2")
+
+
+def test_of_several_image_columns_one_has_to_be_chosen(encoded: bytes, tmp_path: Path) -> None:
+    data = table(encoded, images=("left", "right"), note=(Value("string"), ["a"] * 4))
+    with pytest.raises(SettingsError, match=r"data\.image_column is not set.*allowed: left, right"):
+        listed(data, tmp_path)
+    name = str(tmp_path / "saved")
+    assert len(list_dataset(DataSettings(name=name, image_column="right"))) == 4
+    with pytest.raises(SettingsError, match=r"data\.image_column = 'rigth': no such column; .*did you mean 'right'"):
+        list_dataset(DataSettings(name=name, image_column="rigth"))
+    with pytest.raises(SettingsError, match=r"data\.image_column = 'note': no column of images; allowed: left, right"):
+        list_dataset(DataSettings(name=name, image_column="note"))
+
+
+def test_which_column_labels(encoded: bytes, tmp_path: Path) -> None:
+    words = (Value("string"), ["x", "y", "y", None])
+    numbers = (Value("int64"), [4, 4, 5, 6])
+    cases = [
+        ({"sort": classes(0, 1, 1, 2), "label": words}, {}, ("0", "1", "1", "2")),
+        ({"sort": classes(0, 1, 1, 2), "label": words}, {"label_column": "label"}, ("x", "y", "y", "None")),
+        ({"label": numbers}, {}, ("4", "4", "5", "6")),
+        ({"caption": words}, {}, ()),
+        ({"label": (Value("float32"), [0.1, 0.2, 0.3, 0.4])}, {}, ()),
+        ({"fine": classes(0, 1, 1, 2), "coarse": classes(0, 0, 0, 1)}, {}, ()),
+        (
+            {"fine": classes(0, 1, 1, 2), "coarse": classes(0, 0, 0, 1)},
+            {"label_column": "coarse"},
+            ("0", "0", "0", "1"),
+        ),
+    ]
+    for number, (columns, settings, expected) in enumerate(cases):
+        assert listed(table(encoded, **columns), tmp_path / str(number), **settings).labels == expected
+
+
+def test_a_label_column_that_is_none_is_refused(encoded: bytes, tmp_path: Path) -> None:
+    data = table(encoded, sort=classes(0, 1, 1, 2), weight=(Value("float32"), [0.1] * 4))
+    with pytest.raises(SettingsError, match=r"data\.label_column = 'sotr': no such column; .*did you mean 'sort'"):
+        listed(data, tmp_path, label_column="sotr")
+    with pytest.raises(SettingsError, match=r"data\.label_column = 'weight': no column of labels; allowed: sort"):
+        list_dataset(DataSettings(name=str(tmp_path / "saved"), label_column="weight"))
+
+
+def test_pixels_follow_the_same_rules_as_in_a_folder(tmp_path: Path) -> None:
+    Image.new("I;16", (20, 20), 32768).save(tmp_path / "deep.png")
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    files = [{"bytes": (tmp_path / name).read_bytes(), "path": None} for name in ("deep.png", "clear.png")]
+    data = Dataset.from_dict({"image": files}, features=Features({"image": datasets.Image(mode="RGB")}))
+    images = listed(data, tmp_path).decode([0, 1])
+    assert images[0].unique().tolist() == [pytest.approx(128 / 127.5 - 1, abs=1e-6)]
+    assert (images[1] == 1).all()
+
+
+def test_an_image_that_is_truncated_or_missing_is_named_by_its_row(encoded: bytes, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(encoded)
+    values = [
+        {"bytes": encoded, "path": None},
+        {"bytes": encoded[: len(encoded) // 2], "path": None},
+        {"bytes": None, "path": str(gone)},
+        None,
+    ]
+    data = Dataset.from_dict({"image": values}, features=Features({"image": datasets.Image()}))
+    Dataset.save_to_disk(data, tmp_path / "saved")
+    held = list_dataset(DataSettings(name=str(tmp_path / "saved")))
+    held.decode([0])
+    with pytest.raises(SettingsError, match=r"row 1 of split 'train': not a readable image"):
+        held.decode([1])
+    with pytest.raises(SettingsError, match=r"row 3 of split 'train': no image"):
+        held.decode([3])
+
+
+def test_a_dataset_whose_files_were_moved_away(folder: Path) -> None:
+    held = list_dataset(DataSettings(name=str(folder)))
+    (folder / "dark" / "0.png").unlink()
+    with pytest.raises(SettingsError, match=r"row 0 of split 'train': not a readable image: No such file"):
+        held.decode([0])
+
+
+def test_a_dataset_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data\.name = '.*nowhere'"):
+        list_dataset(DataSettings(name=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "parquet", "webdataset", "csv"])
+def test_a_format_is_no_dataset(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"data\.name = '{name}': a format, not a dataset: give the folder's path"):
+        list_dataset(DataSettings(name=name))
+
+
+def test_a_dataset_without_images_or_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="no image column among text"):
+        listed(Dataset.from_dict({"text": ["a"]}), tmp_path / "text")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"image": []}))
+    with pytest.raises(SettingsError, match="no rows in split 'train'"):
+        list_dataset(DataSettings(name="empty"))

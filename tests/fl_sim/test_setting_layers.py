@@ -1,0 +1,162 @@
+"""Settings that others make void, and arguments that belong to a name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.experiment import prepare
+from experiments.settings import ExperimentSettings, load_run
+from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
+from fl_sim.setting_layers import Void, look_up
+
+EXAMPLES: dict[str, Any] = {
+    "data.path": "/photos",
+    "data.photographs": ["chelsea"],
+    "data.split": "test",
+    "data.image_column": "img",
+    "data.label_column": "label",
+    "data.dirichlet_alpha": 0.25,
+    "federation.curious_peers": [1],
+    "federation.degree": 2,
+    "client.local_steps": 2,
+    "client.epochs": 2,
+    "client.optimizer": "adam",
+    "client.momentum": 0.5,
+    "client.lr": 0.5,
+    "client.lr_schedule": "cosine",
+    "client.max_grad_norm": 1.0,
+    "client.lora.alpha": 2,
+    "client.lora.targets": ["*.to_q"],
+    "utility.samples": 3,
+}
+"""Of every setting that another one can make void a value that is not its default."""
+
+MAKES_VOID: dict[str, list[Any]] = {
+    "data.name": ["bundled", "folder", "some/dataset"],
+    "data.partition": ["iid", "photo"],
+    "federation.topology": ["server", "ring"],
+    "client.update": ["gradient"],
+    "client.epochs": [3],
+    "client.optimizer": ["adam"],
+    "client.lora.rank": [0],
+    "utility.every": [0],
+}
+SUPPORT = {
+    "folder": {"data": {"path": "/photos"}},
+    "ring": {"strategy": {"name": "Gossip"}},
+    3: {"client": {"update": "weights"}},
+    "adam": {"client": {"update": "weights"}},
+}
+"""What a choice needs beside it."""
+
+
+def tree(key: str, value: Any, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    result: dict[str, Any] = {table: dict(values) for table, values in (base or {}).items()}
+    table = result
+    *tables, leaf = key.split(".")
+    for name in tables:
+        table = table.setdefault(name, {})
+    table[leaf] = value
+    return result
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(rule, choice, key, id=f"{rule.selector}={choice}-{key}")
+        for rule in ExperimentSettings.void
+        for choice in MAKES_VOID[rule.selector]
+        if rule.holds(choice)
+        for key in rule.keys
+    ]
+
+
+@pytest.mark.parametrize(("rule", "choice", "key"), cases())
+class TestVoid:
+    def chosen(self, rule: Void, choice: Any) -> dict[str, Any]:
+        return tree(rule.selector, choice, SUPPORT.get(choice))
+
+    def test_an_override_that_another_setting_makes_void_is_refused(self, rule: Void, choice: Any, key: str) -> None:
+        for value in (EXAMPLES[key], look_up(ExperimentSettings().model_dump(mode="json"), key)):
+            if value is None:
+                continue
+            with pytest.raises(SettingsError, match=rf"^{key} = .*; allowed: unset") as caught:
+                load_settings(ExperimentSettings, self.chosen(rule, choice), [f"{key}={value!r}"])
+            assert "\n" not in str(caught.value)
+
+    def test_a_file_that_contradicts_itself_is_refused(self, rule: Void, choice: Any, key: str) -> None:
+        with pytest.raises(SettingsError, match=rf"^{key} = "):
+            load_settings(ExperimentSettings, tree(key, EXAMPLES[key], self.chosen(rule, choice)))
+
+    def test_a_file_may_repeat_a_default(self, rule: Void, choice: Any, key: str) -> None:
+        default = look_up(ExperimentSettings().model_dump(mode="json"), key)
+        if default is not None:
+            load_settings(ExperimentSettings, tree(key, default, self.chosen(rule, choice)))
+
+    def test_what_is_void_is_left_out_of_config_toml(self, rule: Void, choice: Any, key: str, tmp_path: Path) -> None:
+        settings = resolve(load_settings(ExperimentSettings, self.chosen(rule, choice)))
+        (tmp_path / "config.toml").write_text(dump_toml(settings))
+        assert f"\n{key.rpartition('.')[2]} = " not in dump_toml(settings)
+        assert load_settings(ExperimentSettings, tmp_path / "config.toml") == settings
+
+
+def test_every_setting_that_can_be_void_has_an_example() -> None:
+    assert {key for rule in ExperimentSettings.void for key in rule.keys} == set(EXAMPLES)
+
+
+def test_what_only_an_override_makes_void_is_dropped() -> None:
+    file = {"client": {"update": "weights", "lr": 0.5, "local_steps": 4}, "strategy": {"name": "FedAvg"}}
+    settings = load_settings(ExperimentSettings, file, ["client.update=gradient"])
+    assert (settings.client.lr, settings.client.local_steps) == (0.01, 1)
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), [("strategy", "FedSGD", "FedAvg"), ("defence", "signs", "top-k")])
+def test_arguments_do_not_outlive_their_name(kind: str, first: str, second: str) -> None:
+    file = {kind: {"name": first, "args": {"lr": 0.5}}}
+
+    def arguments(*overrides: str) -> dict[str, Any]:
+        return getattr(load_settings(ExperimentSettings, file, overrides), kind).args
+
+    assert arguments() == {"lr": 0.5}
+    assert arguments(f"{kind}.name={first}") == {"lr": 0.5}
+    assert arguments(f"{kind}.name={second}") == {}
+    assert arguments(f"{kind}.args.beta=1", f"{kind}.name={second}") == {"beta": 1}
+    assert arguments(f"{kind}.args.beta=1") == {"lr": 0.5, "beta": 1}
+
+
+def test_an_attacks_arguments_go_when_another_attack_is_chosen_and_stay_when_one_is_added() -> None:
+    def arguments(*overrides: str) -> dict[str, Any]:
+        return load_run("demo", overrides).attack.args
+
+    assert arguments("attack.name=dlg") == {}
+    assert arguments("attack.name=none") == {}
+    assert arguments("attack.name=['dlg', 'residual']") == {"residual": {"precision": 1e-3}}
+    assert arguments("attack.name=dlg", "attack.args.dlg.history=7") == {"dlg": {"history": 7}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attack.args.gidm.recipe=published"], "attack.args.gidm: attack.name = 'residual' does not name it"),
+        (["attack.name=none", "attack.args.residual.history=5"], "attack.args.residual: attack.name = 'none'"),
+        (["attack.args.residul.history=5"], "did you mean 'residual'"),
+    ],
+)
+def test_arguments_of_an_attack_that_is_not_chosen_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        prepare(load_run("demo", overrides))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_beside_a_checkpoint_config_toml_has_what_was_given_of_the_network_alone() -> None:
+    written = dump_toml(load_run("demo"))
+    assert not any(f"{key.rpartition('.')[2]} =" in written for key in BROUGHT_BY_CHECKPOINT)
+    assert "layers_per_block = 1" in dump_toml(load_run("demo", ["model.layers_per_block=1"]))
+    assert "layers_per_block = 1" in dump_toml(load_run("demo", ["model.checkpoint=none"]))
+
+
+def test_a_presets_network_does_not_outlive_the_choice_of_a_checkpoint() -> None:
+    assert load_run("paper-cifar100", ["model.checkpoint=bundled"]).model.model_fields_set == {"checkpoint"}
+    kept = load_run("paper-cifar100", ["model.checkpoint=bundled", "model.attention=true"]).model
+    assert kept.model_fields_set == {"checkpoint", "attention"}
