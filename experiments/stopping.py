@@ -18,16 +18,18 @@ _STOPPING: dict[str, Any] = {
 
 @contextmanager
 def stoppable(last_words: Callable[[], str]) -> Iterator[None]:
-    """Turn a signal into a KeyboardInterrupt, and that into the line ``last_words()`` and the end of the process.
+    """Raise KeyboardInterrupt at a signal; once the block is left, print the line ``last_words()`` and end the process.
 
-    In the main thread only. What native code has to say of being stopped, on stderr, is not shown.
+    In the main thread only. What the block has to say of being stopped is not shown on stderr, and an exception that
+    came of it is dropped.
     """
-    stderr = os.dup(2)
+    stderr, caught = os.dup(2), []
 
     def stop(number: int, _: FrameType | None) -> None:
+        caught.append(number)
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (shorter than its Path)
             os.dup2(nowhere.fileno(), 2)
-        raise KeyboardInterrupt(number)
+        raise KeyboardInterrupt
 
     before = {}
     for name, usual in _STOPPING.items():
@@ -36,15 +38,16 @@ def stoppable(last_words: Callable[[], str]) -> Iterator[None]:
             before[number] = signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        os.dup2(stderr, 2)
-        with suppress(OSError):  # the terminal may be gone
-            print(f"fl-sim: {last_words()}", file=sys.stderr, flush=True)
-        # Flower's server thread may be waiting for attacks that will never end, and would keep the process alive.
-        os._exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except BaseException:
+        if not caught:
+            raise
     finally:
-        os.close(stderr)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if caught else handler)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        if caught:
+            with suppress(OSError):  # the terminal may be gone
+                print(f"fl-sim: {last_words()}", file=sys.stderr, flush=True)
+            # Flower's server thread may be waiting for attacks that will never end, and would keep the process alive.
+            os._exit(128 + caught[0])

@@ -156,6 +156,7 @@ def test_a_terminated_run_says_so_in_one_line_and_leaves_nobody_behind(
         f"fl-sim: stopped; what was computed is in {path}, and fl-sim report {path} shows it"
     )
     assert not alive
+    assert read_leakage(running.directory.leakage_csv)["status"].tolist() == []
     result = CliRunner().invoke(app, ["report", str(path)])
     assert result.exit_code == 0, result.output
 

@@ -21,10 +21,12 @@ with stoppable(lambda: "stopped; these are the last words"):
 """
 
 
-def stop(number: signal.Signals, prelude: str = "") -> subprocess.CompletedProcess[str]:
+def stop(
+    number: signal.Signals, prelude: str = "", code: str = STOPPED_IN_NATIVE_CODE
+) -> subprocess.CompletedProcess[str]:
     # A shell's background jobs ignore SIGINT, and their children too.
-    code = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + prelude
-    command = [sys.executable, "-c", code + STOPPED_IN_NATIVE_CODE, str(int(number))]
+    prelude = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + prelude
+    command = [sys.executable, "-c", prelude + code, str(int(number))]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -32,6 +34,15 @@ def stop(number: signal.Signals, prelude: str = "") -> subprocess.CompletedProce
 def test_a_signal_ends_the_process_with_one_line(number: signal.Signals) -> None:
     done = stop(number)
     assert done.returncode == 128 + number
+    assert done.stderr.splitlines() == ["before", "fl-sim: stopped; these are the last words"]
+
+
+@pytest.mark.parametrize("library", ["raise RuntimeError('half way')", "print('goes on', file=sys.stderr)"])
+def test_a_library_that_makes_something_else_of_the_signal_changes_nothing(library: str) -> None:
+    done = stop(
+        signal.SIGTERM, code=STOPPED_IN_NATIVE_CODE.replace("finally:", f"except KeyboardInterrupt:\n        {library}")
+    )
+    assert done.returncode == 143
     assert done.stderr.splitlines() == ["before", "fl-sim: stopped; these are the last words"]
 
 

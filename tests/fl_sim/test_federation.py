@@ -72,14 +72,20 @@ def test_gpus_that_are_not_there_are_refused(overrides: list[str], attack: Attac
         split_resources(tiny_settings(*overrides), 16, 1, attack)
 
 
+@_own_signal_handler()
+def start_as_ray_does() -> None:
+    """Put another handler in the place of the process's, and meet a signal meanwhile."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+    signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_sigterm_that_ray_catches_while_it_starts_is_handed_on() -> None:
     caught: list[int] = []
     usual = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
     try:
         ours = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit), _own_signal_handler():
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
-            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            start_as_ray_does()
         assert caught == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
