@@ -1,4 +1,4 @@
-"""What README.md, docs/*.md and the commands' --help print: commands, their output, code, links, collected from the files.
+"""What README.md, docs/*.md and every --help print, collected from the files: commands, their output, code, links.
 
 Nothing here names a line: what somebody adds to a page is found, and tested, without anyone thinking of it.
 """

@@ -26,6 +26,9 @@ CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0", "utility.samples"
 CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}}
 """Arguments that make an attack short; added where the line gives it none of that name."""
 
+CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
+"""More of them, within a run, where an attack that gives up does not end the command."""
+
 
 def photos(folder: Path) -> None:
     """A folder of a user's own: a sub-folder per hospital, and a kind of file that is not read."""
@@ -54,15 +57,22 @@ def sum_of_clients(path: Path) -> None:
     summed(make_victim((100, 400)).observation).save(path)
 
 
+def client_toml(path: Path) -> None:
+    """A client's own configuration in a deployment."""
+    path.parent.mkdir()
+    path.write_text('[client]\nseed = 5\n[data]\npartition = "photo"\n[federation]\nclients = 2\n')
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "photos": photos,
+    "alice/client.toml": client_toml,
     "runs/demo": run_directory,
     "update.safetensors": capture,
     "sum.safetensors": sum_of_clients,
 }
 """Made in the page's folder before the first line that names them, unless an earlier line has made them."""
 
-ABSOLUTE = {"/photos": "photos", "~/photos": "photos"}
+ABSOLUTE = {"/photos": "photos", "/data/runs": "data/runs", "/home/alice": "alice"}
 """Where the pages' absolute paths are in the page's folder, which is also the home directory."""
 
 MODULES = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.pages.lines import NoRuleError, Reader, complaint, lines_not_in
 from tests.pages.pages import HELP, Item, help_page, pages
+from tests.pages.reading import NoRuleError, Reader, complaint, lines_not_in
 from tests.pages.stand_ins import NOT_RUN
 
 PAGES = pages() | {HELP: help_page()}
@@ -22,12 +22,6 @@ def _tests() -> list[object]:
 
 def _command(item: Item) -> str:
     return item.text.partition("#")[0].strip()
-
-
-@pytest.fixture(scope="session")
-def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
-    """One for every page, in a folder of its own."""
-    return {name: Reader(page, tmp_path_factory.mktemp("page") / "folder") for name, page in PAGES.items()}
 
 
 @pytest.mark.parametrize(("page", "item"), _tests())

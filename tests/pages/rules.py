@@ -1,4 +1,4 @@
-"""How the lines of a page are run: in order, in one folder, as printed but for what makes them cheaper."""
+"""How each program and each kind of block is run: as printed, but for what makes it cheaper."""
 
 import ast
 import os
@@ -9,20 +9,25 @@ import subprocess
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import metadata
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib
 import typer
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from attacks import attack
 from attacks.gidm import RECIPES, Recipe
+from attacks.workers import Job, Result
 from experiments import train_checkpoint
+from experiments.bench.cases import GPU_NETWORKS
 from experiments.cli import app
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings
@@ -30,124 +35,23 @@ from fl_sim.config import load_settings, resolve
 from fl_sim.defences import registry
 from tests.experiments.in_process import PoolInThisProcess, without_ray
 from tests.pages.benchmarks import quick_benchmarks
-from tests.pages.pages import REPOSITORY, Item, Page
-from tests.pages.stand_ins import ABSOLUTE, CHEAPER_ATTACK, CHEAPER_RUN, FILES, MODULES, NAMES
+from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
+from tests.pages.pages import REPOSITORY, Item
+from tests.pages.reading import BlockRule, NoRuleError, Outcome, Reader, Rule
+from tests.pages.stand_ins import CHEAPER_ATTACK, CHEAPER_RUN, CHEAPER_RUN_ATTACK, NAMES
 from tests.strategies.test_sink import GUESS
 
 SHORT_GIDM = Recipe(sampler_steps=2, latent_iterations=2, pixel_iterations=2, lr=0.1, solved_below=None)
 PROJECT = ("fl_sim", "strategies", "attacks", "experiments", "pyproject.toml", "README.md", "LICENSE")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a line; the page's folder is left out of what was printed."""
-
-    exit_code: int = 0
-    output: str = ""
-    errors: str = ""
-
-
-class NoRuleError(LookupError):
-    """Nothing says how to run a line."""
-
-
-@dataclass
-class Reader:
-    """Somebody who goes through a page, line by line, in a folder that is also the home directory."""
-
-    page: Page
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-    outcomes: dict[Item, Outcome | Exception] = field(default_factory=dict)
-    clock: Iterator[str] = field(default_factory=lambda: (f"20261122-{122700 + second}" for second in count()))
-
-    def __post_init__(self) -> None:
-        """Lay out what the page takes for granted: its files, a user's packages, the environment."""
-        (self.folder / "site").mkdir(parents=True)
-        (self.folder / ".venv").symlink_to(sys.prefix)
-        installed = {f"site/{name}": text for name, text in MODULES.items()}
-        for name, text in (self.page.files() | installed).items():
-            (self.folder / name).parent.mkdir(exist_ok=True)
-            (self.folder / name).write_text(text)
-
-    def outcome(self, item: Item) -> Outcome:
-        """What comes of an item when everything above it on the page has been done before; raises what it raised."""
-        for earlier in self.page.items[: self.page.items.index(item) + 1]:
-            if earlier not in self.outcomes and earlier.kind != "output":
-                try:
-                    self.outcomes[earlier] = self._try(earlier)
-                except Exception as error:
-                    self.outcomes[earlier] = error
-        found = self.outcomes[item]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def above(self, output: Item) -> list[Item]:
-        """The commands of the block above a block of output."""
-        before = [item for item in self.page.of_kind("command") if 0 < item.block < output.line]
-        return [item for item in before if item.block == before[-1].block]
-
-    def run(self, words: Sequence[str], environment: dict[str, str]) -> Outcome:
-        """Run one command, as words."""
-        program = Path(words[0]).name
-        if program not in RULES:
-            raise NoRuleError(f"RULES in tests/pages/lines.py has no rule for {program!r}")
-        self._make_what_it_names(words)
-        return RULES[program](self, list(words), self.environment | environment)
-
-    def _try(self, item: Item) -> Outcome:
-        if item.kind != "command":
-            if item.kind not in BLOCKS:
-                raise NoRuleError(f"BLOCKS in tests/pages/lines.py has no rule for blocks of {item.kind!r}")
-            return BLOCKS[item.kind](self, item)
-        outcome = Outcome()
-        for part in _parts(item.text):
-            environment, words = _environment(part)
-            if item.block == 0 and len(words) == 2 and (program := tuple(words)) in NAMED:
-                words = [*program, "--help"]
-            outcome = self.run(words, environment)
-        return outcome
-
-    def _make_what_it_names(self, words: Sequence[str]) -> None:
-        read = [word for before, word in zip(["", *words], words, strict=False) if before != "--out"]
-        for word in read:
-            for name, make in FILES.items():
-                path = word.rpartition("=")[2]
-                path = ABSOLUTE.get(path, path)
-                if (path == name or path.startswith(f"{name}/")) and not (self.folder / name).exists():
-                    make(self.folder / name)
-
-    def outcome_of(self, exit_code: int, output: str, errors: str) -> Outcome:
-        """The outcome of a program, as if the folder were the root of the machine."""
-        return Outcome(exit_code, *(text.replace(str(self.folder), "") for text in (output, errors)))
-
-
-NAMED = {("fl-sim", "run"), ("fl-sim", "attack"), ("fl-sim", "report"), ("fl-sim", "list"), ("flwr", "run")}
-"""In a sentence these are the names of commands, of which there is to be a help; nothing is run."""
-
-
-def _parts(text: str) -> Iterator[list[str]]:
-    """The words of the commands that a line joins with &&; what follows # is left out."""
-    words = shlex.split(text, comments=True)
-    while words:
-        end = words.index("&&") if "&&" in words else len(words)
-        yield words[:end]
-        words = words[end + 1 :]
-
-
-def _environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The variables that are set before a command, and the command."""
-    given = [word for word in words if re.match(r"[A-Z_]+=", word)]
-    before = words[: len(given)] if words[: len(given)] == given else []
-    return dict(word.split("=", 1) for word in before), words[len(before) :]
-
-
-# --- rules for programs
-
-
 def _fl_sim(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
-    words = [_in_folder(reader, word) for word in words[1:]]
+    words = [reader.here(word) for word in words[1:]]
+    if any(word.startswith("ray.address=") for word in words):
+        cheaper = [f"--set={setting}" for setting in f"{ATTACKED} federation.client_cpus=8".split()]
+        return _program(reader, ["fl-sim", *words, *cheaper], environment | reader.cluster.environment)
+    if set(_option(words, "--networks").split(",")) <= GPU_NETWORKS:
+        return _refused_without_gpu(reader, words)
     with _in_this_process(reader, environment):
         return _invoke(reader, app, words + _cheaper(words))
 
@@ -170,13 +74,16 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         out = [] if "--out" in words else ["--out", str(reader.folder / "demo.safetensors")]
         with _in_this_process(reader, environment):
             return _invoke(reader, trainer, [*words[3:], "--steps", "1", *out])
-    raise NoRuleError(f"_python in tests/pages/lines.py has no rule for {' '.join(words)!r}")
+    raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
 
 def _pip(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
     """With what is installed, and into the reader's folder: into the environment that it made, or beside the page."""
-    if words[1:3] != ["install", "."]:  # requirements that the tests' own environment meets
-        return _program(reader, [sys.executable, "-m", *words, "--dry-run", "--no-index"], environment)
+    if words[1:3] != ["install", "."]:  # what the tests' own environment has
+        for requirement in map(Requirement, words[2:]):
+            extras = metadata(requirement.name).get_all("Provides-Extra") or []
+            assert requirement.extras <= set(extras), f"{requirement}: there are {extras}"
+        return _program(reader, [sys.executable, "-m", *words, "--dry-run", "--no-index", "--no-deps"], environment)
     for name in PROJECT if not (reader.folder / "pyproject.toml").exists() else ():
         source, copy = REPOSITORY / name, reader.folder / name
         shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
@@ -203,27 +110,96 @@ def _source(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
     return _program(reader, ["bash", "-c", f"{shlex.join(words)} && command -v fl-sim"], environment)
 
 
+def _refused_without_gpu(reader: Reader, words: list[str]) -> Outcome:
+    """What takes a GPU ends with one line that says so where there is none, as here."""
+    with _in_this_process(reader, {}):
+        refused = _invoke(reader, app, words)
+    said = re.fullmatch(r"fl-sim: .*(it takes a GPU|--device cuda: not on this machine.*)\n", refused.errors)
+    return Outcome() if refused.exit_code == 2 and said else refused
+
+
+def _flwr(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    """In the project's folder. A run ends well if it leaves a whole run directory: flwr's exit code says nothing."""
+    if "--help" in words:
+        return _help_of(tuple(words))
+    is_run = words[1] == "run"
+    words = [reader.here(word) for word in (cheaper_run(words) if is_run else words)]
+    outcome = _program(reader, words, environment | reader.cluster.environment, cwd=REPOSITORY)
+    if not is_run:
+        return outcome
+    runs = sorted(reader.folder.rglob("run-*/config.toml"), key=lambda path: path.stat().st_mtime)
+    if runs and (runs[-1].parent / "report.html").is_file():
+        return outcome
+    return Outcome(1, outcome.output, f"{outcome.errors}\nno whole run directory\n{reader.cluster.logs()}")
+
+
+@cache
+def _help_of(words: tuple[str, ...]) -> Outcome:
+    done = subprocess.run(
+        [Path(sys.executable).parent / words[0], *words[1:]], capture_output=True, text=True, check=False
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def _superlink(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    port = {"--host": "127.0.0.1", "--port": str(reader.cluster.server)}
+    here = [port.get(before, word) for before, word in pairwise(["", *words])]
+    reader.cluster.start(here, environment)
+    reader.cluster.wait_for(reader.cluster.server)
+    return Outcome()
+
+
+def _supernode(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    """As printed, and once more for the next client."""
+    for client, port in enumerate(free_ports(2)):
+        own = [word.replace("partition-id=0", f"partition-id={client}") for word in words]
+        reader.cluster.start(
+            [*(reader.cluster.here(reader.here(word)) for word in own), "--port", str(port)], environment
+        )
+        reader.cluster.wait_for(port)
+    return Outcome()
+
+
+def _pkill(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    """Only looks whether it would find the page's own SuperLink: others may run on this machine."""
+    found = _program(reader, ["pgrep", *words[1:]], environment).output.split()
+    own = {str(process.pid) for process in reader.cluster.superlinks()}
+    return Outcome() if own and own <= set(found) else Outcome(1, "", f"would end {found}, not {own}")
+
+
+def _ray(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    cheaper = ["--include-dashboard=false", "--min-worker-port=0", "--max-worker-port=0"]
+    ports = [f"--port={reader.cluster.ray}", f"--ray-client-server-port={free_ports(1)[0]}"]
+    return _program(reader, [*words, *cheaper, *ports], environment | reader.cluster.environment)
+
+
 def _export(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
     reader.environment |= dict(word.split("=", 1) for word in words[1:])
     return Outcome()
 
 
-RULES: dict[str, Callable[[Reader, list[str], dict[str, str]], Outcome]] = {
+PROGRAMS: dict[str, Rule] = {
     "export": _export,
     "fl-sim": _fl_sim,
+    "flower-superlink": _superlink,
+    "flower-supernode": _supernode,
+    "flwr": _flwr,
     "make": _make,
     "pip": _pip,
+    "pkill": _pkill,
     "python": _python,
+    "ray": _ray,
     "source": _source,
 }
+"""By their names, in which folder ever they are."""
 
 
-def _program(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
-    """A process of its own, in the page's folder."""
+def _program(reader: Reader, words: list[str], environment: dict[str, str], cwd: Path | None = None) -> Outcome:
+    """A process of its own, in the page's folder or another one."""
     home = {"HOME": str(reader.folder), "PIP_CONFIG_FILE": os.devnull}
     done = subprocess.run(
         words,
-        cwd=reader.folder,
+        cwd=cwd or reader.folder,
         env=os.environ | home | environment,
         capture_output=True,
         text=True,
@@ -271,10 +247,8 @@ def _forget(reader: Reader) -> None:
             del sys.modules[name]
 
 
-def _in_folder(reader: Reader, word: str) -> str:
-    """The word with an absolute path of the pages' where it is in the reader's folder; ~ is left to fl-sim."""
-    key, equals, path = word.rpartition("=")
-    return f"{key}{equals}{reader.folder / ABSOLUTE[path]}" if path.startswith("/") and path in ABSOLUTE else word
+def _option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1] if name in words else "-"
 
 
 def _cheaper(words: list[str]) -> list[str]:
@@ -284,10 +258,11 @@ def _cheaper(words: list[str]) -> list[str]:
     given = dict(word.split("=", 1) for word in words if re.match(r"[\w.]+=", word))
     if words[0] == "run":
         name = given.get("attack.name", "residual")
-        short = {f"attack.args.{name}.{key}": value for key, value in CHEAPER_ATTACK.get(name, {}).items()}
+        args = CHEAPER_ATTACK.get(name, {}) | CHEAPER_RUN_ATTACK.get(name, {})
+        short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]
     if words[0] == "attack":
-        short = CHEAPER_ATTACK.get(words[words.index("--attack") + 1], {})
+        short = CHEAPER_ATTACK.get(_option(words, "--attack"), {})
         return [f"--set={key}={value}" for key, value in short.items() if key not in given]
     return _cheaper_benchmark(words[1], words) if words[0] == "bench" else []
 
@@ -303,10 +278,17 @@ def _cheaper_benchmark(name: str, words: list[str]) -> list[str]:
         return ["--victims", "1"]
     if name == "many-clients":
         return ["--clients", "2", "--per-round", "1", "--rounds", "6", "--turns", "1"]
-    raise NoRuleError(f"_cheaper_benchmark in tests/pages/lines.py does not know fl-sim bench {name}")
+    raise NoRuleError(f"_cheaper_benchmark in tests/pages/rules.py does not know fl-sim bench {name}")
 
 
 # --- rules for blocks
+
+
+class GuessingPool(PoolInThisProcess):
+    """Guesses, whatever the attack is."""
+
+    def submit(self, job: Job, on_result: Callable[[Result], None]) -> None:
+        super().submit(replace(job, attack=GUESS, arguments={}), on_result)
 
 
 def _run_python(reader: Reader, item: Item) -> Outcome:
@@ -316,8 +298,7 @@ def _run_python(reader: Reader, item: Item) -> Outcome:
     names = {name: make() for name, make in NAMES.items() if name in used}
     with (
         _in_this_process(reader, {}),
-        patch.dict(attack._BUILT_IN, residual=GUESS),
-        patch("strategies.honest_but_curious.AttackPool", PoolInThisProcess),
+        patch("strategies.honest_but_curious.AttackPool", GuessingPool),
     ):
         exec(code, {"__name__": "page"} | names)
     return Outcome()
@@ -330,8 +311,13 @@ def _read_toml(reader: Reader, item: Item) -> Outcome:
         with _in_this_process(reader, {}):
             prepare(resolve(load_settings(ExperimentSettings, tables)))
         return Outcome()
+    if "superlink" in tables:
+        config = reader.folder / ".flwr" / "config.toml"
+        config.parent.mkdir(exist_ok=True)
+        config.write_text(reader.cluster.here(item.text))
+        return Outcome()
     if "project" not in tables:
-        raise NoRuleError(f"_read_toml in tests/pages/lines.py does not know what {', '.join(tables)} is")
+        raise NoRuleError(f"_read_toml in tests/pages/rules.py does not know what {', '.join(tables)} is")
     files = reader.page.files()
     for group in tables["project"]["entry-points"].values():
         for place in group.values():
@@ -340,31 +326,4 @@ def _read_toml(reader: Reader, item: Item) -> Outcome:
     return Outcome()
 
 
-BLOCKS: dict[str, Callable[[Reader, Item], Outcome]] = {"python": _run_python, "toml": _read_toml}
-
-
-# --- comparison with what is shown
-
-
-def complaint(item: Item, outcome: Outcome) -> str | None:
-    """What is not as the page says it, in words; None if everything is."""
-    printed = f"it printed\n{outcome.output}{outcome.errors}"
-    if item.shown and item.shown[0].startswith("fl-sim: "):
-        if outcome.exit_code != 2 or " ".join(item.shown) != " ".join(outcome.errors.split()):
-            return f"the page says that it ends with exit code 2 and this error; {outcome.exit_code}, {printed}"
-        return None
-    if outcome.exit_code:
-        return f"it ended with exit code {outcome.exit_code}; {printed}"
-    missing = lines_not_in(item.shown, outcome.output)
-    return f"the page shows {missing[0]!r}, which is no line of it; {printed}" if missing else None
-
-
-def lines_not_in(shown: Sequence[str], printed: str) -> list[str]:
-    """The shown lines that were not printed: numbers may differ, … stands for anything, spaces for any."""
-    shapes = [_shape(line) for line in printed.splitlines()]
-    patterns = {line: re.escape(_shape(line)).replace("…", ".*") for line in shown}
-    return [line for line, pattern in patterns.items() if not any(re.fullmatch(pattern, shape) for shape in shapes)]
-
-
-def _shape(line: str) -> str:
-    return re.sub(r"\d+(?:\.\d+)?", "#", " ".join(line.split()))
+BLOCKS: dict[str, BlockRule] = {"python": _run_python, "toml": _read_toml}
