@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,14 +103,6 @@ def test_overrides_do_not_change_their_source() -> None:
     source = {"client": {"update": "weights", "lr": 0.5}}
     load_settings(Settings, source, ["client.lr=0.25"])
     assert source == {"client": {"update": "weights", "lr": 0.5}}
-
-
-@pytest.mark.parametrize("key", ["data.path", "model.checkpoint"])
-def test_the_home_folder_is_understood_in_every_path(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    settings = load_settings(Settings, {}, ["data.name=folder", "data.path=/x", f"{key}=~/here"])
-    section, name = key.split(".")
-    assert str(getattr(getattr(settings, section), name)) == "/home/ada/here"
 
 
 def test_the_flower_run_directory_follows_config_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
