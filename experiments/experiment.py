@@ -37,13 +37,17 @@ from fl_sim.wire import Recipe
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates."""
+    """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates.
+
+    ``stored_as``: in which type the checkpoint holds the weights; here they are float32.
+    """
 
     settings: ExperimentSettings
     weights: dict[str, Tensor]
     recipe: Recipe
     defence: Defence
     strategy: Strategy
+    stored_as: str = "float32"
 
 
 def prepare(settings: ExperimentSettings) -> Experiment:
@@ -61,7 +65,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     defence.check(recipe)
     _check_trainable(recipe)
     settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
-    return Experiment(settings, checkpoint.weights, recipe, defence, strategy)
+    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype)
 
 
 def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
@@ -78,9 +82,8 @@ def build_recipe(settings: ExperimentSettings) -> Recipe:
 
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     client = settings.client
-    momentum = client.momentum if client.optimizer == "sgd" else 0.0
     optimizer = LocalOptimizer(
-        name=client.optimizer, lr=client.lr, momentum=momentum, max_grad_norm=client.max_grad_norm
+        name=client.optimizer, lr=client.lr, momentum=client.momentum, max_grad_norm=client.max_grad_norm
     )
     return Recipe(
         model=checkpoint.model,
