@@ -60,8 +60,9 @@ def describe(experiment: Experiment) -> list[str]:
     lines = [
         f"model: {model}, {count_parameters(experiment.weights.values()):,} parameters{stored}{part}",
         *describe_images(settings),
-        f"rounds: {federation.rounds}, in each of which {federation.clients_per_round} of {federation.clients} clients "
-        f"send {update} at batch size {client.batch_size}; strategy: {settings.strategy.name}",
+        f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
+        f"{federation.clients} clients send {update} at batch size {client.batch_size}; "
+        f"strategy: {settings.strategy.name}",
     ]
     if defence.name != "none":
         lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")

@@ -109,7 +109,7 @@ def test_a_failing_callback_is_raised_when_drained_and_stops_no_other_job(gate):
     pool.close()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"workers": 0}, "attack.workers"), ({"timeout": 0}, "timeout")])
+@pytest.mark.parametrize(("arguments", "message"), [({"workers": 0}, "^workers = 0"), ({"timeout": 0}, "^timeout = 0")])
 def test_impossible_pools_are_refused(arguments, message):
     with pytest.raises(AttackError, match=message):
         AttackPool(**arguments)

@@ -25,7 +25,7 @@ BASE = {
     "federation": {"clients": 4, "rounds": 2},
     "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
     "attack": {"name": "none"},
-    "utility": {"every": 0, "samples": 0},
+    "utility": {"every": 0},
 }
 HERE = f"strategy.name={__name__}"
 

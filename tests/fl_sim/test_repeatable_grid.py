@@ -1,5 +1,6 @@
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -115,13 +116,21 @@ def test_a_strategy_that_waits_for_more_clients_than_there_are_is_waited_for_onl
         strategy.start(grid, initial_arrays(RECIPE), num_rounds=1, train_config=RECIPE.to_config())
 
 
-def test_asking_often_or_late_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 3, timeout=100.0)
+def test_asking_often_is_no_waiting() -> None:
+    grid = repeatable_grid()
     for _ in range(50):
         grid.get_node_ids()
-    clock = iter(range(0, 100_000, 90))
+
+
+@pytest.mark.parametrize("send", [RepeatableGrid.send_and_receive, RepeatableGrid.push_messages])
+def test_a_strategy_that_has_sent_something_in_between_has_not_waited(
+    send: Callable[[RepeatableGrid, list[Message]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = RepeatableGrid(LocalGrid(build_client_app(tiny_settings()), 3), 0, 3, timeout=100.0)
+    grid.partitions()
+    clock = itertools.count(step=90)
     monkeypatch.setattr("fl_sim.repeatable_grid.time.monotonic", lambda: next(clock))
     for _ in range(20):
-        grid.send_and_receive([])
-        for _ in range(2):
-            grid.get_node_ids()
+        grid.get_node_ids()
+        grid.get_node_ids()
+        send(grid, [])
