@@ -32,6 +32,9 @@ START_LIMIT = 120.0
 CLOSE_LIMIT = 10.0
 """Seconds that closing waits for the threads of the pool, which have only to notice that their workers are gone."""
 
+RAY_IS_GONE = "skipped: Ray was shut down"
+"""The result of a job under which a run was stopped."""
+
 Result = Reconstruction | str
 """What becomes of a job: a reconstruction, or the reason in one line why there is none."""
 
@@ -209,6 +212,7 @@ class _Slot:
         self._threads, self._gpus, self._timeout = threads, gpus, timeout
         self._actor: Any = None
         self._device = "cpu"
+        self._joined = False
         self._closed = False
 
     def warm_up(self) -> None:
@@ -229,10 +233,15 @@ class _Slot:
                 try:
                     return self._attack(observation, job)
                 except RayActorError as error:
-                    logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
                     self._discard()
+                    if self._ray_is_gone():
+                        break
+                    logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
-            return failure_reason(error)
+            if not self._ray_is_gone():
+                return failure_reason(error)
+        if self._ray_is_gone():
+            return RAY_IS_GONE
         return "skipped: pool closed" if self._closed else "attack worker died twice"
 
     def close(self) -> None:
@@ -254,7 +263,10 @@ class _Slot:
             raise AttackError("skipped: pool closed")
         if self._actor is None:
             with self._starting:
+                if self._ray_is_gone():
+                    raise AttackError(RAY_IS_GONE)
                 _ensure_ray()
+                self._joined = True
                 reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
             # num_cpus=0: Flower's client actors take all CPUs, and a worker that asked for one would wait for ever.
             remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=reserved)
@@ -268,6 +280,10 @@ class _Slot:
                 self._discard()
                 raise AttackError("skipped: pool closed")
         return self._actor
+
+    def _ray_is_gone(self) -> bool:
+        """Whether Ray was shut down since this slot joined it: then the run has ended, and wants no other."""
+        return self._joined and not ray.is_initialized()
 
     def _discard(self) -> None:
         actor, self._actor = self._actor, None

@@ -3,8 +3,7 @@
 Whatever takes long to import is imported by the command that needs it, so that ``fl-sim --help`` answers at once.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group
 from rich.table import Table
+
+from experiments.stopping import stoppable
 
 app = typer.Typer(
     name="fl-sim",
@@ -62,7 +63,7 @@ def run(
         with _one_line_errors("stopped; nothing was written"):
             _dry_run(preset, overrides, directory)
         return
-    with _one_line_errors(f"stopped; what was computed is in {directory}, and fl-sim report {directory} shows it"):
+    with _one_line_errors(lambda: _what_is_left(directory)):
         _run(preset, overrides, directory, verbose)
 
 
@@ -346,6 +347,8 @@ def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
 
     from experiments.dry_run import describe, try_first_batch
     from experiments.experiment import prepare
+    from experiments.headline import headline
+    from experiments.leakage import read_leakage
     from experiments.run_directory import RunDirectory, check_empty_folder
     from experiments.server_app import build_server_app, run_progress
     from experiments.settings import load_run
@@ -370,7 +373,8 @@ def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
             AttackResources(workers, settings.attack.gpus_per_worker),
             verbose,
         )
-    _print_summary(directory.leakage_csv)
+    for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
+        console.print(part, highlight=False)
     console.print(f"report: [bold]{directory.report}[/bold]", soft_wrap=True)
 
 
@@ -407,6 +411,13 @@ def _attack(capture: Path, name: str, seed: int, overrides: list[str], out: Path
     console.print(f"reconstruction: [bold]{picture}[/bold]", soft_wrap=True)
 
 
+def _what_is_left(out: Path) -> str:
+    """What to say of a run that was stopped."""
+    if (out / "leakage.csv").is_file():
+        return f"stopped; what was computed is in {out}, and fl-sim report {out} shows it"
+    return "stopped before the first round; nothing was computed"
+
+
 def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
     """An attack's arguments from ``key=value``; the key may be spelt as in a run's settings."""
     from experiments.settings import ExperimentSettings
@@ -433,28 +444,15 @@ def _device(name: str) -> str:
     return available[-1] if name == "auto" else name
 
 
-def _print_summary(leakage_csv: Path) -> None:
-    from experiments.leakage import read_leakage
-    from experiments.summary import RECOGNISABLE_DB, summarise
-
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for heading in ("attack", "images", "median PSNR", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps exact"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for summary in summarise(read_leakage(leakage_csv)):
-        table.add_row(
-            summary.attack,
-            str(summary.images),
-            f"{summary.median_psnr:.1f} dB" if summary.finished else "",
-            f"{100 * summary.share_recognisable:.0f} %",
-            f"{summary.timesteps_recovered}/{summary.images}",
-        )
-    if table.row_count:
-        console.print(table)
+@contextmanager
+def _one_line_errors(interrupted: Callable[[], str] | str) -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr: exit code 2, 1 for a failed federation, 130 for Ctrl-C."""
+    with stoppable(interrupted if callable(interrupted) else lambda: interrupted), _refusals():
+        yield
 
 
 @contextmanager
-def _one_line_errors(interrupted: str) -> Iterator[None]:
-    """Turn what a user can cause into one line on stderr: exit code 2, 1 for a failed federation, 130 for Ctrl-C."""
+def _refusals() -> Iterator[None]:
     from attacks.attack import AttackError
     from attacks.observation import CaptureError
     from fl_sim.config import SettingsError
@@ -470,10 +468,6 @@ def _one_line_errors(interrupted: str) -> Iterator[None]:
     except FederationError as error:
         errors.print(f"fl-sim: the run failed: {error}")
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        errors.print(f"fl-sim: {interrupted}")
-        # Flower's server thread may be waiting for attacks that will never end, and would keep the process alive.
-        os._exit(130)
 
 
 def _summary_line(documented: type) -> str:

@@ -53,11 +53,12 @@ def describe(experiment: Experiment) -> list[str]:
     settings, recipe = experiment.settings, experiment.recipe
     federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
     model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
+    stored = "" if experiment.stored_as == "float32" else f", stored in {experiment.stored_as}, trained in float32"
     part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
     steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
     update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
     lines = [
-        f"model: {model}, {count_parameters(experiment.weights.values()):,} parameters{part}",
+        f"model: {model}, {count_parameters(experiment.weights.values()):,} parameters{stored}{part}",
         *describe_images(settings),
         f"rounds: {federation.rounds}, in each of which {federation.clients_per_round} of {federation.clients} clients "
         f"send {update} at batch size {client.batch_size}; strategy: {settings.strategy.name}",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from flwr.serverapp.strategy import Strategy
+from pydantic import ValidationError
 from torch import Tensor
 
 from attacks.attack import available, create
@@ -14,11 +15,12 @@ from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
 from experiments.utility import Utility
 from fl_sim.client_app import check_images
-from fl_sim.config import NO_CHECKPOINT, SettingsError, nearest
+from fl_sim.config import NO_CHECKPOINT, DataSettings, SettingsError, nearest
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
     LORA,
+    ConfigError,
     LocalOptimizer,
     LoRA,
     adapt,
@@ -35,13 +37,17 @@ from fl_sim.wire import Recipe
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates."""
+    """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates.
+
+    ``stored_as``: in which type the checkpoint holds the weights; here they are float32.
+    """
 
     settings: ExperimentSettings
     weights: dict[str, Tensor]
     recipe: Recipe
     defence: Defence
     strategy: Strategy
+    stored_as: str = "float32"
 
 
 def prepare(settings: ExperimentSettings) -> Experiment:
@@ -53,13 +59,20 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     _check_attacks(settings)
     checkpoint = _starting_checkpoint(settings)
     recipe = _recipe(settings, checkpoint)
-    check_network(recipe.model, recipe.scheduler, recipe.image_shape)
+    _check_network(settings, recipe)
     check_images(settings, recipe, Utility(settings, recipe).reference)
     defence = registry.create(settings.defence.name, settings.defence.args, "defence")
     defence.check(recipe)
     _check_trainable(recipe)
     settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
-    return Experiment(settings, checkpoint.weights, recipe, defence, strategy)
+    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype)
+
+
+def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
+    try:
+        check_network(recipe.model, recipe.scheduler, recipe.image_shape)
+    except ConfigError as error:
+        raise SettingsError(f"the model on images of data.image_size = {settings.data.image_size}: {error}") from error
 
 
 def build_recipe(settings: ExperimentSettings) -> Recipe:
@@ -69,9 +82,8 @@ def build_recipe(settings: ExperimentSettings) -> Recipe:
 
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     client = settings.client
-    momentum = client.momentum if client.optimizer == "sgd" else 0.0
     optimizer = LocalOptimizer(
-        name=client.optimizer, lr=client.lr, momentum=momentum, max_grad_norm=client.max_grad_norm
+        name=client.optimizer, lr=client.lr, momentum=client.momentum, max_grad_norm=client.max_grad_norm
     )
     return Recipe(
         model=checkpoint.model,
@@ -121,11 +133,23 @@ def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
     if checkpoint.image_size is not None:
+        _check_size(model.checkpoint, checkpoint.image_size)
         _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
     for name, trained in _network_settings(checkpoint).items():
         if name in model.model_fields_set:
             _agree(f"model.{name}", getattr(model, name), trained)
     return checkpoint
+
+
+def _check_size(checkpoint: str, side: int) -> None:
+    """Refuse a checkpoint for images of a size that the settings do not allow: nothing could agree with it."""
+    try:
+        DataSettings(image_size=side)
+    except ValidationError as error:
+        raise SettingsError(
+            f"model.checkpoint = {checkpoint!r}: it takes images of {side}x{side} pixels, and of data.image_size the "
+            f"{error.errors()[0]['msg'].lower()}"
+        ) from error
 
 
 def _network_settings(checkpoint: Checkpoint) -> dict[str, Any]:

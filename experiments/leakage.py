@@ -21,6 +21,7 @@ from experiments import metrics
 from experiments.run_directory import write_atomically
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import private_draw
+from fl_sim.config import SettingsError
 from fl_sim.defences import registry
 from fl_sim.wire import Recipe
 
@@ -38,6 +39,7 @@ COLUMNS = {
     "psnr": "float64",
     "ssim": "float64",
     "lpips": "float64",
+    "flat_psnr": "float64",
     "matching_loss": "float64",
     "evaluations": "Int64",
     "seconds": "float64",
@@ -52,6 +54,9 @@ COLUMNS = {
     "observer": "str",
 }
 """The table's columns in order, with pandas' types."""
+
+ADDED_COLUMNS = ("flat_psnr",)
+"""The columns that tables of earlier runs lack; reading these gives NA there."""
 
 TIME_COLUMNS = ("seconds",)
 """The columns that differ between two runs of the same settings."""
@@ -136,9 +141,10 @@ class Evaluator:
             findings: list[dict[str, Any]] = [{"status": result}] * len(truth.timesteps)
         else:
             findings = _findings(truth, result)
+        originals = zip(truth.timesteps.tolist(), metrics.flat_psnr(truth.images).tolist(), strict=True)
         rows = [
-            common | {"image": image, "timestep": timestep} | finding
-            for image, (timestep, finding) in enumerate(zip(truth.timesteps.tolist(), findings, strict=True))
+            common | {"image": image, "timestep": timestep, "flat_psnr": flat_psnr} | finding
+            for image, ((timestep, flat_psnr), finding) in enumerate(zip(originals, findings, strict=True))
         ]
         return [{column: row.get(column) for column in COLUMNS} for row in rows]
 
@@ -210,16 +216,22 @@ class LeakageTable:
 
 
 def read_leakage(path: Path) -> pd.DataFrame:
-    """The rows of a leakage.csv, sorted; a last line that a killed run left half written is dropped."""
-    whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0] + "\n"
-    text_columns = {name: "str" for name, kind in COLUMNS.items() if kind == "str"}
-    frame = pd.read_csv(
-        io.StringIO(whole_lines),
-        dtype=text_columns,
-        keep_default_na=False,
-        na_values=[""],
-    )
-    return typed(frame)
+    """The rows of a leakage.csv, sorted; a last line that a killed run left half written is dropped.
+
+    ADDED_COLUMNS that an earlier run did not write are NA.
+
+    Raises:
+        SettingsError: if the file is no leakage table.
+    """
+    try:
+        whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0] + "\n"
+        text_columns = {name: "str" for name, kind in COLUMNS.items() if kind == "str"}
+        frame = pd.read_csv(io.StringIO(whole_lines), dtype=text_columns, keep_default_na=False, na_values=[""])
+        if lacking := [name for name in COLUMNS if name not in frame and name not in ADDED_COLUMNS]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        return typed(frame.reindex(columns=list(COLUMNS)))
+    except ValueError as error:
+        raise SettingsError(f"{path}: not a leakage table: {' '.join(str(error).split())}") from error
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """How close a reconstruction came: MSE, PSNR, SSIM and LPIPS of images in [0, 1], and which image is whose.
 
-Every function takes two batches float [N,C,H,W] in [0, 1] and returns one value per image, float64 [N].
+Every function takes one or two batches float [N,C,H,W] in [0, 1] and returns one value per image, float64 [N].
 """
 
 import warnings
@@ -17,6 +17,7 @@ LPIPS_SIDE = 64
 DEFINITIONS = {
     "psnr": "10 log10(1 / MSE) per image, data range 1",
     "ssim": f"Gaussian window {SSIM_WINDOW}x{SSIM_WINDOW}, sigma {SSIM_SIGMA}, data range 1, mean over whole windows",
+    "flat_psnr": "PSNR of the original against its own mean colour",
     "lpips": f"AlexNet, version 0.1; images with a side under {LPIPS_SIDE} px are enlarged to that size (bicubic)",
 }
 
@@ -33,6 +34,12 @@ def mse(first: Tensor, second: Tensor) -> Tensor:
 def psnr(first: Tensor, second: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, the peak being 1; infinite for equal images."""
     return -10 * mse(first, second).log10()
+
+
+def flat_psnr(images: Tensor) -> Tensor:
+    """PSNR in dB of each image against its own mean colour, one value per channel; infinite for a constant image."""
+    flat = images.double().mean((-2, -1), keepdim=True).expand_as(images)
+    return psnr(images, flat)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from rich.text import Text
 from attacks.workers import Counts
 from experiments.leakage import OK, SERVER
 from experiments.rounds import Round
+from experiments.summary import NO_EVIDENCE, is_blank
 
 SHOWN_ROUNDS = 12
 """As many of the latest rounds as the panel has room for."""
@@ -88,12 +89,13 @@ class Progress:
         by = "" if row["observer"] == SERVER else f" seen by {row['observer']}"
         where = f"round {row['round']} client {row['client']}{by} image {row['image']} {row['attack']}"
         with self._lock:
-            if row["status"] == OK:
+            if row["status"] == OK and not is_blank(row["flat_psnr"]):
                 self._psnr.setdefault(row["round"], []).append(row["psnr"])
-            else:
+            elif row["status"] != OK:
                 self._failed[row["round"]] = self._failed.get(row["round"], 0) + 1
         if row["status"] == OK:
-            self._say(f"  {where}: {row['psnr']:.1f} dB in {row['seconds']:.0f} s")
+            blank = f", {NO_EVIDENCE}: an original without content" if is_blank(row["flat_psnr"]) else ""
+            self._say(f"  {where}: {row['psnr']:.1f} dB in {row['seconds']:.0f} s{blank}")
         else:
             self._say(f"  {where}: {row['status']}")
 

@@ -21,7 +21,17 @@ from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
 from experiments.run_directory import RunDirectory, write_atomically
 from experiments.settings import ExperimentSettings
-from experiments.summary import RECOGNISABLE_DB, Summary, summarise
+from experiments.summary import (
+    NO_EVIDENCE,
+    RECOGNISABLE_DB,
+    Summary,
+    blank_originals,
+    describe_blank,
+    dropout_caveat,
+    is_blank,
+    summarise,
+    with_content,
+)
 from experiments.utility import DEFINITIONS
 from fl_sim.config import SettingsError
 from fl_sim.wire import Recipe
@@ -44,6 +54,7 @@ class Victim:
     observer: str
     image: int
     timestep: int | None
+    blank: bool
     original: str | None
     pictures: list[Picture]
 
@@ -89,9 +100,16 @@ class Run:
         """How the clients trained; SettingsError if the checkpoint that they started from is gone."""
         return build_recipe(self.settings)
 
-    def by_attack(self) -> dict[str, pd.DataFrame]:
-        """The leakage table of each attack."""
-        return {str(attack): rows for attack, rows in self.leakage.groupby("attack", sort=True)}
+    def evidence(self) -> dict[str, pd.DataFrame]:
+        """The rows of each attack whose originals have content."""
+        return {str(attack): with_content(rows) for attack, rows in self.leakage.groupby("attack", sort=True)}
+
+    def dropout_caveat(self) -> str:
+        """What dropout does to the figures; empty if there is none, or the checkpoint is gone that would tell."""
+        try:
+            return dropout_caveat(self.recipe.model) if self.summaries else ""
+        except SettingsError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -114,11 +132,12 @@ def build_report(path: Path) -> Path:
     html = _render(
         "report.html.j2",
         run=run,
-        tables=run.by_attack(),
         gallery=gallery,
+        blank=describe_blank(len(blank_originals(run.leakage))),
+        dropout_caveat=run.dropout_caveat(),
         problems=_problems(run) + absent,
-        by_round=_figure(figures.psnr_by_round, run.by_attack()),
-        by_timestep=_figure(figures.psnr_by_timestep, run.by_attack()),
+        by_round=_figure(figures.psnr_by_round, run.evidence()),
+        by_timestep=_figure(figures.psnr_by_timestep, run.evidence()),
         server=SERVER,
         utility=_utility(run),
         definitions=DEFINITIONS,
@@ -133,9 +152,9 @@ def build_comparison(paths: Sequence[Path], out: Path) -> Path:
     """Write one page that sets several runs side by side to ``out``; SettingsError if one of ``paths`` is no run."""
     runs = [Run.read(path) for path in paths]
     curves = {
-        f"{run.name} · {attack}" if len(run.by_attack()) > 1 else run.name: rows
+        f"{run.name} · {attack}" if len(run.summaries) > 1 else run.name: rows
         for run in runs
-        for attack, rows in run.by_attack().items()
+        for attack, rows in run.evidence().items()
     }
     html = _render(
         "comparison.html.j2",
@@ -196,7 +215,8 @@ def _victims(run: Run, sighting: Sighting, rows: pd.DataFrame, truth: Truth | No
         ]
         original = image_uri(truth.images[index]) if truth else None
         row = pictures[0].row
-        victims.append(Victim(sighting.client, row["observer"], index, row["timestep"], original, pictures))
+        blank = is_blank(row["flat_psnr"])
+        victims.append(Victim(sighting.client, row["observer"], index, row["timestep"], blank, original, pictures))
     return victims
 
 
@@ -223,6 +243,9 @@ def _problems(run: Run) -> list[tuple[str, str]]:
         (f"{count} image{'s' * (count > 1)} by {attack}", status)
         for (attack, status), count in Counter(zip(failed["attack"], failed["status"], strict=True)).items()
     ]
+    blank = blank_originals(run.leakage)
+    if len(blank):
+        problems.append((f"{len(blank)} original{'s' * (len(blank) > 1)} as evidence", _blank_because(blank)))
     planned, seen = run.settings.federation.rounds, len(run.rounds)
     if seen < planned:
         problems.append((f"{planned - seen} of {planned} rounds", "the run was stopped, or is still going on"))
@@ -236,6 +259,17 @@ def _problems(run: Run) -> list[tuple[str, str]]:
         missing = zip(row["clients_missing"], row["missing_because"], strict=True)
         problems += [(f"Round {row['round']}, client {client}", reason) for client, reason in missing]
     return problems
+
+
+def _blank_because(blank: pd.DataFrame) -> str:
+    which = [
+        f"round {number}, {'sum of clients' if client < 0 else f'client {client}'}, image {image}"
+        for number, client, image in blank.to_numpy().tolist()
+    ]
+    return (
+        f"without content: a flat picture of the mean colour already reaches {RECOGNISABLE_DB:.0f} dB, so that "
+        f"a reconstruction as good says nothing; left out of medians, shares and curves: {'; '.join(which)}"
+    )
 
 
 def _differences(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -273,4 +307,6 @@ def _render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template(template).render(recognisable=RECOGNISABLE_DB, ok=OK, **content)
+    return environment.get_template(template).render(
+        recognisable=RECOGNISABLE_DB, ok=OK, no_evidence=NO_EVIDENCE, **content
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.run_directory import write_atomically
+from experiments.summary import with_content
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,13 @@ class Round:
 
 
 def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
-    """Replace the table by ``rounds``, with a column ``median_psnr_<attack>`` for every attack in ``leakage``."""
+    """Replace the table by ``rounds``, with a column ``median_psnr_<attack>`` for every attack in ``leakage``.
+
+    The median is over the round's originals with content, NaN where there is none.
+    """
     entries = [asdict(entry) for entry in rounds]
     frame = pd.DataFrame([entry | entry.pop("utility") for entry in entries])
     for attack, rows in leakage.groupby("attack", sort=True):
-        frame[f"median_psnr_{attack}"] = frame["round"].map(rows.groupby("round")["psnr"].median())
+        medians = with_content(rows).groupby("round")["psnr"].median()
+        frame[f"median_psnr_{attack}"] = frame["round"].map(medians)
     write_atomically(path, frame.to_parquet)

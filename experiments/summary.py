@@ -1,21 +1,36 @@
-"""A leakage table in a few figures."""
+"""A leakage table in a few figures.
 
+An original without content is no evidence: a flat picture of its mean colour already looks like it, so a reconstruction
+of the same PSNR says nothing. Such originals are counted and left out of every other figure.
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from experiments.leakage import OK
 
 RECOGNISABLE_DB = 30.0
-"""From this PSNR on a reconstruction shows what the original shows."""
+"""From this PSNR on a reconstruction shows what the original shows; an original is blank if its mean colour does."""
+
+NO_EVIDENCE = "no evidence"
+"""What stands in the place of figures where every original is blank."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One attack in figures; the PSNRs are over the images that it finished, the shares over all."""
+    """One attack in figures, over originals with content alone; ``blank`` counts those that are left out.
+
+    PSNRs, SSIM, evaluations and seconds are over the images that it finished, NaN where there is none. ``recognisable``
+    and ``timesteps_recovered`` are counts out of ``images``, those that the attack failed on included.
+    """
 
     attack: str
     images: int
+    blank: int
     finished: int
     median_psnr: float
     best_psnr: float
@@ -27,8 +42,46 @@ class Summary:
 
     @property
     def share_recognisable(self) -> float:
-        """Fraction of all attacked images that reached RECOGNISABLE_DB."""
-        return self.recognisable / self.images
+        """Fraction of the images that reached RECOGNISABLE_DB, NaN if there is none with content."""
+        return self.recognisable / self.images if self.images else math.nan
+
+
+def is_blank(flat_psnr: float) -> bool:
+    """Whether an original with this ``flat_psnr`` is without content; NaN, of an earlier run, counts as content."""
+    return flat_psnr >= RECOGNISABLE_DB
+
+
+def with_content(leakage: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a leakage table whose originals have content."""
+    return leakage[~(leakage["flat_psnr"] >= RECOGNISABLE_DB)]
+
+
+def blank_originals(leakage: pd.DataFrame) -> pd.DataFrame:
+    """Round, client (-1: a sum of clients) and image of every original without content, each once."""
+    blank = leakage["flat_psnr"] >= RECOGNISABLE_DB
+    return leakage.loc[blank, ["round", "client", "image"]].drop_duplicates(ignore_index=True)
+
+
+def describe_blank(count: int) -> str:
+    """The sentence on so many originals without content, empty if there is none."""
+    if count == 0:
+        return ""
+    return (
+        f"{count} {'original' if count == 1 else 'originals'} without content left out: "
+        f"a flat picture of its mean colour already reaches {RECOGNISABLE_DB:.0f} dB."
+    )
+
+
+def dropout_caveat(model: Mapping[str, Any]) -> str:
+    """What dropout in the clients' model does to the figures, empty if there is none; ``model`` is its config."""
+    dropout = float(model.get("dropout") or 0.0)
+    if dropout == 0:
+        return ""
+    return (
+        f"Clients trained with dropout {dropout:g}, whose masks are private. The attacks compute gradients without it: "
+        "their matching loss cannot reach zero, and these figures are lower than what the updates really leak. "
+        "This is no protection."
+    )
 
 
 def summarise(leakage: pd.DataFrame) -> list[Summary]:
@@ -36,10 +89,12 @@ def summarise(leakage: pd.DataFrame) -> list[Summary]:
     return [_summarise(str(attack), rows) for attack, rows in leakage.groupby("attack", sort=True)]
 
 
-def _summarise(attack: str, rows: pd.DataFrame) -> Summary:
+def _summarise(attack: str, attacked: pd.DataFrame) -> Summary:
+    rows = with_content(attacked)
     return Summary(
         attack=attack,
         images=len(rows),
+        blank=len(attacked) - len(rows),
         finished=int((rows["status"] == OK).sum()),
         median_psnr=float(rows["psnr"].median()),
         best_psnr=float(rows["psnr"].max()),

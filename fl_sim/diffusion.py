@@ -178,16 +178,14 @@ def build_scheduler(config: Mapping[str, Any]) -> DDPMScheduler:
     if scheduler.config.prediction_type not in PREDICTION_TYPES:
         allowed = ", ".join(PREDICTION_TYPES)
         raise ConfigError(f"prediction_type {scheduler.config.prediction_type!r} is unknown; allowed: {allowed}")
-    steps, signal = scheduler.config.num_train_timesteps, scheduler.alphas_cumprod
-    if len(signal) != steps or not steps:
+    steps, betas = scheduler.config.num_train_timesteps, scheduler.betas
+    if len(betas) != steps or not steps:
         raise ConfigError(
-            f"scheduler has {len(signal)} betas for num_train_timesteps = {steps}; allowed: as many, from 1"
+            f"scheduler has {len(betas)} betas for num_train_timesteps = {steps}; allowed: as many, from 1"
         )
-    if not bool(((signal >= 0) & (signal <= 1)).all()):  # NaN is not either
-        first, last = signal.aminmax()
-        raise ConfigError(
-            f"scheduler's betas give alphas_cumprod from {first:.3g} to {last:.3g}; allowed: betas in 0..1"
-        )
+    if not bool(((betas >= 0) & (betas <= 1)).all()):  # NaN is not either
+        least, largest = betas.aminmax()
+        raise ConfigError(f"scheduler's betas go from {least:.3g} to {largest:.3g}; allowed: 0 to 1")
     return scheduler
 
 

@@ -8,11 +8,13 @@ import faulthandler
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +85,7 @@ def run_federation(
 
     # Imported late: it brings in half of Flower, which the command line's help and the clients do without.
     from flwr.simulation import run_simulation
-    from flwr.simulation.ray_transport.ray_actor import ClientAppActor
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
 
     # What Flower ends its actors with looks like a death to Ray: not that too is to be retried (see _RESTARTS).
     ClientAppActor.__ray_metadata__.method_meta.max_task_retries["terminate"] = 0  # type: ignore[attr-defined]
@@ -91,8 +93,10 @@ def run_federation(
         # What goes wrong is raised, once; Flower would also log every client's traceback.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     guard = _Guard(server_app)
+    BasicActorPool.fetch_result_and_return_actor_to_pool = _fetch_until(guard.ended)  # type: ignore[assignment]
     try:
-        client_resources = _start_ray(settings, attack, verbose)
+        with _own_signal_handler():
+            client_resources = _start_ray(settings, attack, verbose)
         run_simulation(
             guard.server_app(),
             _Supervised(client_app, settings.federation.client_timeout or settings.federation.timeout),
@@ -109,6 +113,27 @@ def run_federation(
         ray.shutdown()
     if guard.failure:
         raise guard.failure
+
+
+@contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Put the process's handler of SIGTERM back once Ray has started.
+
+    Starting it replaces the handler twice: in Python by one that exits without a word, in C++ by one that prints a
+    stack. A SIGTERM that meets the former is handed on.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where nobody can set a handler
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> dict[str, float]:
@@ -184,12 +209,31 @@ def _attempts_before() -> int:
     return global_worker.core_worker.get_current_task_attempt_number()  # type: ignore[attr-defined]  # set once connected
 
 
+def _fetch_until(ended: threading.Event) -> Callable[[Any, Any], tuple[Message, Context]]:
+    """How Flower's actor pool is to wait for a client: no longer than there is a server, which Flower would.
+
+    Where the cluster has nothing free, a client's process never starts.
+    """
+    import ray
+
+    def fetch(pool: Any, future: Any) -> tuple[Message, Context]:
+        while not ray.wait([future], timeout=1.0)[0]:
+            if ended.is_set():
+                raise FederationError("the server has gone")
+        _, reply, context = ray.get(future)
+        pool.add_actor_back_to_pool(future)
+        return reply, context
+
+    return fetch
+
+
 @dataclass
 class _Guard:
     """Keeps what a ServerApp raised in Flower's thread, and ends that thread when the backend is gone."""
 
     inner: ServerApp
     failure: BaseException | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def server_app(self) -> ServerApp:
@@ -203,6 +247,8 @@ class _Guard:
                 self.failure = FederationError(f"{type(error).__name__}: {one_line(error)}")
             except BaseException as error:
                 self.failure = error
+            finally:
+                self.ended.set()
 
         return guarded
 

@@ -29,10 +29,11 @@ from fl_sim.local_grid import Client
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 from tests.fl_sim.federations import LocalGrid
+from tests.pages.pages import pages
 
-PAGE = (Path(__file__).parents[1] / "docs" / "defences.md").read_text()
-FILES = dict(re.findall(r"^### `(.+)`\n\n```python\n([^`]*)```$", PAGE, re.MULTILINE))
-REGISTRATION = re.search(r"^```toml\n([^`]*)```$", PAGE, re.MULTILINE)
+PAGE = pages()["docs/defences.md"]
+FILES = PAGE.files()
+[REGISTRATION] = PAGE.of_kind("toml")
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +159,8 @@ def test_a_defence_of_ones_own_is_short_and_works_in_a_run_by_its_path(folder: P
 
 
 def test_its_registration_makes_it_known_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert REGISTRATION is not None
     group = "fl_sim.defences"
-    lines = tomllib.loads(REGISTRATION[1])["project"]["entry-points"][group]
+    lines = tomllib.loads(REGISTRATION.text)["project"]["entry-points"][group]
     entries = [EntryPoint(name, value, group) for name, value in lines.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "fl_sim.defences" else [])
     registry._plugins.cache_clear()
@@ -176,6 +176,6 @@ def test_its_registration_makes_it_known_by_name(folder: Path, monkeypatch: pyte
 
 
 def test_the_page_has_every_defence_and_every_argument() -> None:
-    rows = {row[1]: row[0] for row in re.finditer(r"^\| `(.+?)` \|.*$", PAGE, re.MULTILINE)}
+    rows = {row[1]: row[0] for row in re.finditer(r"^\| `(.+?)` \|.*$", PAGE.text, re.MULTILINE)}
     for name in registry.available():
         assert all(f"`{argument}`" in rows[name] for argument in registry.defence_class(name).model_fields)

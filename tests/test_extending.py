@@ -1,9 +1,7 @@
-"""docs/extending.md, done as it says: its files are written out, installed and run."""
+"""docs/extending.md: its files, written out and installed, are what it says of them. Its lines: tests/pages."""
 
 import importlib
-import re
 import runpy
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +14,9 @@ from attacks import attack
 from attacks.attack import AttackError, create
 from experiments.cli import app
 from tests.attacks.conftest import make_victim
+from tests.pages.pages import pages
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"^## .*`(.+)`\n(?:.*\n)*?```\w+\n([^`]*)```$", PAGE, re.MULTILINE))
-COMMANDS = re.findall(r"^\$ (?:PYTHONPATH=\. )?fl-sim (.+)$", PAGE, re.MULTILINE)
+FILES = pages()["docs/extending.md"].files()
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +75,3 @@ def test_it_is_what_the_page_says_of_it(package: Path) -> None:
         create("smooth").reconstruct(make_victim().observation, seed=1)
     with pytest.raises(AttackError, match=r"attack 'smooth': iterations = 0"):
         create("smooth", {"iterations": 0})
-
-
-def test_the_commands_run(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_victim(known=True).observation.save(tmp_path / "update.safetensors")
-    for command in COMMANDS:
-        result = CliRunner().invoke(app, shlex.split(command))
-        assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.glob("by-*/reconstruction.png")} == {"reconstruction.png"}
-    assert {path.name for path in tmp_path.iterdir()} == {"update.safetensors", "by-name", "by-path"}

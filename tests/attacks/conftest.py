@@ -57,6 +57,7 @@ def make_victim(
     noise: Tensor | None = None,
     defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     defence: Defence | None = None,
+    zero_snr: bool = False,
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
 
@@ -67,6 +68,8 @@ def make_victim(
     model = diffusion.build_model(model_config)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     scheduler_config = diffusion.scheduler_config(prediction_type=prediction_type)
+    if zero_snr:
+        scheduler_config["rescale_betas_zero_snr"] = True
     scheduler = diffusion.build_scheduler(scheduler_config)
     source = torch.Generator().manual_seed(seed + 1)
     if images is None:

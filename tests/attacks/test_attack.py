@@ -7,8 +7,9 @@ import torch
 from attacks import attack
 from attacks.attack import AttackError, Needs, Outcome, attack_class, available, create
 from attacks.observation import Defence, Observation
+from attacks.problem import InversionProblem
 from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import make_victim, summed
+from tests.attacks.conftest import MODEL, Victim, make_victim, psnr, summed
 from tests.attacks.toy_attacks import Guess
 
 _GRADIENT = Needs.GRADIENT | Needs.MAGNITUDES
@@ -207,3 +208,73 @@ def test_no_timestep_is_read_off_a_random_update(random_update):
         create("residual", {"search_timestep": False}).reconstruct(
             replace(random_update, noise=None, timesteps=None), seed=1
         )
+
+
+@pytest.mark.parametrize(
+    ("need", "changes", "reason"),
+    [
+        (
+            Needs.LOCAL_STEPS,
+            {"local_steps": 4},
+            r"here are 4 Adam steps \(local_steps = 4\); of Adam only a single step",
+        ),
+        (Needs.GRADIENT, {"local_steps": 2, "optimizer": "sgd"}, r"here are 2 SGD steps \(local_steps = 2\)$"),
+        (Needs.GRADIENT, {"local_steps": 1}, r"here are one Adam step \(local_steps = 1\); of Adam"),
+        (Needs.NOISE_AND_TIMESTEPS, {"local_steps": 1}, r"the server dictated \(threat = 'known'\): here clients drew"),
+    ],
+)
+def test_a_refusal_says_what_there_is_instead(monkeypatch, need, changes, reason):
+    monkeypatch.setattr(Guess, "needs", need)
+    optimizer = LocalOptimizer(name=changes.get("optimizer", "adam"), lr=0.1)
+    steps = changes["local_steps"]
+    seen = make_victim(tuple(range(steps)), local_steps=steps, optimizer=optimizer).observation
+    with pytest.raises(AttackError, match=f"needs {need.name}, .*{reason}") as caught:
+        Guess().check(seen)
+    assert "\n" not in str(caught.value)
+
+
+def at_zero_snr(prediction_type: str, timesteps: tuple[int, ...] = (999,), known: bool = False) -> Victim:
+    """A client whose noisy image at t = 999 holds nothing of the image."""
+    return make_victim(timesteps, prediction_type=prediction_type, known=known, zero_snr=True)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_noise_that_hides_the_image_whole_is_the_reason_in_one_line(known):
+    seen = at_zero_snr("epsilon", known=known).observation
+    with pytest.raises(
+        AttackError, match=r"at t = 999 the noisy image holds nothing of the image: .*ratio is 0"
+    ) as line:
+        create("residual", {"max_evaluations": 3}).reconstruct(seen, seed=100)
+    assert "\n" not in str(line.value)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_what_the_network_predicts_tells_the_image_that_noise_hides(prediction_type, known):
+    victim = at_zero_snr(prediction_type, known=known)
+    assert victim.psnr(create("residual").reconstruct(victim.observation, seed=100).images) > 60
+
+
+def test_beside_a_hidden_image_the_others_are_found():
+    victim = at_zero_snr("epsilon", (999, 400), known=True)
+    result = create("residual").reconstruct(victim.observation, seed=100)
+    assert torch.equal(result.images[0], torch.full((3, 8, 8), 0.5))
+    assert psnr(result.images[1], (victim.images[1] + 1) / 2) > 40
+
+
+def test_the_attack_evaluates_without_the_dropout_that_it_knows_of():
+    dropped = make_victim(model_config=MODEL | {"dropout": 0.5})
+    problem = InversionProblem(dropped.observation, "cpu")
+    assert not any(module.training for module in problem.model.modules())
+    assert problem.circumstances.model["dropout"] == 0.5
+    assert set(vars(dropped.observation)) == {"circumstances", "weights", "update", "noise", "timesteps"}
+    assert dropped.observation.noise is None
+
+
+@pytest.mark.parametrize(("factor", "reason"), [(1e-30, "the update's largest entry is"), (1.0, "ran away")])
+def test_a_breakdown_has_a_reason(monkeypatch, victim, factor, reason):
+    broken = Outcome(torch.full((1, 3, 8, 8), math.nan), torch.tensor([400]), 0.1)
+    monkeypatch.setattr(Guess, "search", lambda *_: broken)
+    update = {name: value * factor for name, value in victim.observation.update.items()}
+    with pytest.raises(AttackError, match=f"attack 'guess' broke down: .*{reason}"):
+        Guess().reconstruct(replace(victim.observation, update=update), seed=100)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from attacks.observation import CaptureError, Observation, Sighting, ThreatModel
 from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import Victim, make_victim
+from tests.attacks.conftest import MODEL, Victim, make_victim
 
 WEIGHT = "conv_in.weight"
 
@@ -162,3 +162,53 @@ def test_a_sighting_says_who_was_seen_and_by_whom_and_makes_a_file_name():
     assert Sighting(1, -1).stem == "round-0001-sum"
     assert str(Sighting(1, 3, 5)) == "round 1 client 3 seen by peer 5"
     assert str(Sighting(1, -1)) == "round 1 sum of clients"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_in_a_file_become_float32_exactly_and_are_refused_elsewhere(tmp_path, known_victim, dtype):
+    seen = known_victim.observation
+    kinds = {"weights": seen.weights, "update": seen.update}
+    halves = {f"{kind}/{name}": value.to(dtype) for kind, named in kinds.items() for name, value in named.items()}
+    loaded = Observation.load(write_capture(tmp_path / "capture", known_victim, **halves, noise=seen.noise.to(dtype)))
+    assert torch.equal(loaded.update[WEIGHT], halves[f"update/{WEIGHT}"].float())
+    assert torch.equal(loaded.noise, seen.noise.to(dtype).float())
+    with pytest.raises(CaptureError, match=r"expected torch\.float32"):
+        replace(seen, update={name: value.to(dtype) for name, value in seen.update.items()})
+
+
+@pytest.mark.parametrize(
+    ("model", "image_shape", "message"),
+    [
+        (MODEL | {"num_class_embeds": 10}, [3, 8, 8], "takes class labels"),
+        (MODEL | {"out_channels": 6}, [3, 8, 8], "predicts a variance"),
+        (MODEL, [1, 8, 8], "the images have 1"),
+        (
+            MODEL,
+            [3, 7, 8],
+            "7x8 pixels do not go through a network of 2 levels; allowed: sides that are multiples of 2",
+        ),
+        (MODEL, [3, -8, 8], "cannot be trained on images of shape"),
+        (MODEL | {"time_embedding_type": "none"}, [3, 8, 8], "cannot be built"),
+    ],
+)
+def test_a_network_that_cannot_have_made_the_update_is_refused(tmp_path, victim, model, image_shape, message):
+    assert_refused(write_capture(tmp_path / "capture", victim, {"model": model, "image_shape": image_shape}), message)
+
+
+def test_names_that_are_not_the_models_are_told_apart(victim):
+    update = {f"unet.{name}": value for name, value in victim.observation.update.items()}
+    with pytest.raises(CaptureError, match=r"came: unet\.conv_in.*the model's: conv_in.*without 'unet\.' in front"):
+        replace(victim.observation, update=update)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("capture", Path.mkdir, "it is a folder"),
+        ("capture", Path.touch, "it is empty"),
+        ("capture.pt", lambda path: torch.save({}, path), "it is a pickle, which is never opened"),
+    ],
+)
+def test_what_is_no_capture_is_called_by_its_name(tmp_path, name, make, message):
+    make(tmp_path / name)
+    assert_refused(tmp_path / name, f"not a readable capture: {message}")

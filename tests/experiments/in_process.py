@@ -1,11 +1,13 @@
 """A whole run with its clients and its attacks in this process, where the real one would start Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from flwr.app import Context, RecordDict
+from flwr.serverapp import ServerApp
 from rich.console import Console
 
 from attacks.attack import create
@@ -16,6 +18,7 @@ from experiments.run_directory import RunDirectory
 from experiments.server_app import build_server_app, run_progress
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
+from fl_sim.config import Settings
 from fl_sim.local_grid import Client
 from tests.fl_sim.federations import LocalGrid
 
@@ -41,16 +44,28 @@ class PoolInThisProcess:
     def close(self) -> None: ...
 
 
+def federation_in_process(server_app: ServerApp, client_app: Client, settings: Settings, *_: Any, **__: Any) -> None:
+    """What ``fl_sim.federation.run_federation`` does on Ray."""
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    server_app(LocalGrid(client_app, settings.federation.clients), context)
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Federations that the command line starts, and the attacks on them, run in this process meanwhile."""
+    with (
+        patch("fl_sim.federation.run_federation", federation_in_process),
+        patch("experiments.server_app.AttackPool", PoolInThisProcess),
+    ):
+        yield
+
+
 def run_in_process(path: Path, settings: ExperimentSettings, client: Client | None = None) -> RunDirectory:
     """Run a federation into ``path``; ``client`` answers in the place of the ClientApp."""
     experiment = prepare(settings)
     settings = experiment.settings
     directory = RunDirectory.create(path, settings)
-    grid = LocalGrid(client or build_client_app(settings), settings.federation.clients)
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    with (
-        patch("experiments.server_app.AttackPool", PoolInThisProcess),
-        run_progress(experiment, Console(quiet=True)) as display,
-    ):
-        build_server_app(experiment, directory, display)(grid, context)
+    with without_ray(), run_progress(experiment, Console(quiet=True)) as display:
+        server_app = build_server_app(experiment, directory, display)
+        federation_in_process(server_app, client or build_client_app(settings), settings)
     return directory

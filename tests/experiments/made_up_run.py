@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from attacks.attack import Reconstruction
 from attacks.reconstruction_file import save_reconstruction
@@ -38,6 +39,16 @@ def reconstruction(images: torch.Tensor, timesteps: torch.Tensor, attack: str = 
         settings={},
         seed=0,
     )
+
+
+def pictures(folder: Path, blank: int, others: int) -> tuple[str, ...]:
+    """The settings for a folder of so many pictures of one colour, and so many others, dealt out to the clients."""
+    folder.mkdir()
+    source = torch.Generator().manual_seed(0)
+    for index in range(blank + others):
+        pixels = torch.rand(16, 16, 3, generator=source) if index >= blank else torch.full((16, 16, 3), 0.1 * index)
+        Image.fromarray((255 * pixels).byte().numpy()).save(folder / f"{index}.png")
+    return "data.name=folder", f"data.path={folder}", "data.partition=iid"
 
 
 def make_up_run(path: Path, *overrides: str, rounds: int | None = None, finished: bool = True) -> RunDirectory:

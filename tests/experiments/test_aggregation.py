@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from experiments.experiment import Experiment, prepare
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError, dump_toml, load_settings, resolve
+from fl_sim.repeatable_grid import FederationError
 from strategies.layers import layers
 from tests.experiments.in_process import run_in_process
 
@@ -70,6 +71,11 @@ class Queries(FedAvg):
 class Nobody(FedAvg):
     def configure_train(self, *_):
         return []
+
+
+class NobodyLater(FedAvg):
+    def configure_train(self, server_round, *args):
+        return super().configure_train(server_round, *args) if server_round == 1 else []
 
 
 class Stranger(FedAvg):
@@ -159,6 +165,11 @@ def test_the_run_trains_as_many_as_its_records_say(tmp_path, given) -> None:
     directory = run_in_process(tmp_path / "run", settings(*given))
     said = tomllib.loads(directory.config.read_text())["federation"]["clients_per_round"]
     assert [len(clients) for clients in pd.read_parquet(directory.rounds)["clients_seen"]] == [said, said]
+
+
+def test_a_round_in_which_nobody_is_asked_to_train_ends_the_run_in_one_line(tmp_path) -> None:
+    with pytest.raises(FederationError, match=r"^round 2: the strategy asked no client to train$"):
+        run_in_process(tmp_path / "run", settings(f"{HERE}:NobodyLater"))
 
 
 @pytest.mark.parametrize(

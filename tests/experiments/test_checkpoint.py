@@ -1,13 +1,20 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from experiments.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from experiments.experiment import prepare
+from experiments.utility import Utility
 from fl_sim.config import SettingsError
 from fl_sim.diffusion import build_model, scheduler_config, unet_config
+from tests.experiments.in_process import run_in_process
+from tests.experiments.made_up_run import tiny_settings
 
 MODEL = unet_config(16, block_out_channels=(8, 8), norm_num_groups=4)
 
@@ -47,6 +54,16 @@ def of_a_strange_class(path: Path) -> None:
     save_checkpoint(path, Checkpoint(checkpoint().weights, {"_class_name": "os.system"}, scheduler_config(), {}))
 
 
+def of_nan(path: Path) -> None:
+    spoilt = {name: value * torch.nan for name, value in checkpoint().weights.items()}
+    save_checkpoint(path, Checkpoint(spoilt, MODEL, scheduler_config(), {}))
+
+
+def with_a_prefix(path: Path) -> None:
+    weights = {f"unet.{name}": value for name, value in checkpoint().weights.items()}
+    save_checkpoint(path, Checkpoint(weights, MODEL, scheduler_config(), {}))
+
+
 def no_tensors_at_all(path: Path) -> None:
     path.write_text("hello")
 
@@ -73,3 +90,138 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[Pa
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"model\.checkpoint = .*not a usable checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_trained_in_float32_and_it_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
+    stored = {name: value.to(dtype) for name, value in checkpoint().weights.items()}
+    save_checkpoint(tmp_path / "model.safetensors", Checkpoint(stored, MODEL, scheduler_config(), {}))
+    loaded = load_checkpoint(tmp_path / "model.safetensors")
+    assert f"torch.{loaded.dtype}" == str(dtype)
+    assert all(torch.equal(loaded.weights[name], value.float()) for name, value in stored.items())
+    assert {value.dtype for value in loaded.weights.values()} == {torch.float32}
+
+
+def save_network(path: Path, size: int = 16, **changes: Any) -> str:
+    """A checkpoint of an untrained network; the setting that names it."""
+    model = unet_config(size, block_out_channels=(8, 8, 8), norm_num_groups=4) | changes
+    save_checkpoint(path, Checkpoint(build_model(model).state_dict(), model, scheduler_config(), {}))
+    return f"model.checkpoint={path}"
+
+
+FOUR = {
+    "block_out_channels": [8] * 4,
+    "down_block_types": ["DownBlock2D"] * 4,
+    "up_block_types": ["UpBlock2D"] * 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "reason"),
+    [
+        (16, {"num_class_embeds": 10}, "takes class labels"),
+        (16, {"out_channels": 6}, "predicts a variance"),
+        (16, {"in_channels": 1, "out_channels": 1}, "takes images of 1 channels"),
+        (16, {"sample_size": [16, 32]}, r"model.sample_size = \[16, 32\]"),
+        (28, FOUR, "allowed: sides that are multiples of 8"),
+    ],
+)
+def test_a_network_that_clients_cannot_train_is_one_line(
+    tmp_path: Path, size: int, changes: dict[str, Any], reason: str
+) -> None:
+    where = save_network(tmp_path / "model.safetensors", size, **changes)
+    with pytest.raises(SettingsError, match=rf"model\.checkpoint = .*not a usable checkpoint: .*{reason}") as refusal:
+        prepare(tiny_settings(where, "attack.name=none"))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("sample_size", [[16, 16], None])
+def test_a_pair_of_sides_and_no_size_at_all_are_taken(tmp_path: Path, sample_size: Any) -> None:
+    where = save_network(tmp_path / "model.safetensors", sample_size=sample_size)
+    assert prepare(tiny_settings(where, "attack.name=none")).recipe.image_shape == (3, 16, 16)
+
+
+def test_a_network_without_a_size_meets_the_images_that_do_not_go_through_it(tmp_path: Path) -> None:
+    where = save_network(tmp_path / "model.safetensors", **FOUR, sample_size=None)
+    with pytest.raises(SettingsError, match=r"data\.image_size = 28: images of 28x28 pixels"):
+        prepare(tiny_settings(where, "attack.name=none", "data.image_size=28"))
+
+
+def test_a_size_that_no_setting_can_agree_with_is_not_recommended(tmp_path: Path) -> None:
+    where = save_network(tmp_path / "model.safetensors", 8)
+    with pytest.raises(SettingsError, match=r"takes images of 8x8 pixels, .*greater than or equal to 11"):
+        prepare(tiny_settings(where, "attack.name=none"))
+
+
+def test_an_untrained_network_of_too_many_levels_is_one_line() -> None:
+    levels = "model.block_out_channels=[8,8,8,8]"
+    with pytest.raises(SettingsError, match=r"data\.image_size = 28: .*sides that are multiples of 8"):
+        prepare(tiny_settings("model.checkpoint=none", "data.image_size=28", levels, "attack.name=none"))
+
+
+def test_a_28_pixel_checkpoint_of_three_levels_runs(tmp_path: Path) -> None:
+    where = save_network(tmp_path / "model.safetensors", 28)
+    settings = tiny_settings(where, "data.image_size=28", "attack.name=tests.attacks.toy_attacks:Guess")
+    run = run_in_process(tmp_path / "run", settings)
+    assert set(pd.read_csv(run.leakage_csv)["status"]) == {"ok"}
+
+
+def test_a_configuration_that_leaves_the_schedule_to_diffusers_runs(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", Checkpoint(checkpoint().weights, MODEL, {}, {}))
+    loaded = load_checkpoint(tmp_path / "model.safetensors")
+    assert loaded.scheduler == {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
+
+
+def test_dropout_is_drawn_from_the_private_seed(tmp_path: Path) -> None:
+    where = save_network(tmp_path / "model.safetensors", dropout=0.3)
+    settings = [
+        tiny_settings(where, "attack.name=residual", "attack.args.residual.max_evaluations=3", f"client.seed={private}")
+        for private in (4, 4, 5)
+    ]
+    tables, rounds = [], []
+    for number, chosen in enumerate(settings):
+        torch.manual_seed(number)  # what else draws in this process must not matter
+        run = run_in_process(tmp_path / str(number), chosen)
+        tables.append(pd.read_csv(run.leakage_csv).drop(columns=["run", "seconds"]))
+        rounds.append(pd.read_parquet(run.rounds)[["train_loss", "weights_sha256"]])
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(rounds[0], rounds[1])
+    assert not rounds[0].equals(rounds[2])
+
+
+def test_held_out_losses_and_samples_are_without_dropout(tmp_path: Path) -> None:
+    settings = tiny_settings(save_network(tmp_path / "model.safetensors", dropout=0.9), "attack.name=none")
+    experiment = prepare(settings)
+    utility = Utility(settings, experiment.recipe)
+    without = Utility(
+        settings, experiment.recipe.model_copy(update={"model": experiment.recipe.model | {"dropout": 0}})
+    )
+    assert utility.loss(experiment.weights) == without.loss(experiment.weights)
+    assert torch.equal(utility.sample(experiment.weights)[0], without.sample(experiment.weights)[0])
+
+
+def a_folder_of_diffusers(path: Path) -> None:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("model", Path.mkdir, "it is a folder; allowed: a safetensors file"),
+        ("model", a_folder_of_diffusers, "it is a folder of diffusers, which cannot be read yet; allowed"),
+        ("model.safetensors", Path.touch, "it is empty"),
+        ("model.bin", lambda path: torch.save({}, path), "it is a pickle, which is never opened"),
+        ("model.ckpt", lambda path: path.write_bytes(b"\x80\x02}."), "it is a pickle, which is never opened"),
+        ("model.safetensors", lambda path: os.mkfifo(path), "it is no regular file"),
+        ("model.safetensors", of_nan, "holds NaN"),
+        ("model.safetensors", with_a_prefix, r"unet\.conv_in\.bias is no parameter .* without 'unet\.' in front"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_by_its_name(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], reason: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(SettingsError, match=reason) as refusal:
+        load_checkpoint(tmp_path / name)
+    assert "\n" not in str(refusal.value)

@@ -169,15 +169,19 @@ def test_reports_are_built_again_and_compared(tmp_path: Path) -> None:
     assert_refused(fl_sim("report", tmp_path), "not a run directory")
 
 
-def test_ctrl_c_says_where_the_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
     code = (
+        "import signal\n"
         "import experiments.cli as cli\n"
-        "def interrupted(*_): raise KeyboardInterrupt\n"
-        "cli._run = interrupted\n"
+        "cli._run = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
         "cli.app(['run', 'demo', '--out', 'somewhere'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 130
-    assert done.stderr.splitlines() == [
-        "fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it"
-    ]
+
+    def last_words() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 143
+        return done.stderr.splitlines()
+
+    assert last_words() == ["fl-sim: stopped before the first round; nothing was computed"]
+    make_up_run(tmp_path / "somewhere")
+    assert last_words() == ["fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it"]

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from attacks.attack import AttackError
+from experiments.checkpoint import Checkpoint, save_checkpoint
 from experiments.cli import app
 from experiments.dry_run import describe, try_first_batch
 from experiments.experiment import prepare
@@ -90,6 +91,18 @@ def test_the_description_names_model_clients_defence_and_attacks() -> None:
         assert words in text
     for words in ("defence: signs, unknown to the attacker", "tests.attacks.toy_attacks:Guess; threat: known"):
         assert words in text
+
+
+def test_a_checkpoint_in_another_type_is_said_to_be_trained_in_float32(tmp_path: Path) -> None:
+    fresh = prepare(tiny_settings())
+    half = {name: value.half() for name, value in fresh.weights.items()}
+    save_checkpoint(tmp_path / "half.safetensors", Checkpoint(half, fresh.recipe.model, fresh.recipe.scheduler, {}))
+    settings = load_settings(
+        ExperimentSettings, {"client": {"seed": 1}}, [f"model.checkpoint={tmp_path / 'half.safetensors'}"]
+    )
+    experiment = prepare(settings)
+    assert "stored in float16, trained in float32" in describe(experiment)[0]
+    assert {value.dtype for value in experiment.weights.values()} == {torch.float32}
 
 
 def test_a_dry_run_prints_a_file_that_runs_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

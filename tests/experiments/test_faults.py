@@ -1,6 +1,8 @@
 """``fl-sim run`` when processes are killed under it; what is left must be what an undisturbed run leaves."""
 
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -135,6 +137,28 @@ def test_a_killed_run_keeps_what_was_reconstructed_and_the_report_reads_it(
     result = CliRunner().invoke(app, ["report", str(directory.path)])
     assert result.exit_code == 0, result.output
     assert directory.report.is_file()
+
+
+def test_a_terminated_run_says_so_in_one_line_and_leaves_nobody_behind(
+    tmp_path: Path, ray_environment: dict[str, str]
+) -> None:
+    with started(tmp_path / "run", ray_environment) as running:
+        running.wait_for(running.attacking)
+        everybody = running.processes()
+        running.popen.terminate()
+        output, _ = running.popen.communicate(timeout=120)
+        _, alive = psutil.wait_procs(everybody, timeout=30)
+    path = running.directory.path
+    assert running.popen.returncode == 128 + signal.SIGTERM, output
+    unexpected = [line for line in output.splitlines() if not re.match(r"\w+: |\[ *\d+ s\] ", line)]
+    assert unexpected == []
+    assert output.splitlines()[-1] == (
+        f"fl-sim: stopped; what was computed is in {path}, and fl-sim report {path} shows it"
+    )
+    assert not alive
+    assert read_leakage(running.directory.leakage_csv)["status"].tolist() == []
+    result = CliRunner().invoke(app, ["report", str(path)])
+    assert result.exit_code == 0, result.output
 
 
 def _timeless(leakage: pd.DataFrame) -> pd.DataFrame:

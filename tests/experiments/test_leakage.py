@@ -1,11 +1,23 @@
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from experiments.experiment import build_recipe
-from experiments.leakage import COLUMNS, TIME_COLUMNS, Evaluator, LeakageTable, client_truth, match, read_leakage
+from experiments.leakage import (
+    ADDED_COLUMNS,
+    COLUMNS,
+    TIME_COLUMNS,
+    Evaluator,
+    LeakageTable,
+    client_truth,
+    match,
+    read_leakage,
+)
+from fl_sim.config import SettingsError
 from tests.experiments.made_up_run import reconstruction, tiny_settings
 
 
@@ -93,3 +105,42 @@ def test_the_finished_table_does_not_depend_on_the_order_of_arrival(tmp_path: Pa
     assert one.drop(columns=list(TIME_COLUMNS)).equals(other.drop(columns=list(TIME_COLUMNS)))
     lines = [(tmp_path / run / "leakage.csv").read_text().replace("13.5", "12.5") for run in ("first", "second")]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("found", ["reconstruction", "timeout after 3 s"])
+def test_every_row_says_how_flat_its_original_is(found: str) -> None:
+    judge = evaluator("client.batch_size=2")
+    truth = client_truth(judge.settings, judge.recipe, 0, 1)
+    result = found if found != "reconstruction" else reconstruction(truth.images.flip(0), truth.timesteps.flip(0))
+    rows = judge.rows(1, 0, "residual", result)
+    mean_squares = [np.var(image.double().numpy(), axis=(1, 2)).mean() for image in truth.images]
+    assert [row["flat_psnr"] for row in rows] == pytest.approx([-10 * np.log10(value) for value in mean_squares])
+
+
+def test_a_constant_original_is_read_back(tmp_path: Path) -> None:
+    growing = table(tmp_path)
+    growing.append([row | {"flat_psnr": float("inf")} for row in rows_of()])
+    assert read_leakage(tmp_path / "leakage.csv")["flat_psnr"].tolist() == [float("inf")]
+
+
+def test_the_table_of_an_earlier_run_lacks_the_columns_added_since(tmp_path: Path) -> None:
+    table(tmp_path).append(rows_of())
+    csv = tmp_path / "leakage.csv"
+    written = pd.read_csv(csv).drop(columns=list(ADDED_COLUMNS))
+    written.to_csv(csv, index=False)
+    read = read_leakage(csv)
+    assert list(read.columns) == list(COLUMNS)
+    assert read["flat_psnr"].isna().all()
+    written.drop(columns="psnr").to_csv(csv, index=False)
+    with pytest.raises(SettingsError, match=r"leakage\.csv: not a leakage table: it lacks psnr$"):
+        read_leakage(csv)
+    csv.write_text("")
+    with pytest.raises(SettingsError, match="not a leakage table"):
+        read_leakage(csv)
+
+
+def test_the_documentation_describes_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    section = page.partition("## The leakage table")[2].partition("\n## ")[0]
+    described = re.findall(r"^\| `(\w+)` \| (\w+) \|", section, flags=re.MULTILINE)
+    assert described == list(COLUMNS.items())

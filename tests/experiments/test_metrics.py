@@ -86,3 +86,10 @@ def test_lpips_takes_its_backbone_from_the_cache(hub: Path, channels: int, size:
     assert metrics.lpips(first, first).tolist() == [0.0] * 4
     assert (metrics.lpips(first, second) > 0).all()
     assert torch.equal(metrics._lpips_network().net.slice1[0].weight, weights["features.0.weight"])
+
+
+def test_an_original_is_flat_where_its_mean_colour_looks_like_it() -> None:
+    halves = torch.full((1, 3, 12, 12), 0.5)
+    halves[..., 6:] += 0.2  # 0.1 off the mean everywhere
+    coloured = torch.tensor([0.1, 0.5, 0.9]).reshape(1, 3, 1, 1).expand(1, 3, 12, 12)
+    assert metrics.flat_psnr(torch.cat([halves, coloured])).tolist() == pytest.approx([20.0, float("inf")], abs=1e-5)

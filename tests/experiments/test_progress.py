@@ -8,7 +8,8 @@ from experiments.rounds import Round
 
 FIRST = Round(1, 0.75, [0, 1], [2], ["no reply in time"], "cpu", "ab")
 ROW = {"round": 1, "client": 0, "image": 0, "attack": "dlg", "observer": "server"}
-SOLVED = ROW | {"status": "ok", "psnr": 41.5, "seconds": 3.0}
+SOLVED = ROW | {"status": "ok", "psnr": 41.5, "flat_psnr": 12.0, "seconds": 3.0}
+BLANK = SOLVED | {"client": 2, "psnr": 99.9, "flat_psnr": 33.0}
 FAILED = SOLVED | {"client": 1, "status": "timeout after 9 s", "psnr": None, "seconds": None}
 
 
@@ -19,7 +20,7 @@ def shown(terminal: bool) -> str:
         progress.watch(lambda: Counts(queued=1, running=2, done=1))
         progress.step("training round 1")
         progress.round_done(FIRST)
-        progress.attacked([SOLVED, FAILED])
+        progress.attacked([SOLVED, FAILED, BLANK])
     return output.getvalue()
 
 
@@ -30,6 +31,7 @@ def test_without_a_terminal_every_event_is_a_plain_line() -> None:
         "round 1/2: training loss 0.7500, 2 clients, missing [2]",
         "round 1 client 0 image 0 dlg: 41.5 dB in 3 s",
         "round 1 client 1 image 0 dlg: timeout after 9 s",
+        "round 1 client 2 image 0 dlg: 99.9 dB in 3 s, no evidence: an original without content",
     ]
 
 

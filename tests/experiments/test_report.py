@@ -1,13 +1,17 @@
+import math
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from experiments.experiment import build_recipe
+from experiments.leakage import ADDED_COLUMNS, read_leakage
 from experiments.report import build_comparison, build_report
 from fl_sim.config import SettingsError
-from tests.experiments.made_up_run import make_up_run
+from tests.experiments.made_up_run import make_up_run, pictures
 
 
 class Page(HTMLParser):
@@ -87,6 +91,64 @@ def test_a_run_that_nobody_attacked_has_a_report(tmp_path: Path) -> None:
 def test_a_name_in_the_settings_cannot_become_markup(tmp_path: Path) -> None:
     directory = make_up_run(tmp_path / "run", "ray.address=<script>alert(1)</script>")
     assert "<script>" not in build_report(directory.path).read_text()
+
+
+def test_an_original_without_content_is_named_and_left_out(tmp_path: Path) -> None:
+    run = make_up_run(tmp_path / "run", *pictures(tmp_path / "pictures", blank=1, others=1))
+    page = Page(build_report(run.path))
+    assert "37.6 dBmedian PSNR, best 39.7 dB" in page.text  # and not the 45.7 of a blank one
+    assert "2 of 2 images at 30 dB or more" in page.text
+    assert "2 originals without content left out: a flat picture of its mean colour already reaches 30 dB." in page.text
+    assert page.text.count("without content: no evidence") == 2
+    held = re.findall(r"round (\d), client (\d), image 0", page.text)
+    assert [number for number, _ in held] == ["1", "2"]
+    assert len({client for _, client in held}) == 1
+    side_by_side = build_comparison([run.path], tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert '<td class="n">2</td><td class="n">2</td>' in side_by_side
+
+
+def test_a_run_on_nothing_but_blank_pictures_has_no_headline(tmp_path: Path) -> None:
+    run = make_up_run(tmp_path / "run", *pictures(tmp_path / "pictures", blank=2, others=0))
+    page = Page(build_report(run.path))
+    assert "There is no evidence" in page.text
+    assert "median PSNR, best" not in page.text
+    assert "PSNR by round" not in page.alternatives
+    assert page.alternatives.count("reconstruction by residual") == 3
+    side_by_side = Page(build_comparison([run.path], tmp_path / "comparison.html"))
+    assert "no evidence: every original is without content" in side_by_side.text
+    assert "nan" not in (page.text + side_by_side.text).lower()
+
+
+def test_the_medians_of_the_rounds_are_over_originals_with_content(tmp_path: Path) -> None:
+    mixed = make_up_run(tmp_path / "mixed", *pictures(tmp_path / "pictures", blank=1, others=1))
+    leakage = read_leakage(mixed.leakage_csv)
+    telling = leakage[leakage["flat_psnr"] < 30].set_index("round")["psnr"]
+    assert leakage["flat_psnr"].max() == math.inf
+    assert pd.read_parquet(mixed.rounds)["median_psnr_residual"].tolist() == pytest.approx(
+        telling.tolist(), nan_ok=True
+    )
+    blank = make_up_run(tmp_path / "blank", *pictures(tmp_path / "blank pictures", blank=2, others=0))
+    assert pd.read_parquet(blank.rounds)["median_psnr_residual"].isna().all()
+
+
+def test_the_run_of_an_earlier_version_is_reported_and_compared(tmp_path: Path) -> None:
+    run = make_up_run(tmp_path / "run")
+    pd.read_csv(run.leakage_csv).drop(columns=list(ADDED_COLUMNS)).to_csv(run.leakage_csv, index=False)
+    page = Page(build_report(run.path))
+    assert "of 4 images at 30 dB or more" in page.text
+    assert "without content" not in page.text
+    newer = make_up_run(tmp_path / "newer", "seed=1")
+    assert "2 runs side by side" in Page(build_comparison([run.path, newer.path], tmp_path / "both.html")).text
+
+
+def test_dropout_is_said_to_be_no_protection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_up_run(tmp_path / "run")
+    assert "dropout" not in Page(build_report(run.path)).text.lower()
+    dropped = build_recipe(run.settings()).model_copy(
+        update={"model": build_recipe(run.settings()).model | {"dropout": 0.3}}
+    )
+    monkeypatch.setattr("experiments.report.build_recipe", lambda _: dropped)
+    assert "dropout 0.3, whose masks are private" in Page(build_report(run.path)).text
 
 
 def test_runs_are_set_side_by_side(tmp_path: Path) -> None:

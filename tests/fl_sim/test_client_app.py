@@ -8,6 +8,7 @@ from PIL import Image
 from fl_sim import diffusion
 from fl_sim.client_app import app, build_client_app, check_images, local_training, private_draw
 from fl_sim.config import Settings, SettingsError, dump_toml
+from fl_sim.draws import derive_seed
 from fl_sim.images import folder
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
@@ -254,3 +255,25 @@ def test_a_client_trains_on_cuda_and_agrees_with_the_cpu() -> None:
     weights = initial_arrays(recipe).to_torch_state_dict()
     expected, _ = local_training(recipe, weights, *private_draw(settings, recipe, 1, 1), "cpu")
     torch.testing.assert_close(reply[ARRAYS].to_torch_state_dict(), expected, rtol=1e-3, atol=1e-5)
+
+
+def with_dropout(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model | {"dropout": 0.5}})
+
+
+@pytest.mark.parametrize("recipe", [tiny_recipe(), weights_recipe()], ids=["gradient", "weights"])
+def test_dropout_masks_come_from_the_private_seed_and_move_no_other_draw(recipe: Recipe) -> None:
+    recipe = with_dropout(recipe)
+    torch.manual_seed(1)
+    one = reply_of(recipe, tiny_settings())[ARRAYS].to_torch_state_dict()
+    torch.manual_seed(2)
+    same = reply_of(recipe, tiny_settings())[ARRAYS].to_torch_state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    draw = private_draw(tiny_settings(), recipe, 1, 1)
+    weights = initial_arrays(recipe).to_torch_state_dict()
+    masks = [derive_seed(private, "dropout", 1, 1) for private in (11, 12)]
+    before = torch.get_rng_state()
+    own, others = (local_training(recipe, weights, *draw, "cpu", dropout_seed=seed)[0] for seed in masks)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], own[name]) for name in one)
+    assert not all(torch.equal(one[name], others[name]) for name in one)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fl_sim.config import LoRASettings, Settings, SettingsError, dump_toml, flower_run_directory, load_settings, resolve
+from fl_sim.config import Settings, SettingsError, dump_toml, flower_run_directory, load_settings, resolve
 
 
 def test_overrides_win_over_the_file_and_keep_their_toml_types(tmp_path: Path) -> None:
@@ -103,32 +103,6 @@ def test_overrides_do_not_change_their_source() -> None:
     source = {"client": {"update": "weights", "lr": 0.5}}
     load_settings(Settings, source, ["client.lr=0.25"])
     assert source == {"client": {"update": "weights", "lr": 0.5}}
-
-
-def test_every_setting_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    written = tomllib.loads(dump_toml(resolve(load_settings(Settings, {}))))
-    keys = [f"{table}.{key}" for table, values in written.items() if isinstance(values, dict) for key in values]
-    keys = [key for key in keys if key != "client.lora"] + [f"client.lora.{key}" for key in LoRASettings.model_fields]
-    unset = [
-        "data.path",
-        "data.limit",
-        "data.image_column",
-        "data.label_column",
-        "federation.client_gpus",
-        "federation.client_timeout",
-        "ray.address",
-    ]
-    unset += ["client.epochs", "client.max_grad_norm", "strategy.ema"]
-    assert [key for key in [*keys, *unset, "seed", "threat"] if f"`{key}`" not in text] == []
-
-
-@pytest.mark.parametrize("key", ["data.path", "model.checkpoint"])
-def test_the_home_folder_is_understood_in_every_path(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    settings = load_settings(Settings, {}, ["data.name=folder", "data.path=/x", f"{key}=~/here"])
-    section, name = key.split(".")
-    assert str(getattr(getattr(settings, section), name)) == "/home/ada/here"
 
 
 def test_the_flower_run_directory_follows_config_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,3 +186,118 @@ def test_adapters_that_cannot_be_are_one_line(lora: Any, message: str) -> None:
     with pytest.raises(diffusion.ConfigError, match=message) as caught:
         diffusion.build_model({**config, "lora": lora})
     assert "\n" not in str(caught.value)
+
+
+def four_levels() -> dict[str, Any]:
+    return diffusion.unet_config(28, block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "message"),
+    [
+        ({"num_class_embeds": 10}, 16, r"takes class labels \(num_class_embeds = 10\)"),
+        ({"class_embed_type": "timestep"}, 16, r"takes class labels \(class_embed_type = 'timestep'\)"),
+        ({"class_embed_type": "identity"}, 16, r"takes class labels \(class_embed_type = 'identity'\)"),
+        ({"out_channels": 6}, 16, r"predicts a variance .*allowed: out_channels = 3"),
+        ({"in_channels": 1, "out_channels": 1}, 16, r"1 channels and predicts 1, the images have 3"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 10}, 16, "knows 10 timesteps, .* has 1000"),
+        ({"time_embedding_type": "none"}, 16, "cannot be built"),
+        ({"down_block_types": ["DownEncoderBlock2D"] * 2}, 16, "cannot be trained on images of shape"),
+        ({"add_attention": True, "attention_head_dim": 99}, 16, "cannot be trained on images of shape"),
+        (four_levels(), 28, r"28x28 pixels .* of 4 levels; allowed: sides that are multiples of 8"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_on_the_images_is_one_line(
+    changes: dict[str, Any], size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        diffusion.check_network(tiny_config(**changes), diffusion.scheduler_config(), (3, size, size))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time_embedding_type": "fourier"},
+        {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+        {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"},
+        {"down_block_types": ["SkipDownBlock2D"] * 2, "up_block_types": ["SkipUpBlock2D"] * 2},
+        {"center_input_sample": True, "mid_block_type": None, "dropout": 0.5, "sample_size": None},
+        {"add_attention": True, "act_fn": "gelu", "class_embed_type": None, "lora": {"rank": 1, "alpha": 1}},
+    ],
+)
+def test_the_trial_lets_through_what_trains_and_draws_nothing(changes: dict[str, Any]) -> None:
+    before = torch.get_rng_state()
+    diffusion.check_network(tiny_config(**changes), diffusion.scheduler_config(), (3, 16, 16))
+    assert torch.equal(torch.get_rng_state(), before)
+    network = diffusion.build_model(tiny_config(**changes))
+    assert diffusion.gradient(network, scheduler(), *(values[1:2] for values in draw()))
+
+
+@pytest.mark.parametrize(("given", "side"), [(16, 16), ([16, 16], 16), ((8, 8), 8), (None, None)])
+def test_the_size_of_a_network_is_the_side_of_a_square(given: Any, side: int | None) -> None:
+    assert diffusion.sample_size(tiny_config(sample_size=given)) == side
+
+
+@pytest.mark.parametrize("given", [[16, 32], "16", 0, True, [16], [16, 16, 3], 16.0])
+def test_what_is_no_square_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model.sample_size = .*allowed: the side of a square"):
+        diffusion.sample_size(tiny_config(sample_size=given))
+
+
+SCHEDULES = [
+    {"beta_schedule": "scaled_linear"},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_schedule": "sigmoid"},
+    {"num_train_timesteps": 3, "trained_betas": [0.1, 0.2, 0.5]},
+    {"num_train_timesteps": 1},
+    {"num_train_timesteps": 2, "rescale_betas_zero_snr": True},
+    {"num_train_timesteps": 10, "rescale_betas_zero_snr": True},
+    {"rescale_betas_zero_snr": True},
+]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("changes", SCHEDULES, ids=str)
+def test_every_schedule_gives_the_image_back_where_there_is_one(changes: dict[str, Any], prediction_type: str) -> None:
+    ddpm = diffusion.build_scheduler(diffusion.scheduler_config(prediction_type=prediction_type) | changes)
+    last = len(ddpm.betas) - 1
+    timesteps = torch.tensor([0, last // 2, last])
+    x0, noise, _ = (value.double() for value in draw())
+    x_t, known = (f(ddpm, x0, noise, timesteps) for f in (diffusion.add_noise, diffusion.target))
+    found = diffusion.x0_from_residual(ddpm, x_t, known, torch.zeros_like(x0), timesteps)
+    told = diffusion.determines_x0(ddpm, timesteps)
+    hidden = prediction_type == "epsilon" and changes.get("rescale_betas_zero_snr", False)
+    assert told.tolist() == [True, True, not hidden]
+    torch.testing.assert_close(found[told], x0[told])
+    assert not found[~told].any()
+    sampler = diffusion.ddim_sampler(ddpm, 10, clip=False)
+    assert bool(diffusion.determines_x0(ddpm, sampler.timesteps).all())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trained_betas": [0.1, 0.2]}, r"has 2 betas for num_train_timesteps = 1000"),
+        ({"beta_end": 1.5}, r"betas go from 0.0001 to 1.5; allowed: 0 to 1"),
+        ({"beta_start": -0.1}, r"betas go from -0.1 to 0.02; allowed: 0 to 1"),
+        ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, r"betas go from nan to nan"),
+        ({"num_train_timesteps": 0}, "scheduler"),
+        ({"num_train_timesteps": "many"}, "scheduler"),
+    ],
+)
+def test_what_is_no_noise_schedule_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        diffusion.build_scheduler(diffusion.scheduler_config() | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_without_a_number_of_timesteps_has_diffusers_own() -> None:
+    assert diffusion.num_train_timesteps({}) == 1000
+    assert diffusion.num_train_timesteps({"num_train_timesteps": 7}) == 7
+
+
+@pytest.mark.parametrize(("dropout", "share"), [(0.3, 0.3), (None, 0.0), (0, 0.0)])
+def test_the_dropout_of_a_network_is_told(dropout: float | None, share: float) -> None:
+    assert diffusion.dropout_of(tiny_config(dropout=dropout)) == share
+    assert diffusion.dropout_of(tiny_config()) == 0.0

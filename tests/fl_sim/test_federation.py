@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +11,20 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.exception import AggregationError
 
 from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
-from fl_sim.federation import AttackResources, _StoppableGrid, _Supervised, run_federation, split_resources
+from fl_sim.federation import (
+    AttackResources,
+    _fetch_until,
+    _Guard,
+    _own_signal_handler,
+    _StoppableGrid,
+    _Supervised,
+    run_federation,
+    split_resources,
+)
 from fl_sim.repeatable_grid import FederationError, RepeatableGrid
 from fl_sim.wire import ARRAYS, CONFIG, ROUND, pack_reply
 from tests.fl_sim.federations import equal, fed_avg, node_context, repeatable_grid, tiny_settings
@@ -59,6 +70,26 @@ def test_resources_leave_room_for_the_attack(
 def test_gpus_that_are_not_there_are_refused(overrides: list[str], attack: AttackResources, key: str) -> None:
     with pytest.raises(SettingsError, match=key):
         split_resources(tiny_settings(*overrides), 16, 1, attack)
+
+
+@_own_signal_handler()
+def start_as_ray_does() -> None:
+    """Put another handler in the place of the process's, and meet a signal meanwhile."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_sigterm_that_ray_catches_while_it_starts_is_handed_on() -> None:
+    caught: list[int] = []
+    usual = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    try:
+        ours = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            start_as_ray_does()
+        assert caught == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def server_app(work: Callable[[RepeatableGrid], Any]) -> ServerApp:
@@ -132,6 +163,35 @@ def test_a_client_that_is_asked_for_too_long_is_not_begun(monkeypatch: pytest.Mo
 
 
 @pytest.mark.ray
+def test_no_client_is_waited_for_once_the_server_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, waits = threading.Event(), []
+
+    def never_ready(futures: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        waits.append(timeout)
+        if len(waits) == 3:
+            ended.set()
+        return [], futures
+
+    monkeypatch.setattr("ray.wait", never_ready)
+    with pytest.raises(FederationError, match="the server has gone"):
+        _fetch_until(ended)(None, object())
+    assert len(waits) == 3
+
+
+def test_what_flowers_strategies_end_a_run_with_is_one_line() -> None:
+    app = ServerApp()
+
+    @app.main()
+    def main(*_: object) -> None:
+        raise AggregationError("beta is\ntoo large")
+
+    guard = _Guard(app)
+    guard.server_app()(repeatable_grid(), node_context(0))
+    assert isinstance(guard.failure, FederationError)
+    assert str(guard.failure) == "AggregationError: beta is too large"
+    assert guard.ended.is_set()
+
+
 def test_no_cluster_at_the_address_is_one_clear_line() -> None:
     settings = tiny_settings("ray.address=127.0.0.1:1")
     with pytest.raises(SettingsError, match=r"ray\.address = '127\.0\.0\.1:1'"):

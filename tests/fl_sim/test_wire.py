@@ -140,3 +140,30 @@ def test_what_is_no_array_of_numbers_is_refused(array: Array) -> None:
     content = RecordDict({"arrays": ArrayRecord({"w": array})})
     with pytest.raises((ValueError, TypeError)):
         read_tensors(arrays_in(content))
+
+
+@pytest.mark.parametrize("recipe", [tiny_recipe(), weights_recipe()], ids=["gradient", "weights"])
+def test_names_and_shapes_that_are_not_the_models_are_named(recipe: Recipe) -> None:
+    own = build_model(recipe.model).state_dict()
+    prefixed = arrays_in(reply({f"unet.{name}": value for name, value in own.items()}).content)
+    with pytest.raises(ValueError, match=r"unet\.conv_in.* is no parameter .*the model's: conv_in.*without 'unet\.'"):
+        read_update(own, prefixed, recipe)
+    reshaped = arrays_in(reply(own | {"conv_in.bias": own["conv_in.bias"][:, None]}).content)
+    with pytest.raises(ValueError, match=r"a reply's conv_in.bias has shape \[8, 1\], the model has \[8\]"):
+        read_update(own, reshaped, recipe)
+
+
+def test_weights_may_not_be_missing_and_may_come_with_others() -> None:
+    own = build_model(weights_recipe().model).state_dict()
+    assert set(read_update(own, arrays_in(reply(own | {"ema": torch.ones(1)}).content), weights_recipe())) == set(own)
+    without = {name: value for name, value in own.items() if name != "conv_in.bias"}
+    with pytest.raises(ValueError, match=r"a reply's conv_in\.bias is missing"):
+        read_update(own, arrays_in(reply(without).content), weights_recipe())
+    gradient = read_update(own, arrays_in(reply(without).content), tiny_recipe())
+    assert set(gradient) == set(without)
+
+
+def test_bfloat16_which_numpy_does_not_have_is_one_line() -> None:
+    data = Array(np.ones(2, np.float16)).data.replace(b"'<f2'", b"'<V2'")
+    with pytest.raises(ValueError, match=r"w is of type bfloat16 .*allowed: .*float32"):
+        read_tensors({"w": Array("bfloat16", (2,), "numpy.ndarray", data)})

@@ -1,22 +1,18 @@
 """The ServerApp in docs/strategies.md, run as it stands; only the attack and its workers are replaced by quick ones."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 from attacks import attack
 from strategies import honest_but_curious
+from tests.pages.pages import pages
 from tests.strategies.stub_federation import NODES, StubGrid, client_of
 from tests.strategies.test_sink import GUESS, InlinePool
-
-PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 
 
 @pytest.fixture
 def code():
-    [block] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    return block
+    [block] = pages()["docs/strategies.md"].of_kind("python")
+    return block.text
 
 
 def test_the_example_is_short(code):

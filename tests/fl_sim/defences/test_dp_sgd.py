@@ -66,6 +66,17 @@ def test_without_clipping_or_noise_it_is_the_gradient_and_the_loss() -> None:
     assert loss == pytest.approx(expected_loss)
 
 
+def test_with_dropout_it_is_the_gradient_under_the_masks_of_the_loss() -> None:
+    model, defence = network(dropout=0.5), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
+    torch.manual_seed(3)
+    expected, expected_loss = diffusion.gradient_and_loss(model, SCHEDULER, *batch())
+    torch.manual_seed(3)
+    found, loss = defence.batch_gradient(model, SCHEDULER, *batch(), torch.Generator())
+    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
+    assert loss == pytest.approx(expected_loss)
+    assert loss != pytest.approx(diffusion.gradient_and_loss(model, SCHEDULER, *batch())[1])
+
+
 def test_the_noise_has_the_promised_deviation_over_many_draws() -> None:
     model = network(attention=False)
     clean = private_gradient(model, create("dp-sgd", {"clip_norm": 0.5, "noise_multiplier": 0.0}))

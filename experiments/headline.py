@@ -1,0 +1,47 @@
+"""What the terminal says of a run's leakage when it has ended."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich.console import RenderableType
+from rich.table import Table
+
+from experiments.summary import (
+    NO_EVIDENCE,
+    RECOGNISABLE_DB,
+    Summary,
+    blank_originals,
+    describe_blank,
+    dropout_caveat,
+    summarise,
+)
+
+
+def headline(leakage: pd.DataFrame, model: Mapping[str, Any]) -> list[RenderableType]:
+    """What to print: a table with a row per attack, and what has to be known to read it. Nothing if nobody attacked.
+
+    ``model`` is the config of the clients' model.
+    """
+    summaries = summarise(leakage)
+    if not summaries:
+        return []
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("attack", "images", "median PSNR", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps exact"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for summary in summaries:
+        table.add_row(*_cells(summary))
+    remarks = [describe_blank(len(blank_originals(leakage))), dropout_caveat(model)]
+    return [table, *(remark for remark in remarks if remark)]
+
+
+def _cells(summary: Summary) -> tuple[str, ...]:
+    if not summary.images:
+        return summary.attack, "0", NO_EVIDENCE
+    return (
+        summary.attack,
+        str(summary.images),
+        f"{summary.median_psnr:.1f} dB" if summary.finished else "",
+        f"{100 * summary.share_recognisable:.0f} %",
+        f"{summary.timesteps_recovered}/{summary.images}",
+    )

@@ -1,0 +1,47 @@
+"""Benchmarks in this process, on tiny networks, with attacks that guess: everything around them is real."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from attacks.attack import Reconstruction, create
+from attacks.observation import Observation
+from attacks.trace import Trace
+from experiments.bench import timesteps
+from experiments.bench.federations import UNDEFENDED
+from tests.attacks.toy_attacks import Guess
+from tests.experiments.in_process import PoolInThisProcess, federation_in_process
+
+CASES = list(timesteps.cases())[:2]
+TINY = {"checkpoint": "none", "block_out_channels": [8, 16], "norm_num_groups": 4}
+
+
+def _in_turn(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+    return map(function, tasks)
+
+
+def _guess(
+    attack: str, arguments: dict[str, Any], seen: Observation, seed: int, device: str, trace: Trace | None = None
+) -> Reconstruction:
+    create(attack, arguments)
+    return Guess().reconstruct(seen, seed, device)
+
+
+@contextmanager
+def quick_benchmarks() -> Iterator[None]:
+    """The benchmarks that are started meanwhile take seconds."""
+    bench = "experiments.bench"
+    with ExitStack() as stack:
+        for place in ("measuring", "timesteps"):
+            stack.enter_context(patch(f"{bench}.{place}.side_by_side", _in_turn))
+        for place in ("jobs", "federations"):
+            stack.enter_context(patch(f"{bench}.{place}.attempt", _guess))
+        stack.enter_context(patch.dict(UNDEFENDED, model=TINY, utility={"samples": 2}))
+        stack.enter_context(patch(f"{bench}.timesteps.cases", lambda: iter(CASES)))
+        stack.enter_context(patch(f"{bench}.many_clients.run_federation", federation_in_process))
+        stack.enter_context(patch(f"{bench}.many_clients.AttackPool", PoolInThisProcess))
+        stack.enter_context(patch(f"{bench}.many_clients._ATTACK", "tests.attacks.toy_attacks:Guess"))
+        stack.enter_context(patch(f"{bench}.many_clients._alive_actors", lambda: ["AttackWorker"]))
+        stack.enter_context(patch(f"{bench}.many_clients._object_store_mb", lambda: 0.0))
+        yield

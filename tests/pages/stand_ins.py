@@ -1,0 +1,107 @@
+"""What the pages leave open, and what stands for it when their lines are run: files, folders, modules, names in code.
+
+A line that needs something new gets it here; a line that cannot be run at all goes into NOT_RUN, with the reason.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from experiments.settings import load_run
+from fl_sim.diffusion import build_model
+from tests.attacks.conftest import make_victim, summed
+from tests.experiments.in_process import run_in_process
+from tests.strategies.stub_federation import MODEL, WEIGHTS, StubGrid, client_of, initial_arrays
+
+NOT_RUN = {
+    "make test": "runs these tests",
+}
+
+CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0", "utility.samples": "0"}
+"""Added to every ``fl-sim run`` that does not set them itself."""
+
+CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}}
+"""Arguments that make an attack short; added where the line gives it none of that name."""
+
+CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
+"""More of them, within a run, where an attack that gives up does not end the command."""
+
+
+def photos(folder: Path) -> None:
+    """A folder of a user's own: a sub-folder per hospital, and a kind of file that is not read."""
+    source = torch.Generator().manual_seed(0)
+    for hospital in "abcd":
+        (folder / f"hospital_{hospital}").mkdir(parents=True)
+        for number, suffix in enumerate(("png", "jpg")):
+            pixels = torch.randint(256, (40, 48, 3), generator=source, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(folder / f"hospital_{hospital}" / f"{number}.{suffix}")
+    (folder / "notes.txt").write_text("not an image")
+
+
+def run_directory(folder: Path) -> None:
+    """What a run leaves."""
+    cheaper = [f"{key}={value}" for key, value in CHEAPER_RUN.items()]
+    run_in_process(folder, load_run("demo", [*cheaper, "attack.args.residual.max_evaluations=1"]))
+
+
+def capture(path: Path) -> None:
+    """One client's update, noise and timestep known, so that every attack may be set on it."""
+    make_victim(known=True).observation.save(path)
+
+
+def sum_of_clients(path: Path) -> None:
+    """What a server sees of clients that aggregate securely."""
+    summed(make_victim((100, 400)).observation).save(path)
+
+
+def client_toml(path: Path) -> None:
+    """A client's own configuration in a deployment."""
+    path.parent.mkdir()
+    path.write_text('[client]\nseed = 5\n[data]\npartition = "photo"\n[federation]\nclients = 2\n')
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    "photos": photos,
+    "alice/client.toml": client_toml,
+    "runs/demo": run_directory,
+    "update.safetensors": capture,
+    "sum.safetensors": sum_of_clients,
+}
+"""Made in the page's folder before the first line that names them, unless an earlier line has made them."""
+
+ABSOLUTE = {"/photos": "photos", "/data/runs": "data/runs", "/home/alice": "alice"}
+"""Where the pages' absolute paths are in the page's folder, which is also the home directory."""
+
+MODULES = {
+    "my_package/__init__.py": "from fl_sim.defences.top_k import TopK as MyDefence\n",
+    "my_package/mine.py": "from tests.attacks.toy_attacks import Guess as MyAttack\n",
+    "my/package.py": "from tests.attacks.toy_attacks import Guess as MyAttack\n",
+}
+"""Packages of a user's own, installed beside the page."""
+
+
+def _my_strategy() -> Any:
+    from flwr.serverapp.strategy import FedAvg
+
+    return lambda: FedAvg(fraction_evaluate=0.0)
+
+
+def _model_with_gradient() -> torch.nn.Module:
+    model = build_model(MODEL | {"sample_size": 32})
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return model
+
+
+NAMES: dict[str, Callable[[], Any]] = {
+    "MyStrategy": _my_strategy,
+    "grid": lambda: StubGrid(client_of("weights")),
+    "initial_arrays": initial_arrays,
+    "model": _model_with_gradient,
+    "more_of_the_configuration": lambda: {key: value for key, value in MODEL.items() if key != "sample_size"},
+    "recipe": lambda: WEIGHTS,
+}
+"""Names that a page's code leaves open."""
