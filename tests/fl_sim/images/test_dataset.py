@@ -73,8 +73,10 @@ def test_the_split_is_chosen_among_those_saved(encoded: bytes, tmp_path: Path) -
 
 
 def test_a_saved_output_format_does_not_matter(encoded: bytes, tmp_path: Path) -> None:
-    data = table(encoded, label=classes(0, 1, 1, 2)).with_format("numpy", columns=["label"])
-    assert listed(data, tmp_path).labels == ("0", "1", "1", "2")
+    data = table(encoded, label=classes(0, 1, 1, 2)).with_format("torch")
+    held = listed(data, tmp_path)
+    assert held.labels == ("0", "1", "1", "2")
+    assert held.decode([2]).shape == (1, 3, 16, 16)
 
 
 def test_of_several_image_columns_one_has_to_be_chosen(encoded: bytes, tmp_path: Path) -> None:
