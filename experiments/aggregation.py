@@ -160,6 +160,11 @@ def _gossip(settings: ExperimentSettings) -> Strategy:
             raise SettingsError(
                 f"strategy.args.{key} = {value!r}: unknown to Gossip; allowed: lr{nearest(key, ['lr'])}"
             )
+    if "lr" in args and settings.client.update == "weights":
+        raise SettingsError(
+            f"strategy.args.lr = {args['lr']!r}: with client.update = 'weights' peers take no step along gradients; "
+            "allowed: unset, or client.update = 'gradient'"
+        )
     keys = {"topology": "federation.topology", "peers": "federation.clients", "degree": "federation.degree"}
     with _in_words_of_settings(settings, keys):
         return build_strategy(name, fixed | args)

@@ -270,9 +270,12 @@ class Settings(Section):
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
         """``file`` without what came with a choice that ``given`` replaces by another one.
 
-        That is the arguments of a name, and the network's settings where a checkpoint now brings them.
+        That is the arguments of a name, the network's settings where a checkpoint now brings them, and the step along
+        gradients of peers that now send weights.
         """
         kept = drop_arguments(file, given, _defaults(cls), cls.arguments_of)
+        if look_up(given, "client.update") == "weights" and look_up(kept, "strategy.name") == "Gossip":
+            remove(kept, "strategy.args.lr")
         checkpoint = look_up(given, "model.checkpoint")
         if checkpoint not in (None, NO_CHECKPOINT, look_up(file, "model.checkpoint")):
             for key in BROUGHT_BY_CHECKPOINT:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from fl_sim.config import SettingsError
 
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+"""Formats that are read, as Pillow calls them; others, such as EPS, would start another program."""
+
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 
@@ -70,7 +73,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
             # Not by its path: Pillow maps some files into memory then, and turns such a TIFF file twice.
             with (
                 source.open("rb") if isinstance(source, Path) else BytesIO(source) as file,
-                Image.open(file) as picture,
+                Image.open(file, formats=FORMATS) as picture,
             ):
                 _check_pixels(picture)
                 yield picture

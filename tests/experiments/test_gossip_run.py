@@ -12,6 +12,7 @@ from experiments.experiment import prepare
 from experiments.leakage import read_leakage
 from experiments.report import build_report
 from experiments.run_directory import RunDirectory
+from experiments.settings import load_run
 from strategies.gossip import Gossip
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
@@ -68,6 +69,10 @@ def test_the_settings_make_the_graph(topology: str) -> None:
         (("federation.topology=regular", "federation.degree=3"), r"federation\.degree = 3: no connected graph"),
         (("threat=known",), r"threat = 'known': .*no server to dictate"),
         (("strategy.args.seed=3",), r"strategy\.args\.seed: follows from other settings"),
+        (
+            ("client.update=weights", "strategy.args.lr=0.5"),
+            r"strategy\.args\.lr = 0\.5: with client\.update = 'weights'",
+        ),
         (("strategy.args.lr=much",), r"strategy\.args\.lr = 'much'"),
         (("defence.name=secure-aggregation",), r"defence\.name = 'secure-aggregation': .*no server to see a sum"),
     ],
@@ -89,3 +94,7 @@ def test_a_person_runs_the_preset_in_small(tmp_path: Path) -> None:
     assert set(leakage["observer"]) == {"peer 0"}
     assert set(leakage["status"]) == {"ok"}
     assert RunDirectory(tmp_path / "run").report.is_file()
+
+
+def test_the_presets_step_along_gradients_goes_where_peers_send_weights() -> None:
+    assert prepare(load_run("gossip", ["client.update=weights"])).settings.strategy.args == {}

@@ -196,3 +196,10 @@ def test_a_header_is_enough_to_identify_an_image(tmp_path: Path) -> None:
     identify(path, str(path))
     with pytest.raises(SettingsError, match="not a readable image"):
         read_rgb(path, str(path))
+
+
+def test_a_format_for_which_pillow_starts_another_program_is_not_read(tmp_path: Path) -> None:
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(BytesIO(page)).format == "EPS"
+    with pytest.raises(SettingsError, match=r"scan\.png: not a readable image"):
+        read_rgb(page, "scan.png")
