@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fl_sim.config import SettingsError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 """Formats that are read, as Pillow calls them; others, such as EPS, would start another program."""
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
