@@ -231,6 +231,8 @@ def make_observation(recipe: Recipe, sighting: Sighting, views: Sequence[View], 
 def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tensor]:
     """The sum of the updates, without weights that came back from everybody as they were sent: nobody trained them."""
     total = updates[0]
+    if differing := set().union(*updates) - set(total).intersection(*updates):
+        raise StrategyError(f"the replies that are summed do not hold the same parameters: {min(differing)} is in some")
     if len(updates) > 1:
         totals = {name: torch.stack([update[name].double() for update in updates]).sum(dim=0) for name in total}
         total = {name: value.float() for name, value in totals.items()}

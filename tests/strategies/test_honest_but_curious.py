@@ -15,6 +15,7 @@ from attacks.reconstruction_file import load_reconstruction
 from fl_sim.diffusion import LocalOptimizer
 from fl_sim.draws import derive_seed
 from fl_sim.wire import Recipe, dictated_draw
+from strategies import honest_but_curious
 from strategies.errors import StrategyError
 from strategies.fed_sgd import FedSGD
 from strategies.honest_but_curious import HonestButCurious
@@ -384,3 +385,10 @@ def test_with_its_own_workers_every_client_of_every_round_is_attacked(tmp_path):
     assert found["reconstructions"] == {f"{stem}-guess.safetensors" for stem in stems}
     one = load_reconstruction(tmp_path / "reconstructions" / "round-0002-client-0003-guess.safetensors")
     assert one.seed == derive_seed(9, "attack", "guess", 2, 3)
+
+
+def test_replies_that_leave_out_different_parameters_have_no_sum():
+    whole = {"a": torch.ones(2), "b": torch.ones(2)}
+    for updates in ([whole, {"a": torch.ones(2)}], [{"a": torch.ones(2)}, whole]):
+        with pytest.raises(StrategyError, match="do not hold the same parameters: b is in some"):
+            honest_but_curious._sum(updates, GRADIENTS)
