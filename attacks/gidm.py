@@ -19,13 +19,15 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from attacks.adam import adam_search
 from attacks.attack import Attack, Needs, Outcome
 from attacks.dlg import match_pixels
 from attacks.lbfgs import Objective
 from attacks.matching import Derivative, GradientMatching
-from attacks.prior import GLOBAL, Prior, load_prior
+from attacks.observation import Observation
+from attacks.prior import GLOBAL, Prior, load_prior, read_prior
 from attacks.problem import InversionProblem
 
 
@@ -58,6 +60,12 @@ class GIDM(Attack):
     phases: Literal["both", "latent", "pixels"] = Field("both", description="one phase alone, for ablation")
     prior: str = Field(GLOBAL, description="model behind G: the global one that was sent, or the path of a checkpoint")
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss (attacks/matching.py)")
+
+    @override
+    def check(self, observation: Observation) -> None:
+        super().check(observation)
+        if self.prior != GLOBAL:
+            read_prior(self.prior, observation.circumstances.image_shape)
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""

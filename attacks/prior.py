@@ -45,23 +45,25 @@ def load_prior(problem: InversionProblem, source: str, steps: int) -> Prior:
     if source == GLOBAL:
         # A copy: matching shifts the problem's weights in place, which would spoil the sampler's graph.
         return Prior(copy.deepcopy(problem.model), problem.scheduler, steps)
-    model, scheduler = _read_prior(Path(source), problem)
-    return Prior(model.to(problem.device).eval(), scheduler, steps)
-
-
-def _read_prior(path: Path, problem: InversionProblem) -> tuple[nn.Module, DDPMScheduler]:
-    try:
-        checkpoint = diffusion.read_checkpoint(path)
-        size = checkpoint.image_size
-        if size is not None and (size, size) != problem.image_shape[1:]:
-            raise diffusion.ConfigError(f"it makes images of {size}x{size} pixels, not of {_size(problem)}")
-        diffusion.check_network(checkpoint.model, checkpoint.scheduler, problem.image_shape)
-    except diffusion.ConfigError as error:
-        raise AttackError(f"prior {str(path)!r} is no usable checkpoint: {error}") from error
+    checkpoint = read_prior(source, problem.image_shape)
     model = diffusion.build_model(checkpoint.model)
     model.load_state_dict(checkpoint.weights)
-    return model, diffusion.build_scheduler(checkpoint.scheduler)
+    return Prior(model.to(problem.device).eval(), diffusion.build_scheduler(checkpoint.scheduler), steps)
 
 
-def _size(problem: InversionProblem) -> str:
-    return "x".join(map(str, problem.image_shape[1:]))
+def read_prior(source: str, image_shape: tuple[int, int, int]) -> diffusion.Checkpoint:
+    """The checkpoint at the path ``source``, in which ``~`` is the home folder.
+
+    Raises:
+        AttackError: if it cannot be read or makes no images of ``image_shape`` [C,H,W].
+    """
+    try:
+        checkpoint = diffusion.read_checkpoint(Path(source).expanduser())
+        size = checkpoint.image_size
+        if size is not None and (size, size) != image_shape[1:]:
+            wanted = "x".join(map(str, image_shape[1:]))
+            raise diffusion.ConfigError(f"it makes images of {size}x{size} pixels, not of {wanted}")
+        diffusion.check_network(checkpoint.model, checkpoint.scheduler, image_shape)
+    except (diffusion.ConfigError, RuntimeError) as error:  # RuntimeError: the home of nobody
+        raise AttackError(f"prior {source!r} is no usable checkpoint: {error}") from error
+    return checkpoint

@@ -55,6 +55,10 @@ def test_what_will_run_is_tried_without_complaint(overrides: tuple[str, ...]) ->
         ((*WEIGHTS, "client.optimizer=adam", "client.local_steps=2"), "'residual' needs LOCAL_STEPS"),
         (("attack.name=['residual', 'dlg']",), "'dlg' needs NOISE_AND_TIMESTEPS"),
         (("attack.name=dlg", "threat=known", "defence.name=signs"), "'dlg' needs MAGNITUDES"),
+        (
+            ("attack.name=gidm-plus", "attack.args.gidm-plus.prior=~/gone.safetensors"),
+            "'~/gone.safetensors' is no usable",
+        ),
     ],
 )
 def test_an_attack_that_could_not_work_is_refused_before_the_run(overrides: tuple[str, ...], complaint: str) -> None:
