@@ -21,7 +21,7 @@ STARTS_WITHIN = 120.0
 """Seconds that a server may take to listen, on a machine that has much else to do."""
 
 CHEAPER = (
-    "federation.rounds=1 utility.every=0 utility.samples=0 "
+    "federation.rounds=1 utility.every=0 "
     "model.checkpoint=none model.block_out_channels=[8,8] model.norm_num_groups=4"
 )
 """Added to the settings of every run."""

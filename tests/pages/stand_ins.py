@@ -20,7 +20,7 @@ NOT_RUN = {
     "make test": "runs these tests",
 }
 
-CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0", "utility.samples": "0"}
+CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0"}
 """Added to every ``fl-sim run`` that does not set them itself."""
 
 CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}}
