@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -40,7 +41,7 @@ class Reader:
     block_rules: Mapping[str, "BlockRule"]
     environment: dict[str, str] = field(default_factory=dict)
     outcomes: dict[Item, Outcome | Exception] = field(default_factory=dict)
-    clock: Iterator[str] = field(default_factory=lambda: (f"20261122-{122700 + second}" for second in count()))
+    clock: Iterator[datetime] = field(default_factory=lambda: (datetime.fromtimestamp(second) for second in count()))
 
     def __post_init__(self) -> None:
         """Lay out what the page takes for granted: its files, a user's packages, the environment."""

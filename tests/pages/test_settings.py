@@ -17,7 +17,7 @@ from experiments.settings import ExperimentSettings
 from tests.pages.pages import HELP, REPOSITORY, Item, Page, help_page, pages
 
 PAGES = pages() | {HELP: help_page()}
-OPEN = {"unset", "all", "drawn by the system"}
+OPEN = {"unset", "all", "drawn by the system", "the only one", "see below"}
 """Words for a default of None; the name of another setting, in backticks, is one too."""
 
 TABLES = "|".join(
