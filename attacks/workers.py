@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,9 @@ class Counts:
     running: int = 0
     done: int = 0
 
+
+_RAY_ENDS_WITHIN = 2.0
+"""Seconds between the first actor's death and the last."""
 
 _GIVES_WAY = 10
 """Niceness of the workers: where cores are scarce the rounds come first, on which the clients are waiting."""
@@ -230,18 +234,17 @@ class _Slot:
         try:
             observation = Observation.load(job.capture)
             for _ in range(2):
+                if self._ray_is_gone():
+                    return RAY_IS_GONE
                 try:
                     return self._attack(observation, job)
                 except RayActorError as error:
-                    self._discard()
-                    if self._ray_is_gone():
-                        break
+                    if self._dies_with_ray():
+                        return RAY_IS_GONE
                     logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
+                    self._discard()
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
-            if not self._ray_is_gone():
-                return failure_reason(error)
-        if self._ray_is_gone():
-            return RAY_IS_GONE
+            return RAY_IS_GONE if self._ray_is_gone() else failure_reason(error)
         return "skipped: pool closed" if self._closed else "attack worker died twice"
 
     def close(self) -> None:
@@ -263,8 +266,6 @@ class _Slot:
             raise AttackError("skipped: pool closed")
         if self._actor is None:
             with self._starting:
-                if self._ray_is_gone():
-                    raise AttackError(RAY_IS_GONE)
                 _ensure_ray()
                 self._joined = True
                 reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
@@ -284,6 +285,12 @@ class _Slot:
     def _ray_is_gone(self) -> bool:
         """Whether Ray was shut down since this slot joined it: then the run has ended, and wants no other."""
         return self._joined and not ray.is_initialized()
+
+    def _dies_with_ray(self) -> bool:
+        """Whether the worker is dead because Ray ends. Who calls Ray meanwhile has his own process ended by it."""
+        if not self._closed:
+            time.sleep(_RAY_ENDS_WITHIN)
+        return self._ray_is_gone()
 
     def _discard(self) -> None:
         actor, self._actor = self._actor, None
