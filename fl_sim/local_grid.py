@@ -32,9 +32,7 @@ class LocalGrid(Grid):
         }
         self.replies: list[Message] = []
         self._numbers = count()
-        # Messages can be made within a run only; Flower's own entry points say which.
-        TaskIdentity.task_id = TaskIdentity.run_id = RUN
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        _be_within_a_run()
 
     @property
     @override
@@ -79,3 +77,12 @@ class LocalGrid(Grid):
     @override
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))
+
+
+def _be_within_a_run() -> None:
+    """Messages can be made within a run only; one that Flower's own entry points have begun goes on."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        TaskIdentity.task_id = TaskIdentity.run_id = RUN
+        TaskIdentity.node_id = SUPERLINK_NODE_ID

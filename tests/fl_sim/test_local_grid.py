@@ -42,3 +42,10 @@ def test_it_makes_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="not set"):
         Message(RecordDict(), 7, MessageType.QUERY)
     assert ask(LocalGrid(counting_client, [7]), 7) == [(0, 1)]
+
+
+def test_a_run_that_has_begun_keeps_its_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 5)
+    assert ask(LocalGrid(counting_client, [7]), 7) == [(0, 1)]
+    assert (TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id) == (5, 5, 5)
