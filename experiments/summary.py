@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.leakage import OK
+from fl_sim.diffusion import dropout_of
 
 RECOGNISABLE_DB = 30.0
 """From this PSNR on a reconstruction shows what the original shows; an original is blank if its mean colour does."""
@@ -74,7 +75,7 @@ def describe_blank(count: int) -> str:
 
 def dropout_caveat(model: Mapping[str, Any]) -> str:
     """What dropout in the clients' model does to the figures, empty if there is none; ``model`` is its config."""
-    dropout = float(model.get("dropout") or 0.0)
+    dropout = dropout_of(model)
     if dropout == 0:
         return ""
     return (
