@@ -90,7 +90,7 @@ def attack(
     """Attack one captured update offline, without any truth to compare with."""
     directory = _folder(out, f"attack-{capture.stem}-{name}")
     with _one_line_errors("stopped; nothing was written"):
-        _attack(capture.expanduser(), name, seed, overrides, directory, device, threads)
+        _attack(_expanded(capture), name, seed, overrides, directory, device, threads)
 
 
 @app.command(
@@ -106,8 +106,8 @@ def report(
     with _one_line_errors("stopped"):
         from experiments.report import build_comparison, build_report
 
-        runs = [directory.expanduser() for directory in directories]
-        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, out.expanduser())
+        runs = [_expanded(directory) for directory in directories]
+        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, _expanded(out))
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 
@@ -191,7 +191,7 @@ def bench_attacks(
             published=published,
             seed=seed,
             device=_device(device),
-            checkpoints=tuple(path.expanduser() for path in checkpoint),
+            checkpoints=tuple(_expanded(path) for path in checkpoint),
         )
         run_benchmark(options, directory, jobs, console)
         console.print(f"tables: [bold]{directory / 'attacks.md'}[/bold]", soft_wrap=True)
@@ -485,4 +485,12 @@ def _with_arguments(defence: type[Any]) -> str:
 
 def _folder(given: Path | None, name: str) -> Path:
     """The folder that a command writes into: the one given (a shell expands no ``~`` behind ``=``), or a new one."""
-    return given.expanduser() if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return _expanded(given) if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _expanded(path: Path) -> Path:
+    """The path with ``~`` for the home folder; as it is where that is the home of nobody, as a shell leaves it."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path

@@ -65,7 +65,7 @@ class ExperimentSettings(Settings):
         """As in ``Settings``; of the attacks' arguments those of attacks that ``given`` no longer names."""
         kept = super().without_outlived_arguments(file, given)
         chosen, arguments = look_up(given, "attack.name"), look_up(kept, "attack.args")
-        if chosen is not None and isinstance(arguments, dict):
+        if isinstance(chosen, str | list) and isinstance(arguments, dict):
             names = [chosen] if isinstance(chosen, str) else chosen
             kept["attack"]["args"] = {name: values for name, values in arguments.items() if name in names}
         return kept
@@ -85,7 +85,10 @@ def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSe
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
     """
-    path = Path(expand_home(preset_or_file))
+    try:
+        path = Path(expand_home(preset_or_file))
+    except ValueError as error:
+        raise SettingsError(f"preset or file {preset_or_file!r}: {error}") from error
     if path.suffix == "" and path.name == preset_or_file:
         path = _preset(preset_or_file)
     return resolve(load_settings(ExperimentSettings, path, overrides))

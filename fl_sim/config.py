@@ -4,6 +4,7 @@ Every key is described in docs/settings.md. A user's mistake is one line: the ke
 """
 
 import difflib
+import math
 import os
 import re
 import secrets
@@ -58,7 +59,7 @@ class SettingsError(ValueError):
 class Section(BaseModel):
     """A table of settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class DataSettings(Section):
@@ -309,10 +310,11 @@ def load_settings(
     given = _with_overrides({}, overrides)
     kept = cls.without_outlived_arguments(file, given)
     tree, refusals = drop_void(_with_overrides(kept, overrides), kept, given, _defaults(cls), cls.void)
+    _refuse_nan(tree)
     try:
         settings = cls.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_explain(cls, error.errors()[0])) from error
+        raise SettingsError(_explain(cls, tree, error.errors()[0])) from error
     if refusals and not recorded:
         raise SettingsError(refusals[0])
     return settings
@@ -396,9 +398,20 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if parsed.keys() == {"value"} else text
 
 
-def _explain(cls: type[Settings], error: ErrorDetails) -> str:
-    """One line for one of pydantic's errors."""
-    key, value = ".".join(str(part) for part in error["loc"]), error["input"]
+def _refuse_nan(tree: Mapping[str, Any], prefix: str = "") -> None:
+    """No setting means anything as NaN, not even where its type allows it."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            _refuse_nan(value, f"{prefix}{name}.")
+        elif any(
+            isinstance(part, float) and math.isnan(part) for part in (value if isinstance(value, list) else [value])
+        ):
+            raise SettingsError(f"{prefix}{name} = {value!r}: not a number")
+
+
+def _explain(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
+    """One line for one of pydantic's errors in a tree of settings."""
+    key, value = _key_at(tree, error["loc"]), error["input"]
     if error["type"] == "value_error":
         # A table's own check names its keys itself.
         reason = str(error["ctx"]["error"])
@@ -414,6 +427,18 @@ def _explain(cls: type[Settings], error: ErrorDetails) -> str:
         return f"{key} = {value!r}: a table, not a value; allowed in it: {fields}"
     choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}{nearest(str(value), choices)}"
+
+
+def _key_at(tree: Tree, location: tuple[int | str, ...]) -> str:
+    """The dotted key of a place in the tree; pydantic goes on with the types that it tried there."""
+    key: list[str] = []
+    found: Any = tree
+    for part in location:
+        if not isinstance(found, dict) or part not in found:
+            break
+        found = found[part]
+        key.append(str(part))
+    return ".".join(key)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

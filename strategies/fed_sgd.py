@@ -131,6 +131,8 @@ class FedSGD(Strategy):
             except (TypeError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise ArgumentError(argument, f"= {value!r}: refused by torch.optim.{name}: {reason}") from error
+            if not parameter.isfinite().all():
+                raise ArgumentError(argument, f"= {value!r}: a step of torch.optim.{name} is not finite")
 
 
 _NOT_A_COMBINATION = (

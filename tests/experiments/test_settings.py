@@ -33,3 +33,12 @@ def test_a_file_is_told_from_a_preset(tmp_path: Path) -> None:
         load_run("nowhere.toml")
     with pytest.raises(SettingsError, match="did you mean 'demo'"):
         load_run("demmo")
+    with pytest.raises(SettingsError, match="'': must not be empty"):
+        load_run("")
+
+
+@pytest.mark.parametrize("name", ["1.5", "true", "[1, 2]", "{a = 1}"])
+def test_an_attacks_name_that_is_none_is_one_line(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"^attack\.name = ") as caught:
+        load_run("demo", [f"attack.name={name}"])
+    assert "\n" not in str(caught.value)

@@ -53,6 +53,9 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
     [
         ("client.btch_size=3", ["client.btch_size = 3", "unknown setting", "did you mean 'client.batch_size'?"]),
         ("fedration.clients=3", ["fedration.clients = 3", "did you mean 'federation.clients'?"]),
+        ("strategy.args.lr=nan", ["strategy.args.lr = nan", "not a number"]),
+        ("strategy.args.betas=[0.9,nan]", ["strategy.args.betas = [0.9, nan]", "not a number"]),
+        ("federation.curious_peers=[-1]", ["federation.curious_peers = -1", "greater than or equal to 0"]),
         ("no.such=1", ["no.such = 1", "unknown setting", "allowed here: seed, threat"]),
         ("client=3", ["client = 3", "a table, not a value", "client.batch_size"]),
         ("client.update=gradiant", ["client.update = 'gradiant'", "'weights'", "did you mean 'gradient'?"]),
@@ -63,7 +66,7 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
         ("model.checkpoint=~no-such-user/x", ["model.checkpoint = '~no-such-user/x'", "no such user"]),
         ("data.name=~no-such-user/x", ["data.name = '~no-such-user/x'", "no such user"]),
         ("client.batch_size=0", ["client.batch_size = 0", "greater than or equal to 1"]),
-        ("strategy.ema=nan", ["strategy.ema = nan", "less than 1"]),
+        ("strategy.ema=2", ["strategy.ema = 2", "less than 1"]),
         ("seed=true", ["seed = True", "integer"]),
         ("client.local_steps=3", ["client.local_steps = 3", "client.update = 'gradient'"]),
         ("federation.clients_per_round=9", ["federation.clients_per_round = 9", "federation.clients = 4"]),
@@ -78,6 +81,11 @@ def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(override: str,
     assert "\n" not in str(caught.value)
     for fragment in fragments:
         assert fragment in str(caught.value)
+
+
+def test_infinity_is_recorded_as_such() -> None:
+    settings = load_settings(Settings, {}, ["strategy.args.clipping_norm=inf"])
+    assert load_settings(Settings, tomllib.loads(dump_toml(settings))) == settings
 
 
 def test_a_name_with_dots_stands_in_quotes() -> None:

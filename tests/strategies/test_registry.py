@@ -179,6 +179,7 @@ def test_what_is_offered_counts_where_it_is_taken_and_nothing_else_is_given():
         ),
         ("FedSGD", {"optimizer": "sdg"}, "optimizer = 'sdg'"),
         ("FedSGD", {"lr": "fast"}, "lr = 'fast'"),
+        ("FedSGD", {"lr": float("inf")}, "lr = inf: a step of torch.optim.SGD is not finite"),
         ("DifferentialPrivacyServerSideFixedClipping", {}, "noise_multiplier is not set"),
     ],
 )
