@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from attacks.attack import AttackError, Needs
 from attacks.attack import create as create_attack
 from experiments.bench.federations import Job, Setup, measure
 from experiments.bench.measuring import Row, RowFile, about, measure_missing, preface, write_results
@@ -116,9 +117,13 @@ def make_plan(options: Options) -> list[Job]:
 
     Raises:
         SettingsError: if there is no such defence, or it has arguments without defaults.
-        AttackError: if there is no such attack, or it has arguments without defaults.
+        AttackError: if there is no such attack, it has arguments without defaults, or it needs what the server of a
+            private threat model does not know.
     """
-    residual = create_attack(options.attack, {}).name == "residual"
+    attack = create_attack(options.attack, {})
+    if Needs.NOISE_AND_TIMESTEPS in attack.needs:
+        raise AttackError(f"--attack {options.attack}: needs noise and timesteps, which these clients draw themselves")
+    residual = attack.name == "residual"
     rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
     return [
         Job(

@@ -62,9 +62,9 @@ def bench_many_clients(clients: int, per_round: int, rounds: int, turns: int, ou
     Raises:
         SettingsError: if ``out`` is not an empty folder, or more clients are to train in a round than there are.
     """
+    experiment = prepare(_settings(clients, per_round, rounds))
     make_empty_folder(out)
     load = os.getloadavg()[0]
-    experiment = prepare(_settings(clients, per_round, rounds))
     measured: list[Round] = []
     server_app = ServerApp()
 

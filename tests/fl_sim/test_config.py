@@ -55,7 +55,7 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
         ("fedration.clients=3", ["fedration.clients = 3", "did you mean 'federation.clients'?"]),
         ("strategy.args.lr=nan", ["strategy.args.lr = nan", "not a number"]),
         ("strategy.args.betas=[0.9,nan]", ["strategy.args.betas = [0.9, nan]", "not a number"]),
-        ("federation.curious_peers=[-1]", ["federation.curious_peers = -1", "greater than or equal to 0"]),
+        ("model.block_out_channels=[0]", ["model.block_out_channels = 0", "greater than or equal to 1"]),
         ("no.such=1", ["no.such = 1", "unknown setting", "allowed here: seed, threat"]),
         ("client=3", ["client = 3", "a table, not a value", "client.batch_size"]),
         ("client.update=gradiant", ["client.update = 'gradiant'", "'weights'", "did you mean 'gradient'?"]),
