@@ -193,7 +193,7 @@ def test_a_defence_of_ones_own_is_measured_with_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--attack", "dlg"), "--attack dlg: needs noise and timesteps"),
+        (("--attack", "dlg"), ("--attack dlg: needs noise and timesteps",)),
         (("--only", "topk"), ("--only topk", "local-steps", "did you mean 'top-k'")),
         (("--only", "nowhere:Nothing"), ("nowhere:Nothing", "cannot be imported")),
         (("--attack", "residul"), ("attack 'residul'", "did you mean 'residual'")),
