@@ -73,7 +73,7 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         trainer = typer.Typer()
         trainer.command()(train_checkpoint.main)
         out = [] if "--out" in words else ["--out", str(reader.folder / "demo.safetensors")]
-        with _in_this_process(reader, environment):
+        with _in_this_process(reader, environment), patch.object(train_checkpoint, "BATCH_SIZE", 2):
             return _invoke(reader, trainer, [*words[3:], "--steps", "1", *out])
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
