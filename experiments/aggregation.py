@@ -92,6 +92,10 @@ def _build(settings: ExperimentSettings, per_round: int, sampled: int) -> Strate
         strategy_class(name)
     if name == "Gossip" or settings.federation.topology != "server":
         return _gossip(settings)
+    if args.get("inner") == "Gossip":
+        raise SettingsError(
+            "strategy.args.inner = 'Gossip': has no server to be wrapped by; allowed: FedAvg and the like"
+        )
     _check_evaluation(args)
     keys = {}
     if settings.client.update == "gradient" and name != "FedSGD":
@@ -106,7 +110,10 @@ def _build(settings: ExperimentSettings, per_round: int, sampled: int) -> Strate
     else:
         for key, value in (("strategy.name", name), ("strategy.args.inner", args.get("inner"))):
             if value == "FedSGD":
-                raise SettingsError(f"{key} = 'FedSGD': takes gradients, but client.update = 'weights'")
+                raise SettingsError(
+                    f"{key} = 'FedSGD': takes gradients, but client.update = 'weights'; allowed: client.update = "
+                    "'gradient', or another strategy, such as 'FedAvg'"
+                )
     with _in_words_of_settings(settings, keys):
         strategy = build_strategy(name, args, _offers(settings, per_round, sampled))
     if (owner := own_start(strategy)) is not None:

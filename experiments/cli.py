@@ -7,13 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
 from rich.table import Table
 
 from experiments.stopping import stoppable
+
+if TYPE_CHECKING:
+    from experiments.dry_run import FirstBatch
+    from experiments.experiment import Experiment
+    from experiments.settings import ExperimentSettings
+    from fl_sim.federation import AttackResources
 
 app = typer.Typer(
     name="fl-sim",
@@ -63,7 +69,7 @@ def run(
         with _one_line_errors("stopped; nothing was written"):
             _dry_run(preset, overrides, directory)
         return
-    with _one_line_errors(lambda: _what_is_left(directory)):
+    with _one_line_errors(lambda: _what_is_left(directory), with_ray=True):
         _run(preset, overrides, directory, verbose)
 
 
@@ -281,7 +287,7 @@ def many_clients(
 ) -> None:
     """Run a federation of many clients and see whether its memory grows or attacks hold up its rounds."""
     directory = _folder(out, "bench")
-    with _one_line_errors("stopped"):
+    with _one_line_errors("stopped", with_ray=True):
         from experiments.bench.many_clients import bench_many_clients
 
         bench_many_clients(clients, per_round, rounds, turns, directory, console)
@@ -324,19 +330,35 @@ def _name_table(kind: str, names: dict[str, str]) -> Table:
     return table
 
 
-def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
-    import logging
-
-    from experiments.dry_run import describe, try_first_batch
+def _tried(preset: str, overrides: list[str], out: Path) -> "tuple[Experiment, FirstBatch]":
+    """Everything that can be found out before a run writes anything."""
+    from experiments.dry_run import try_first_batch
     from experiments.experiment import prepare
     from experiments.run_directory import check_empty_folder
     from experiments.settings import load_run
+    from fl_sim.federation import check_resources
+
+    check_empty_folder(out)
+    settings = load_run(preset, overrides)
+    experiment = prepare(settings)
+    check_resources(settings, _attack_resources(settings))
+    return experiment, try_first_batch(experiment)
+
+
+def _attack_resources(settings: "ExperimentSettings") -> "AttackResources":
+    from fl_sim.federation import AttackResources
+
+    return AttackResources(settings.attack.workers if settings.attack.names else 0, settings.attack.gpus_per_worker)
+
+
+def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
+    import logging
+
+    from experiments.dry_run import describe
     from fl_sim.config import dump_toml
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    check_empty_folder(out)
-    experiment = prepare(load_run(preset, overrides))
-    tried = try_first_batch(experiment)
+    experiment, tried = _tried(preset, overrides, out)
     batch = f"one batch: training loss {tried.loss:.4f}, a reply of {tried.size / 1e6:.1f} MB"
     # Comments, so that what is printed is a file that runs.
     print(*(f"# {line}" for line in (*describe(experiment), batch)), "", dump_toml(experiment.settings), sep="\n")
@@ -345,32 +367,27 @@ def _dry_run(preset: str, overrides: list[str], out: Path) -> None:
 def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
     import logging
 
-    from experiments.dry_run import describe, try_first_batch
-    from experiments.experiment import prepare
+    from experiments.dry_run import describe
     from experiments.headline import headline
     from experiments.leakage import read_leakage
-    from experiments.run_directory import RunDirectory, check_empty_folder
+    from experiments.run_directory import RunDirectory
     from experiments.server_app import build_server_app, run_progress
-    from experiments.settings import load_run
     from fl_sim.client_app import build_client_app
-    from fl_sim.federation import AttackResources, run_federation
+    from fl_sim.federation import run_federation
 
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.ERROR)
-    check_empty_folder(out)
-    experiment = prepare(load_run(preset, overrides))
-    try_first_batch(experiment)
+    experiment, _ = _tried(preset, overrides, out)
     settings = experiment.settings
     for line in describe(experiment):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     directory = RunDirectory.create(out, settings)
-    workers = settings.attack.workers if settings.attack.names else 0
     with run_progress(experiment, console) as display:
         run_federation(
             build_server_app(experiment, directory, display),
             build_client_app(settings),
             settings,
-            AttackResources(workers, settings.attack.gpus_per_worker),
+            _attack_resources(settings),
             verbose,
         )
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
@@ -445,9 +462,9 @@ def _device(name: str) -> str:
 
 
 @contextmanager
-def _one_line_errors(interrupted: Callable[[], str] | str) -> Iterator[None]:
+def _one_line_errors(interrupted: Callable[[], str] | str, with_ray: bool = False) -> Iterator[None]:
     """Turn what a user can cause into one line on stderr: exit code 2, 1 for a failed federation, 130 for Ctrl-C."""
-    with stoppable(interrupted if callable(interrupted) else lambda: interrupted), _refusals():
+    with stoppable(interrupted if callable(interrupted) else lambda: interrupted, at_once=with_ray), _refusals():
         yield
 
 

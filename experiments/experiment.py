@@ -121,7 +121,10 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     model.load_state_dict(checkpoint.weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "adapters"))
-        weights = adapt(model, fields).state_dict()
+        try:
+            weights = adapt(model, fields).state_dict()
+        except ConfigError as error:
+            raise SettingsError(f"client.lora.targets = {list(lora.targets)}: {error}") from error
     return replace(checkpoint, weights=weights, model=checkpoint.model | {LORA: fields.model_dump(mode="json")})
 
 
@@ -186,7 +189,13 @@ def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "weights"))
-        weights = build_model(model_config).state_dict()
+        try:
+            weights = build_model(model_config).state_dict()
+        except ConfigError as error:
+            raise SettingsError(
+                f"model.block_out_channels = {list(shape.block_out_channels)}, model.norm_num_groups = "
+                f"{shape.norm_num_groups}: {error}"
+            ) from error
     return Checkpoint(weights, model_config, scheduler_config(shape.num_train_timesteps, shape.prediction_type), {})
 
 

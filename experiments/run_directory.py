@@ -141,8 +141,11 @@ def check_empty_folder(path: Path) -> None:
     """See that ``path`` is an empty folder or not there at all, and make nothing; SettingsError otherwise."""
     try:
         occupied = path.exists() and any(path.iterdir())
+        above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:
         raise SettingsError(f"--out {path}: cannot be used as a folder: {error.strerror}") from error
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise SettingsError(f"--out {path}: {above} is no folder that can be written to")
     if occupied:
         raise SettingsError(f"--out {path}: the folder is not empty; allowed: a new or an empty folder")
 

@@ -30,13 +30,18 @@ class AttackSettings(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """The attacks to run, in order, without repetition; empty where the server is not curious."""
-        names = (self.name,) if isinstance(self.name, str) else self.name
-        return tuple(dict.fromkeys(name for name in names if name != NO_ATTACK))
+        return _names(self.name)
 
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
         """The arguments of every attack to run, by its name."""
         return {name: self.args.get(name, {}) for name in self.names}
+
+
+def _names(name: Any) -> tuple[str, ...]:
+    """The attacks that ``attack.name`` names, in order, without repetition; whatever else it is names none."""
+    names = [name] if isinstance(name, str) else name if isinstance(name, list | tuple) else []
+    return tuple(dict.fromkeys(each for each in names if isinstance(each, str) and each != NO_ATTACK))
 
 
 class UtilitySettings(Section):
@@ -52,6 +57,27 @@ class ExperimentSettings(Settings):
     void: ClassVar[tuple[Void, ...]] = (
         *Settings.void,
         Void(
+            "attack.name",
+            lambda name: not _names(name),
+            (*(f"attack.{key}" for key in AttackSettings.model_fields if key not in ("name", "args")),),
+            "nobody attacks",
+            "an attack's name",
+        ),
+        Void(
+            "attack.name",
+            lambda name: not _names(name),
+            ("federation.curious_peers",),
+            "nobody is curious",
+            "an attack's name",
+        ),
+        Void(
+            "defence.name",
+            lambda name: name == "none",
+            ("attack.knows_defence",),
+            "there is none to know of",
+            "a defence's name",
+        ),
+        Void(
             "utility.every",
             lambda every: every == 0,
             ("utility.samples",),
@@ -62,12 +88,18 @@ class ExperimentSettings(Settings):
 
     @classmethod
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
-        """As in ``Settings``; of the attacks' arguments those of attacks that ``given`` no longer names."""
+        """As in ``Settings``; and without the arguments of attacks that are not named.
+
+        What is no attack's name stays, to be refused.
+        """
+        from attacks.attack import available  # imported here: it brings in torch, which fl-sim --help does without
+
         kept = super().without_outlived_arguments(file, given)
-        chosen, arguments = look_up(given, "attack.name"), look_up(kept, "attack.args")
-        if isinstance(chosen, str | list) and isinstance(arguments, dict):
-            names = [chosen] if isinstance(chosen, str) else chosen
-            kept["attack"]["args"] = {name: values for name, values in arguments.items() if name in names}
+        named = _names(look_up(given, "attack.name", look_up(file, "attack.name", cls().attack.name)))
+        arguments = look_up(kept, "attack.args")
+        if isinstance(arguments, dict):
+            others = {*available(), *_names(look_up(file, "attack.name"))} - set(named)
+            kept["attack"]["args"] = {name: values for name, values in arguments.items() if name not in others}
         return kept
 
     attack: AttackSettings = AttackSettings()

@@ -1,4 +1,4 @@
-"""How a command ends on Ctrl-C, SIGTERM or SIGHUP: in order, with one line on stderr, exit code 128 + the signal."""
+"""How a command ends on Ctrl-C, SIGTERM or SIGHUP: with one line on stderr, exit code 128 + the signal."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _STOPPING: dict[str, Any] = {
     "SIGINT": signal.default_int_handler,
@@ -15,20 +15,24 @@ _STOPPING: dict[str, Any] = {
 }
 """The signals, with the handlers that a process starts with. One that ignores a signal (nohup) goes on doing so."""
 
+_SHOW_CURSOR = "\x1b[?25h\n"
+"""A live display hides it."""
+
 
 @contextmanager
-def stoppable(last_words: Callable[[], str]) -> Iterator[None]:
-    """Raise KeyboardInterrupt at a signal; once the block is left, print the line ``last_words()`` and end the process.
+def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
+    """End the process at a signal, with the line ``last_words()``; in the main thread only.
 
-    In the main thread only. What the block has to say of being stopped is not shown on stderr, and an exception that
-    came of it is dropped.
+    ``at_once``: nothing is tidied up on the way. That is right where Ray runs, which ends the process itself, without a
+    word, if another thread calls it while it shuts down; files appear whole or not at all, and Ray's processes end with
+    this one. Otherwise KeyboardInterrupt is raised, and the process ends when the block is left.
     """
-    stderr, caught = os.dup(2), []
+    caught: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
+        if at_once:
+            _end(number, last_words())
         caught.append(number)
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (shorter than its Path)
-            os.dup2(nowhere.fileno(), 2)
         raise KeyboardInterrupt
 
     before = {}
@@ -38,16 +42,16 @@ def stoppable(last_words: Callable[[], str]) -> Iterator[None]:
             before[number] = signal.signal(number, stop)
     try:
         yield
-    except BaseException:
-        if not caught:
-            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if caught else handler)
-        os.dup2(stderr, 2)
-        os.close(stderr)
         if caught:
-            with suppress(OSError):  # the terminal may be gone
-                print(f"fl-sim: {last_words()}", file=sys.stderr, flush=True)
-            # Flower's server thread may be waiting for attacks that will never end, and would keep the process alive.
-            os._exit(128 + caught[0])
+            _end(caught[0], last_words())
+
+
+def _end(number: int, last_words: str) -> NoReturn:
+    with suppress(OSError):  # the terminal may be gone
+        sys.stdout.flush()
+        # Not by sys.stderr, which a live display takes for itself.
+        os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}fl-sim: {last_words}\n".encode())
+    os._exit(128 + number)

@@ -144,7 +144,7 @@ class FederationSettings(Section):
 class LoRASettings(Section):
     """Adapters that clients train in place of the model; none with rank 0."""
 
-    rank: int = Field(0, ge=0)
+    rank: int = Field(0, ge=0, le=1024)
     alpha: int | None = Field(None, ge=1)
     targets: tuple[str, ...] = Field(("*",), min_length=1)
 
@@ -277,9 +277,10 @@ class Settings(Section):
         kept = drop_arguments(file, given, _defaults(cls), cls.arguments_of)
         if look_up(given, "client.update") == "weights" and look_up(kept, "strategy.name") == "Gossip":
             remove(kept, "strategy.args.lr")
-        checkpoint = look_up(given, "model.checkpoint")
-        if checkpoint not in (None, NO_CHECKPOINT, look_up(file, "model.checkpoint")):
-            for key in BROUGHT_BY_CHECKPOINT:
+        before = look_up(file, "model.checkpoint", look_up(_defaults(cls), "model.checkpoint"))
+        checkpoint = look_up(given, "model.checkpoint", before)
+        for key in BROUGHT_BY_CHECKPOINT if checkpoint != NO_CHECKPOINT else ():
+            if checkpoint != before or look_up(kept, key) == look_up(_defaults(cls), key):
                 remove(kept, key)
         return kept
 
@@ -311,6 +312,7 @@ def load_settings(
     kept = cls.without_outlived_arguments(file, given)
     tree, refusals = drop_void(_with_overrides(kept, overrides), kept, given, _defaults(cls), cls.void)
     _refuse_nan(tree)
+    _refuse_loose_types(cls, tree)
     try:
         settings = cls.model_validate(tree)
     except ValidationError as error:
@@ -409,6 +411,18 @@ def _refuse_nan(tree: Mapping[str, Any], prefix: str = "") -> None:
             raise SettingsError(f"{prefix}{name} = {value!r}: not a number")
 
 
+def _refuse_loose_types(cls: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> None:
+    """A switch is true or false, and these are no numbers; pydantic would take one for the other."""
+    for name, value in tree.items():
+        kind = cls.model_fields[name].annotation if name in cls.model_fields else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+            _refuse_loose_types(kind, value, f"{prefix}{name}.")
+        elif kind is bool and not isinstance(value, bool):
+            raise SettingsError(f"{prefix}{name} = {value!r}: allowed: true or false")
+        elif kind is not None and kind is not bool and isinstance(value, bool):
+            raise SettingsError(f"{prefix}{name} = {str(value).lower()}: neither true nor false is allowed here")
+
+
 def _explain(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
     """One line for one of pydantic's errors in a tree of settings."""
     key, value = _key_at(tree, error["loc"]), error["input"]
@@ -426,7 +440,8 @@ def _explain(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
         fields = ", ".join(f"{key}.{name}" for name in _model_at(cls, error["loc"]).model_fields)
         return f"{key} = {value!r}: a table, not a value; allowed in it: {fields}"
     choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
-    return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}{nearest(str(value), choices)}"
+    reason = error["msg"].replace("valid tuple", "list").replace("path for <class 'pathlib.Path'>", "path")
+    return f"{key} = {value!r}: {reason[0].lower()}{reason[1:]}{nearest(str(value), choices)}"
 
 
 def _key_at(tree: Tree, location: tuple[int | str, ...]) -> str:

@@ -67,6 +67,17 @@ def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackReso
     return actors, federation.client_gpus
 
 
+def check_resources(settings: Settings, attack: AttackResources = AttackResources()) -> None:
+    """See that this machine can be split as asked, or that somebody listens at ``ray.address``; SettingsError else."""
+    if settings.ray.address is None:
+        split_resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), attack)
+        return
+    try:
+        _check_reachable(settings.ray.address)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"ray.address = {settings.ray.address!r}: {one_line(str(error))}") from error
+
+
 def run_federation(
     server_app: ServerApp,
     client_app: ClientApp,

@@ -62,6 +62,10 @@ class FedSGD(Strategy):
             )
         self.strategy = strategy
         self._optimizer_class = _optimizer_class(optimizer)
+        if not isinstance(optimizer_args, Mapping | None) or "lr" in (optimizer_args or {}):
+            raise ArgumentError(
+                "optimizer_args", f"= {optimizer_args!r}: allowed: a table, without lr, which is its own"
+            )
         self._optimizer_args = {"lr": lr, **(optimizer_args or {})}
         self._refuse_unusable_optimizer(lr, optimizer_args or {})
         self._sent = ArrayRecord()

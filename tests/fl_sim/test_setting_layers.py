@@ -1,5 +1,7 @@
 """Settings that others make void, and arguments that belong to a name."""
 
+import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
-from fl_sim.setting_layers import Void, look_up
+from fl_sim.setting_layers import Void, has, look_up
 
 EXAMPLES: dict[str, Any] = {
     "data.path": "/photos",
@@ -29,6 +31,13 @@ EXAMPLES: dict[str, Any] = {
     "client.lora.alpha": 2,
     "client.lora.targets": ["*.to_q"],
     "utility.samples": 3,
+    "attack.when": "after",
+    "attack.knows_defence": False,
+    "attack.workers": 3,
+    "attack.queue_limit": 5,
+    "attack.gpus_per_worker": 0.5,
+    "attack.threads": 2,
+    "attack.timeout": 5.0,
 }
 """Of every setting that another one can make void a value that is not its default."""
 
@@ -41,6 +50,8 @@ MAKES_VOID: dict[str, list[Any]] = {
     "client.optimizer": ["adam"],
     "client.lora.rank": [0],
     "utility.every": [0],
+    "attack.name": ["none"],
+    "defence.name": ["none"],
 }
 SUPPORT = {
     "folder": {"data": {"path": "/photos"}},
@@ -81,7 +92,7 @@ class TestVoid:
             if value is None:
                 continue
             with pytest.raises(SettingsError, match=rf"^{key} = .*; allowed: unset") as caught:
-                load_settings(ExperimentSettings, self.chosen(rule, choice), [f"{key}={value!r}"])
+                load_settings(ExperimentSettings, self.chosen(rule, choice), [f"{key}={json.dumps(value)}"])
             assert "\n" not in str(caught.value)
 
     def test_a_file_that_contradicts_itself_is_refused(self, rule: Void, choice: Any, key: str) -> None:
@@ -96,7 +107,7 @@ class TestVoid:
     def test_what_is_void_is_left_out_of_config_toml(self, rule: Void, choice: Any, key: str, tmp_path: Path) -> None:
         settings = resolve(load_settings(ExperimentSettings, self.chosen(rule, choice)))
         (tmp_path / "config.toml").write_text(dump_toml(settings))
-        assert f"\n{key.rpartition('.')[2]} = " not in dump_toml(settings)
+        assert not has(tomllib.loads(dump_toml(settings)), key)
         assert load_settings(ExperimentSettings, tmp_path / "config.toml") == settings
 
 
@@ -147,6 +158,21 @@ def test_arguments_of_an_attack_that_is_not_chosen_are_refused(overrides: list[s
         prepare(load_run("demo", overrides))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_hold_arguments_of_attacks_that_it_does_not_name() -> None:
+    file = {"attack": {"name": "none", "args": {"residual": {"history": 5}, "residul": {"history": 5}}}}
+    settings = load_settings(ExperimentSettings, file)
+    assert settings.attack.args == {"residul": {"history": 5}}  # which is refused as unknown
+    chosen = load_settings(ExperimentSettings, file, ["attack.name=residual"])
+    assert chosen.attack.args["residual"] == {"history": 5}
+
+
+def test_beside_a_checkpoint_a_file_may_repeat_the_networks_defaults() -> None:
+    file = {"model": {"checkpoint": "mine.safetensors", "layers_per_block": 1, "norm_num_groups": 4}}
+    assert load_settings(ExperimentSettings, file).model.model_fields_set == {"checkpoint", "norm_num_groups"}
+    given = load_settings(ExperimentSettings, file, ["model.layers_per_block=1"])
+    assert given.model.model_fields_set == {"checkpoint", "norm_num_groups", "layers_per_block"}
 
 
 def test_beside_a_checkpoint_config_toml_has_what_was_given_of_the_network_alone() -> None:

@@ -179,6 +179,8 @@ def test_what_is_offered_counts_where_it_is_taken_and_nothing_else_is_given():
         ),
         ("FedSGD", {"optimizer": "sdg"}, "optimizer = 'sdg'"),
         ("FedSGD", {"lr": "fast"}, "lr = 'fast'"),
+        ("FedSGD", {"optimizer_args": {"lr": 0.9}}, "optimizer_args = {'lr': 0.9}: allowed: a table, without lr"),
+        ("FedSGD", {"optimizer_args": 3}, "optimizer_args = 3"),
         ("FedSGD", {"lr": float("inf")}, "lr = inf: a step of torch.optim.SGD is not finite"),
         ("DifferentialPrivacyServerSideFixedClipping", {}, "noise_multiplier is not set"),
     ],

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,18 @@ def test_the_help_names_every_suite_and_network() -> None:
     assert f"{', '.join(NETWORKS)}." in text
 
 
-def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_benchmark_keeps_what_was_measured_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(job: Job) -> dict[str, Any]:
         if job.index:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         return measure(job)
 
     monkeypatch.setattr(bench, "measure", interrupted)
-    monkeypatch.setattr("experiments.cli.os._exit", sys.exit)
+    monkeypatch.setattr("experiments.stopping.os._exit", sys.exit)
     result = fl_sim(*QUICK, "--attacks", f"{TOYS}:Guess", "--out", tmp_path)
-    assert result.exit_code == 130
-    assert result.stderr.splitlines() == [f"fl-sim: stopped; --out {tmp_path} with the same options goes on from here"]
+    assert result.exit_code == 143
+    last_words = f"fl-sim: stopped; --out {tmp_path} with the same options goes on from here"
+    assert capfd.readouterr().err.splitlines()[-1] == last_words
     assert len(json.loads((tmp_path / "attacks.json").read_text())["rows"]) == 1
