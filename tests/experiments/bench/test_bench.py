@@ -2,6 +2,7 @@ import json
 import math
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_the_help_names_every_suite_and_network() -> None:
     assert f"{', '.join(NETWORKS)}." in text
 
 
+@pytest.fixture
+def _signal_handlers() -> Iterator[None]:
+    """Put back what a command that ends leaves ignored."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signal_handlers")
 def test_a_stopped_benchmark_keeps_what_was_measured_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
