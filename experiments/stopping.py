@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
+
+import psutil
 
 _STOPPING: dict[str, Any] = {
     "SIGINT": signal.default_int_handler,
@@ -23,15 +25,20 @@ _SHOW_CURSOR = "\x1b[?25h\n"
 def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
     """End the process at a signal, with the line ``last_words()``; in the main thread only.
 
-    ``at_once``: nothing is tidied up on the way. That is right where Ray runs, which ends the process itself, without a
-    word, if another thread calls it while it shuts down; files appear whole or not at all, and Ray's processes end with
-    this one. Otherwise KeyboardInterrupt is raised, and the process ends when the block is left.
+    ``at_once``: nothing is tidied up on the way, and all processes below this one are killed. That is right where Ray
+    runs: it ends the process itself, without a word, if another thread calls it while it shuts down. Files appear whole
+    or not at all. Otherwise KeyboardInterrupt is raised, and the process ends when the block is left.
     """
     caught: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
         if at_once:
-            _end(number, last_words())
+            below = psutil.Process().children(recursive=True)  # found before the line, so that nothing comes after it
+            _say(last_words())
+            for process in below:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            os._exit(128 + number)
         caught.append(number)
         raise KeyboardInterrupt
 
@@ -46,12 +53,12 @@ def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if caught else handler)
         if caught:
-            _end(caught[0], last_words())
+            _say(last_words())
+            os._exit(128 + caught[0])
 
 
-def _end(number: int, last_words: str) -> NoReturn:
+def _say(last_words: str) -> None:
     with suppress(OSError):  # the terminal may be gone
         sys.stdout.flush()
         # Not by sys.stderr, which a live display takes for itself.
         os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}fl-sim: {last_words}\n".encode())
-    os._exit(128 + number)
