@@ -9,7 +9,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,9 +32,6 @@ START_LIMIT = 120.0
 CLOSE_LIMIT = 10.0
 """Seconds that closing waits for the threads of the pool, which have only to notice that their workers are gone."""
 
-RAY_IS_GONE = "skipped: Ray was shut down"
-"""The result of a job under which a run was stopped."""
-
 Result = Reconstruction | str
 """What becomes of a job: a reconstruction, or the reason in one line why there is none."""
 
@@ -58,9 +54,6 @@ class Counts:
     running: int = 0
     done: int = 0
 
-
-_RAY_ENDS_WITHIN = 2.0
-"""Seconds between the first actor's death and the last."""
 
 _GIVES_WAY = 10
 """Niceness of the workers: where cores are scarce the rounds come first, on which the clients are waiting."""
@@ -216,7 +209,6 @@ class _Slot:
         self._threads, self._gpus, self._timeout = threads, gpus, timeout
         self._actor: Any = None
         self._device = "cpu"
-        self._joined = False
         self._closed = False
 
     def warm_up(self) -> None:
@@ -234,17 +226,13 @@ class _Slot:
         try:
             observation = Observation.load(job.capture)
             for _ in range(2):
-                if self._ray_is_gone():
-                    return RAY_IS_GONE
                 try:
                     return self._attack(observation, job)
                 except RayActorError as error:
-                    if self._dies_with_ray():
-                        return RAY_IS_GONE
                     logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
                     self._discard()
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
-            return RAY_IS_GONE if self._ray_is_gone() else failure_reason(error)
+            return failure_reason(error)
         return "skipped: pool closed" if self._closed else "attack worker died twice"
 
     def close(self) -> None:
@@ -267,7 +255,6 @@ class _Slot:
         if self._actor is None:
             with self._starting:
                 _ensure_ray()
-                self._joined = True
                 reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
             # num_cpus=0: Flower's client actors take all CPUs, and a worker that asked for one would wait for ever.
             remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=reserved)
@@ -281,16 +268,6 @@ class _Slot:
                 self._discard()
                 raise AttackError("skipped: pool closed")
         return self._actor
-
-    def _ray_is_gone(self) -> bool:
-        """Whether Ray was shut down since this slot joined it: then the run has ended, and wants no other."""
-        return self._joined and not ray.is_initialized()
-
-    def _dies_with_ray(self) -> bool:
-        """Whether the worker is dead because Ray ends. Who calls Ray meanwhile has his own process ended by it."""
-        if not self._closed:
-            time.sleep(_RAY_ENDS_WITHIN)
-        return self._ray_is_gone()
 
     def _discard(self) -> None:
         actor, self._actor = self._actor, None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attacks.attack import Reconstruction
 from attacks.observation import Defence, Sighting
-from attacks.workers import RAY_IS_GONE, AttackPool
+from attacks.workers import AttackPool
 from experiments import metrics
 from experiments.checkpoint import Checkpoint, save_checkpoint
 from experiments.dry_run import try_first_batch
@@ -124,8 +124,6 @@ class _Run:
         return HonestButCurious(strategy, sum_only=defence.sum_only, **known)
 
     def _after_attack(self, sighting: Sighting, attack: str, result: Reconstruction | str) -> None:
-        if result == RAY_IS_GONE:
-            return  # the run is being stopped: the attack did not fail, it was never ended
         summed = self._grid.rounds[sighting.round - 1].replied if sighting.client < 0 else ()
         rows = self._evaluator.rows(sighting.round, sighting.client, attack, result, sighting.observer, summed)
         self._leakage.append(rows)
