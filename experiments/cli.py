@@ -339,9 +339,8 @@ def _tried(preset: str, overrides: list[str], out: Path) -> "tuple[Experiment, F
     from fl_sim.federation import check_resources
 
     check_empty_folder(out)
-    settings = load_run(preset, overrides)
-    experiment = prepare(settings)
-    check_resources(settings, _attack_resources(settings))
+    experiment = prepare(load_run(preset, overrides))
+    check_resources(experiment.settings, _attack_resources(experiment.settings))
     return experiment, try_first_batch(experiment)
 
 
