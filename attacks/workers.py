@@ -18,8 +18,9 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from attacks.attack import AttackError, Reconstruction, create
+from attacks.attack import AttackError, Reconstruction
 from attacks.observation import Observation
+from attacks.registry import create
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
-from attacks.attack import create
 from attacks.observation import CaptureError, Defence, Sighting
+from attacks.registry import create
 from experiments.experiment import Experiment
 from fl_sim.client_app import build_client_app
 from fl_sim.config import NO_CHECKPOINT, SettingsError

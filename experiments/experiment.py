@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import Strategy
 from pydantic import ValidationError
 from torch import Tensor
 
-from attacks.attack import available, create
+from attacks.registry import available, create
 from experiments.aggregation import choose_strategy
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings

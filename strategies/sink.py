@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from attacks.attack import Reconstruction, create
+from attacks.attack import Reconstruction
 from attacks.observation import Observation, Sighting
 from attacks.reconstruction_file import save_reconstruction
+from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
 from fl_sim.draws import derive_seed
 from strategies.errors import ArgumentError

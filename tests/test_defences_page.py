@@ -19,8 +19,8 @@ from flwr.common import bytes_to_ndarray
 from torch import Tensor
 from typer.testing import CliRunner
 
-from attacks.attack import create
 from attacks.observation import Defence, Observation
+from attacks.registry import create
 from experiments.cli import app
 from fl_sim.client_app import local_training, private_draw
 from fl_sim.defences import registry

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from attacks import attack
-from attacks.attack import AttackError, create
+from attacks.attack import AttackError
+from attacks.registry import create
 from experiments.cli import app
 from tests.attacks.conftest import make_victim
 from tests.pages.pages import pages

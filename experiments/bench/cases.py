@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from attacks.attack import Needs, attack_class
+from attacks.attack import Needs
 from attacks.observation import ThreatModel
+from attacks.registry import attack_class
 from experiments.utility import strata
 from fl_sim.diffusion import LocalOptimizer, unet_config
 

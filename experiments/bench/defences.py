@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from attacks.attack import AttackError, Needs
-from attacks.attack import create as create_attack
+from attacks.registry import create as create_attack
 from experiments.bench.federations import Job, Setup, measure
 from experiments.bench.measuring import Row, RowFile, about, measure_missing, preface, write_results
 from experiments.bench.pages import Table, markdown, rich_table

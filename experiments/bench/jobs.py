@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.attack import Reconstruction, create
+from attacks.attack import Reconstruction
 from attacks.observation import Observation, ThreatModel
+from attacks.registry import create
 from attacks.trace import Snapshot, Trace
 from attacks.workers import failure_reason
 from experiments import metrics

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attacks.attack import attack_class
+from attacks.registry import attack_class
 from experiments.bench.cases import CONTENDERS, GPU_NETWORKS, NETWORKS, SUITES, Contender, Entry
 from experiments.bench.jobs import Job
 from experiments.checkpoint import BUNDLED, load_checkpoint

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from attacks.problem import InversionProblem
-from attacks.timesteps import RecoveredTimesteps, recover_timesteps
+from attacks.inversion.problem import InversionProblem
+from attacks.timesteps.recovery import RecoveredTimesteps, recover_timesteps
 from experiments.bench.cases import Case
 from experiments.bench.measuring import device_name, write_results
 from experiments.bench.pages import Table, markdown, rich_table, where

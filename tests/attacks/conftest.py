@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.gidm import RECIPES, Recipe
+from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, Defence, Observation
-from attacks.prior import load_prior
-from attacks.problem import InversionProblem
-from attacks.residual_spaces import PrivateSpace
+from attacks.published.ddim_prior import load_prior
+from attacks.published.gidm import RECIPES, Recipe
+from attacks.residual.unknowns import PrivateSpace
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from attacks.inversion.problem import InversionProblem
 from attacks.observation import Observation
-from attacks.problem import InversionProblem
 
 Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
 

@@ -35,7 +35,7 @@ sys.addaudithook(guard)
 REPLAY = """
 import torch
 torch.set_num_threads(1)
-from attacks.attack import create
+from attacks.registry import create
 from attacks.observation import Observation
 observation = Observation.load("capture.safetensors")
 result = create("residual", json.loads(sys.argv[2])).reconstruct(observation, int(sys.argv[3]))

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from attacks import attack
-from attacks.attack import AttackError, Needs, Outcome, attack_class, available, create
+from attacks.attack import AttackError, Needs, Outcome
+from attacks.inversion.problem import InversionProblem
 from attacks.observation import Defence, Observation
-from attacks.problem import InversionProblem
+from attacks.registry import attack_class, available, create
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim, psnr, summed
 from tests.attacks.toy_attacks import Guess

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import attacks
-from attacks.attack import AttackError, create
+from attacks.attack import AttackError
 from attacks.observation import Observation
+from attacks.registry import create
 from tests.attacks.conftest import Victim, draw_images, make_victim, psnr
 from tests.attacks.guard import GUARD, TRUTH, readable, replay, run_python
 
@@ -54,7 +55,7 @@ def imports_of(*packages: str) -> list[tuple[str, str]]:
 
 def test_the_walk_sees_every_room():
     assert {module.split(".")[0] for module in IMPORTS} == set(ROOMS)
-    assert ("attacks.problem", "fl_sim.diffusion") in imports_of("attacks")
+    assert ("attacks.inversion.problem", "fl_sim.diffusion") in imports_of("attacks")
 
 
 def test_the_federation_imports_no_other_room():
@@ -76,7 +77,7 @@ def test_strategies_see_neither_clients_nor_images_nor_settings():
 def test_no_module_imports_what_attacks_do_not_name():
     """``importlib`` goes around the walk: it finds attacks, strategies and defences by name, and nothing else."""
     users = {module for module, file in modules().items() if "import_module(" in file.read_text(encoding="utf-8")}
-    assert users <= {"attacks.attack", "strategies.registry", "fl_sim.defences.registry"}
+    assert users <= {"attacks.registry", "strategies.registry", "fl_sim.defences.registry"}
 
 
 def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):
@@ -85,7 +86,7 @@ def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):
     finished = run_python(code, tmp_path)
     assert finished.returncode == 0, finished.stderr.decode()
     loaded = finished.stdout.decode().split()
-    assert "attacks.residual" in loaded
+    assert "attacks.residual.attack" in loaded
     assert [name for name in loaded if within(name, *TRUTH)] == []
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.attack import create
+from attacks.inversion.problem import InversionProblem
 from attacks.observation import Observation
-from attacks.problem import InversionProblem
-from attacks.timesteps import recover_timesteps
+from attacks.registry import create
+from attacks.timesteps.recovery import recover_timesteps
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, Victim, make_victim
 

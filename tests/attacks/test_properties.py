@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from attacks.attack import _BUILT_IN, AttackError, Needs, attack_class, create
-from attacks.gidm import RECIPES, Recipe
+from attacks.attack import _BUILT_IN, AttackError, Needs
 from attacks.observation import CaptureError, Circumstances, Defence, Observation
-from attacks.timesteps import HiddenTimestepsError
+from attacks.published.gidm import RECIPES, Recipe
+from attacks.registry import attack_class, create
+from attacks.timesteps.recovery import HiddenTimestepsError
 from experiments.cli import app
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attacks.attack import create
+from attacks.registry import create
 from attacks.trace import Trace
 from tests.attacks.conftest import Victim
 

@@ -8,7 +8,8 @@ import ray
 import torch
 
 from attacks import workers
-from attacks.attack import AttackError, Reconstruction, create
+from attacks.attack import AttackError, Reconstruction
+from attacks.registry import create
 from attacks.workers import AttackPool, Counts, Job
 from tests.attacks.toy_attacks import tiny_observation
 

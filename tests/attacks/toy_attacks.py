@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from attacks.attack import Attack, Outcome
+from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, Observation
-from attacks.problem import InversionProblem
 from fl_sim.diffusion import build_model, scheduler_config, trainable_parameters, unet_config
 
 MODEL = unet_config(8, block_out_channels=(8, 8), norm_num_groups=4)

@@ -10,8 +10,8 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 from rich.console import Console
 
-from attacks.attack import create
 from attacks.observation import Observation
+from attacks.registry import create
 from attacks.workers import Counts, Job, Result
 from experiments.experiment import prepare
 from experiments.run_directory import RunDirectory

@@ -103,11 +103,11 @@ def test_nothing_is_overwritten(tmp_path: Path, capture: Path) -> None:
 
 
 def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attacks.attack._BUILT_IN", {"guess": GUESS})
+    monkeypatch.setattr("attacks.registry._BUILT_IN", {"guess": GUESS})
     output = fl_sim("list").output
     assert "Noise as image" in output
     assert all(name in output for name in ("guess", "FedSGD", "Krum", "bundled", "astronaut", "paper-cifar100"))
-    monkeypatch.setattr("attacks.attack._BUILT_IN", {"guess": "no.such:Attack"})
+    monkeypatch.setattr("attacks.registry._BUILT_IN", {"guess": "no.such:Attack"})
     assert_refused(fl_sim("list"), "attack 'guess': cannot be imported")
 
 

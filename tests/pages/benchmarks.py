@@ -5,8 +5,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from attacks.attack import Reconstruction, create
+from attacks.attack import Reconstruction
 from attacks.observation import Observation
+from attacks.registry import create
 from attacks.trace import Trace
 from experiments.bench import timesteps
 from experiments.bench.federations import UNDEFENDED

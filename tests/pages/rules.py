@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from attacks import attack
-from attacks.gidm import RECIPES, Recipe
+from attacks.published.gidm import RECIPES, Recipe
 from attacks.workers import Job, Result
 from experiments import train_checkpoint
 from experiments.bench.cases import GPU_NETWORKS

@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from attacks.attack import attack_class, available
 from attacks.observation import Circumstances
+from attacks.registry import attack_class, available
 from experiments.settings import ExperimentSettings
 from tests.pages.pages import HELP, REPOSITORY, Item, Page, help_page, pages
 

@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from attacks.attack import create
+from attacks.registry import create
 from attacks.workers import AttackPool
 from fl_sim.client_app import build_client_app
 from fl_sim.federation import AttackResources, run_federation

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attacks.attack import AttackError, Reconstruction, create
+from attacks.attack import AttackError, Reconstruction
 from attacks.observation import Observation, Sighting
 from attacks.reconstruction_file import load_reconstruction
+from attacks.registry import create
 from attacks.workers import Job, Result
 from fl_sim.draws import derive_seed
 from strategies import sink

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from attacks.timesteps import RecoveredTimesteps
+from attacks.timesteps.recovery import RecoveredTimesteps
 from experiments.bench import timesteps
 from experiments.bench.cases import Case
 from experiments.bench.timesteps import bench_timesteps, verdict

@@ -1,0 +1,197 @@
+"""The gradient-matching objective and its derivative with respect to the unknowns.
+
+Gradient inversion minimises D(g(u), g*) over unknowns u, where g(u) is the gradient of a training loss l(theta, u) at
+the observed weights and g* the observed gradient. Its derivative is a mixed second derivative along one direction only:
+with v = dD/dg held constant,
+
+    d/du D(g(u), g*) = d/du <grad_theta l(theta, u), v> = d/d eta  grad_u l(theta + eta v, u)   at eta = 0.
+
+So a finite difference over eta needs first-order gradients alone: no graph of a graph, any attention kernel. The exact
+double backward stands beside it as reference.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from attacks.inversion.problem import InversionProblem
+from fl_sim import diffusion
+
+Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
+TrainingLoss = Callable[[Sequence[Tensor]], Tensor]
+Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Images = Callable[[Sequence[Tensor]], Tensor]
+Derivative = Literal["one-sided", "central", "double-backward"]
+
+
+class Matching(Protocol):
+    """A matching loss over unknowns, as a search takes it."""
+
+    def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Its value (a detached scalar) and its derivative for each unknown; counts as one evaluation."""
+
+    def value(self, unknowns: Sequence[Tensor]) -> float:
+        """D alone."""
+
+    def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
+        """g(u) by parameter."""
+
+    def images(self, unknowns: Sequence[Tensor]) -> Tensor:
+        """The images [N,C,H,W] that the unknowns stand for."""
+
+
+RELATIVE_STEP = 1e-4
+"""Length of the finite-difference step relative to the weights' norm: small against curvature, large against
+rounding."""
+
+
+def squared_error(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """D = |g - g*|^2 / |g*|^2 (DLG, arXiv 1906.08935, algorithm 1, made scale-free) and dD/dg."""
+    difference, scale = gradient - observed, observed.square().sum()
+    return difference.square().sum() / scale, difference * (2 / scale)
+
+
+def weighted_squared_error(weights: Tensor) -> Distance:
+    """D = sum_j w_j (g_j - g*_j)^2 with weights [P]."""
+
+    def distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        difference = gradient - observed
+        weighted = weights * difference
+        return weighted @ difference, 2 * weighted
+
+    return distance
+
+
+def cosine_distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """D = 1 - <g, g*> / (|g| |g*|) (Inverting Gradients, arXiv 2003.14053, eq. 4) and dD/dg."""
+    norm = gradient.norm()
+    direction = gradient / norm
+    # As half the squared distance of unit vectors; 1 minus a cosine would lose half of the digits.
+    difference = direction - observed / observed.norm()
+    value = difference.square().sum() / 2
+    return value, (difference - value * direction) / norm
+
+
+def weighted_cosine_distance(weights: Tensor) -> Distance:
+    """``cosine_distance`` of sqrt(w) g and sqrt(w) g*, for a gradient that is known but for a positive factor."""
+    roots = weights.sqrt()
+
+    def distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        value, derivative = cosine_distance(roots * gradient, roots * observed)
+        return value, roots * derivative
+
+    return distance
+
+
+class GradientMatching:
+    """D(g(u), g*) and its derivative for one inversion problem.
+
+    Args:
+        problem: supplies the weights, the observed gradient and the count of evaluations.
+        training_loss: from the unknowns to the scalar whose weight gradient is g(u); it uses ``problem.model``.
+        distance: D and dD/dg for flat vectors.
+        derivative: ``one-sided`` (one shifted gradient), ``central`` (two) or ``double-backward`` (exact).
+        images: from the unknowns to the images [N,C,H,W] that they stand for; the first unknown, unless given.
+        observed: g* by parameter; the problem's observed gradient, unless given.
+    """
+
+    def __init__(
+        self,
+        problem: InversionProblem,
+        training_loss: TrainingLoss,
+        distance: Distance = squared_error,
+        derivative: Derivative = "one-sided",
+        images: Images = itemgetter(0),
+        observed: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.problem = problem
+        self.training_loss = training_loss
+        self.distance = distance
+        self.derivative = derivative
+        self.images = images
+        self.parameters: list[Tensor] = list(problem.parameters.values())
+        self.observed = flatten(list((observed or problem.gradient).values()))
+        self.weights = flatten([parameter.detach() for parameter in self.parameters])
+        self.weights_norm = self.weights.norm()
+
+    def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """D (a detached scalar) and dD/du for each unknown; counts as one evaluation.
+
+        The unknowns are leaf tensors that require gradients; neither their ``.grad`` nor the model's is touched.
+        """
+        if self.problem.trace is not None:
+            self.problem.trace.record(self.problem.evaluations, lambda: self.images(unknowns))
+        self.problem.evaluations += 1
+        if self.derivative == "double-backward":
+            return self._double_backward(unknowns)
+        gradient, at_weights = self._gradients(unknowns)
+        value, direction = self.distance(gradient, self.observed)
+        norm = direction.norm()
+        if norm == 0:
+            return value, [torch.zeros_like(unknown) for unknown in unknowns]
+        step = RELATIVE_STEP * self.weights_norm / norm
+        ahead = self._unknowns_gradient(unknowns, step * direction)
+        if self.derivative == "one-sided":
+            return value, [(a - b) / step for a, b in zip(ahead, at_weights, strict=True)]
+        behind = self._unknowns_gradient(unknowns, -step * direction)
+        return value, [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+    def value(self, unknowns: Sequence[Tensor]) -> float:
+        """D alone."""
+        gradient = flatten(list(self.gradient(unknowns).values()))
+        return float(self.distance(gradient, self.observed)[0])
+
+    def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
+        """g(u) by parameter."""
+        self.problem.evaluations += 1
+        gradients = torch.autograd.grad(self.training_loss(unknowns), self.parameters)
+        return dict(zip(self.problem.parameters, gradients, strict=True))
+
+    def _gradients(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The gradient of the training loss with respect to the weights, flat, and to each unknown."""
+        gradients = torch.autograd.grad(self.training_loss(unknowns), [*self.parameters, *unknowns])
+        count = len(self.parameters)
+        return flatten(gradients[:count]), list(gradients[count:])
+
+    def _unknowns_gradient(self, unknowns: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
+        """grad_u l at the weights plus ``shift``; the weights are put back exactly."""
+        set_weights(self.parameters, self.weights + shift)
+        try:
+            return torch.autograd.grad(self.training_loss(unknowns), list(unknowns))
+        finally:
+            set_weights(self.parameters, self.weights)
+
+    def _double_backward(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        loss = self.training_loss(unknowns)
+        gradient = flatten(torch.autograd.grad(loss, self.parameters, create_graph=True))
+        value, direction = self.distance(gradient.detach(), self.observed)
+        return value, list(torch.autograd.grad(gradient @ direction, list(unknowns)))
+
+
+def match_pixels(
+    problem: InversionProblem, derivative: Derivative, distance: Distance = squared_error
+) -> GradientMatching:
+    """The distance over images [N,C,H,W], by the client's own loss with the dictated noise and timesteps."""
+    noise, timesteps = problem.noise, problem.timesteps
+    assert noise is not None
+    assert timesteps is not None
+
+    def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
+        return diffusion.loss(problem.model, problem.scheduler, unknowns[0], noise, timesteps)
+
+    return GradientMatching(problem, training_loss, distance, derivative)
+
+
+def set_weights(parameters: list[Tensor], flat: Tensor) -> None:
+    """Copy a vector made by ``flatten`` back into the parameters."""
+    with torch.no_grad():
+        chunks = flat.split([parameter.numel() for parameter in parameters])
+        torch._foreach_copy_(parameters, [c.view_as(p) for c, p in zip(chunks, parameters, strict=True)])
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """All tensors as one vector, in their order."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

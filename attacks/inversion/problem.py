@@ -1,0 +1,118 @@
+"""The inverse problem that an Observation poses: the model at the observed weights and the gradient to be matched."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attacks.inversion.gradient_estimate import revealed_gradient
+from attacks.observation import Observation
+from attacks.trace import Trace
+from fl_sim import diffusion
+
+
+class InversionProblem:
+    """Everything an attack searches with, rebuilt from an Observation on one device.
+
+    Attributes:
+        model: the network at the observed weights, in evaluation mode.
+        scheduler: the noise schedule.
+        parameters: the parameters whose update was observed, by name.
+        gradient: what the update reveals of the mean gradient, by parameter name (attacks/inversion/gradient_estimate.py).
+        uncertainty: the standard deviation of every entry of ``gradient``, infinite where nothing was revealed.
+        samples: N, the number of images behind the update.
+        image_shape: (C, H, W).
+        noise, timesteps: dictated by the server in the known threat model, else None.
+        scale_known: whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of
+            such ones; after ``settle_scale`` it is taken to be.
+        evaluations: how many gradients of the training loss the attack has spent; the budget of every attack.
+        trace: what takes down the images on the way, if anyone wants them.
+    """
+
+    def __init__(self, observation: Observation, device: str, trace: Trace | None = None) -> None:
+        circumstances = observation.circumstances
+        self.circumstances = circumstances
+        self.device = torch.device(device)
+        self.model = diffusion.build_model(circumstances.model)
+        self.model.load_state_dict(observation.weights)
+        self.model.to(self.device).eval()
+        self.scheduler = diffusion.build_scheduler(circumstances.scheduler)
+        self.parameters = {
+            name: parameter for name, parameter in self.model.named_parameters() if name in observation.update
+        }
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self.parameters)
+        self.gradient: dict[str, Tensor] = {}
+        self.uncertainty: dict[str, Tensor] = {}
+        for name in self.parameters:
+            gradient, uncertainty = revealed_gradient(observation, name)
+            self.gradient[name] = gradient.to(self.device)
+            self.uncertainty[name] = uncertainty.to(self.device)
+        self._update = observation.update
+        self.samples = circumstances.num_samples
+        self.image_shape = circumstances.image_shape
+        self.noise = None if observation.noise is None else observation.noise.to(self.device)
+        self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
+        self.evaluations = 0
+        self.trace = trace
+        self.scale_known = self._scale_known()
+
+    @property
+    def signs_only(self) -> bool:
+        """Whether ``gradient`` holds signs, without magnitudes."""
+        defence = self.circumstances.defence
+        return defence is not None and defence.signs
+
+    def _scale_known(self) -> bool:
+        defence, optimizer = self.circumstances.defence, self.circumstances.local_optimizer
+        if optimizer is not None and optimizer.max_grad_norm is not None:
+            # Of several steps each may have been clipped by a factor of its own.
+            several = self.circumstances.local_steps * self.circumstances.num_clients > 1
+            if several or _may_be_clipped(self.gradient, optimizer.max_grad_norm, 0.0):
+                return False
+        if defence is None:
+            return True
+        if defence.clip_norm is not None:
+            # Of several clients each may have been clipped by a factor of its own.
+            several = self.circumstances.num_clients > 1
+            if several or _may_be_clipped(self._update, defence.clip_norm, defence.noise_std):
+                return False
+        if defence.sample_clip_norm is not None:
+            several = self.samples > 1
+            if several or _may_be_clipped(self.gradient, defence.sample_clip_norm, defence.gradient_noise_std):
+                return False
+        return not self.signs_only
+
+    @property
+    def noisy(self) -> bool:
+        """Whether a defence put random noise of a known size on ``gradient``."""
+        defence = self.circumstances.defence
+        if defence is None or self.signs_only:
+            return False
+        return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+
+    def settle_scale(self, scale: Tensor) -> None:
+        """Take ``gradient`` for that many times the gradient, from now on."""
+        self.gradient = {name: value / scale for name, value in self.gradient.items()}
+        self.uncertainty = {name: value / scale for name, value in self.uncertainty.items()}
+        self.scale_known = True
+
+    def randn(self, generator: torch.Generator, samples: int | None = None) -> Tensor:
+        """Standard normal images [samples or N,C,H,W] on the device, drawn on the CPU so that devices agree."""
+        shape = (samples or self.samples, *self.image_shape)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+
+_CLIPPED = 1e-3
+"""An update whose norm comes this close to the clipping norm is taken to have been clipped."""
+_DEVIATIONS = 3
+"""By how many standard deviations the noise in a norm is allowed for."""
+
+
+def _may_be_clipped(values: Mapping[str, Tensor], clip_norm: float, noise_std: float) -> bool:
+    """Whether the norm comes near ``clip_norm``, less what Gaussian noise of that deviation adds to its square."""
+    entries = sum(value.numel() for value in values.values())
+    squared = sum(float(value.double().square().sum()) for value in values.values())
+    added = noise_std**2 * (entries - _DEVIATIONS * math.sqrt(2 * entries))
+    return squared - added >= ((1 - _CLIPPED) * clip_norm) ** 2

@@ -1,0 +1,1 @@
+"""Attacks of papers, one a file, named as in the paper."""

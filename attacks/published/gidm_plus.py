@@ -1,0 +1,75 @@
+"""GIDM+, the "triple optimisation" of arXiv 2405.20380: image, noise and timestep are private and searched together.
+
+As in GIDM, phase 1 searches latents of a generative prior and phase 2 pixels; noise and timestep take part in both. The
+timestep is relaxed to a real number, t = (T - 1) sigmoid(s), so that s gets a gradient: a sinusoidal embedding takes
+any real t, and alphas_cumprod is interpolated. How the three are coordinated is our choice: one Adam moves all of them
+in every iteration, with GIDM's learning rate, from normal latents, normal noise and t drawn uniformly. The authors'
+code (attacks/published/gidm.py) is no model for that: its noise is the true one plus 1e-4 times noise and stays there, and its t
+is an argmax, which gets no gradient.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attacks.attack import AttackError, Needs, Outcome
+from attacks.inversion.gradient_matching import Derivative, GradientMatching
+from attacks.inversion.problem import InversionProblem
+from attacks.published.gidm import GIDM
+from attacks.timesteps.recovery import possible_timesteps
+from fl_sim import diffusion
+
+
+class GIDMPlus(GIDM):
+    """GIDM with noise and timesteps among the unknowns, even where the server knows them.
+
+    It takes GIDM's arguments and ``timestep``.
+    """
+
+    name: ClassVar[str] = "gidm-plus"
+    needs: ClassVar[Needs] = Needs.GRADIENT | Needs.MAGNITUDES
+
+    timestep: Literal["search", "recovered"] = Field(
+        "search",
+        description="relaxed and searched for, or read off the gradient (attacks/timesteps/recovery.py) for ablation",
+    )
+
+    def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
+        """Find pixels, noise and timesteps.
+
+        Raises:
+            AttackError: if the model takes integer timesteps only, or they are to be recovered and cannot be.
+        """
+        start = [problem.randn(generator), problem.randn(generator)]
+        recovered = None
+        if self.timestep == "recovered":
+            recovered = possible_timesteps(problem)[0]
+        else:
+            if problem.circumstances.model.get("time_embedding_type") == "learned":
+                raise AttackError("timestep = 'search' needs a time embedding of real numbers, the model's is learned")
+            start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
+        matching = match_everything(problem, self.derivative, recovered)
+        found = self.two_phases(matching, start)
+        timesteps = real_timesteps(problem, found[2]).round() if recovered is None else recovered
+        return Outcome(found[0], timesteps, matching.value(found))
+
+
+def match_everything(
+    problem: InversionProblem, derivative: Derivative, timesteps: Tensor | None = None
+) -> GradientMatching:
+    """The squared error over images and noise [N,C,H,W] and, without ``timesteps`` int64 [N], relaxed ones [N]."""
+
+    def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
+        images, noise, *relaxed = unknowns
+        at = real_timesteps(problem, relaxed[0]) if timesteps is None else timesteps
+        return diffusion.loss(problem.model, problem.scheduler, images, noise, at)
+
+    return GradientMatching(problem, training_loss, derivative=derivative)
+
+
+def real_timesteps(problem: InversionProblem, relaxed: Tensor) -> Tensor:
+    """The timesteps t = (T - 1) sigmoid(s) of relaxed ones s, real numbers within the schedule."""
+    return (problem.scheduler.config.num_train_timesteps - 1) * relaxed.sigmoid()

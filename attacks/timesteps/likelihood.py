@@ -1,0 +1,206 @@
+"""How well sets of timesteps explain the gradients of time layers: least squares in units of the noise.
+
+For a set S the per-sample vectors s_i are nuisances and fitted; what remains outside span{x(t): t in S} is squared and
+summed in units of the noise. That is minus twice the log-likelihood under Gaussian noise, so layers simply add up.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.timesteps.time_layers import TimeLayer
+
+_ARITHMETIC = 2e-7
+"""Relative error of a float32 gradient's entries and of the layers' inputs (measured: below 1.5e-7)."""
+_SMALL_ROW = 0.03
+"""Rows much smaller than the layer's others are sums of terms that cancel; their error is that of the terms."""
+_SAME_DIRECTION = 1e-11
+"""Squared sine below which an input is taken to lie in the span of others."""
+_WHITE = 1.2
+"""Excess of the squared residual over its expectation up to which it passes for noise."""
+_ROWS = 128
+"""Rows used of a layer with missing entries; every one needs its own projection."""
+_NEARBY = 3
+"""How many candidates to either side a pair is looked for: rivals measured were 1 or 2 away."""
+_FAINT = 1e-10
+"""Squared size of what the faintest sample adds to the others, in parts of the whole gradient's."""
+
+
+@dataclass(frozen=True)
+class WhiteLayer:
+    """A time layer in units of its noise: G groups of R rows, where all rows of a group share their weights.
+
+    Attributes:
+        inputs: [C,D].
+        weights: [G,D], one over the standard deviation of each entry; 0 where it is missing.
+        values: [G,R,D], gradient times weight.
+        rows: how many rows of noise there are, before any were merged.
+    """
+
+    inputs: Tensor
+    weights: Tensor
+    values: Tensor
+    rows: int
+
+    def basis(self, members: Sequence[int]) -> Tensor:
+        """Orthonormal basis [G,D,N] of the members' weighted inputs."""
+        weighted = self.inputs[list(members)] * self.weights[:, None, :]
+        return torch.linalg.qr(weighted.transpose(1, 2)).Q
+
+    def residual(self, basis: Tensor) -> Tensor:
+        """The part of ``values`` outside the basis, [G,R,D]."""
+        return self.values - (self.values @ basis) @ basis.transpose(1, 2)
+
+    def gains(self, members: Sequence[int]) -> Tensor:
+        """By how much each candidate would lower the squared residual if it joined the members, [C]."""
+        basis = self.basis(members)
+        outside = self._outside(basis)
+        weighted = self.residual(basis) * self.weights[:, None, :]
+        products = (weighted @ self.inputs.T).square().sum(dim=1)
+        return torch.where(outside > 0, products / outside, 0.0).sum(dim=0)
+
+    def spread(self, member: int, others: Sequence[int]) -> Tensor:
+        """Rows times the squared sine between the parts of the member and of each candidate outside the others, [C]."""
+        basis = self.basis(others)
+        outside = self._outside(basis)
+        own = self.basis([*others, member])[:, :, -1]
+        cosines = ((own * self.weights) @ self.inputs.T).square() / outside
+        return self.rows * (1 - torch.where(outside > 0, cosines, 0.0)).mean(dim=0).clamp_min(0)
+
+    def _outside(self, basis: Tensor) -> Tensor:
+        """Squared length of each weighted input's part outside the basis, [G,C]; 0 where it is lost in rounding."""
+        length = self.weights.square() @ self.inputs.T.square()
+        inside = ((basis * self.weights[:, :, None]).transpose(1, 2) @ self.inputs.T).square().sum(dim=1)
+        outside = length - inside
+        return torch.where(outside > _SAME_DIRECTION * length, outside, 0.0)
+
+
+def white_layers(layers: Iterable[TimeLayer], samples: int) -> list[WhiteLayer]:
+    """The layers that tell anything about ``samples`` timesteps, in units of their noise."""
+    # A row with no more entries than samples is matched exactly by any of them.
+    telling = [layer.rows(layer.uncertainty.isfinite().sum(dim=1) > samples) for layer in layers]
+    return [_whiten(layer, samples) for layer in telling if layer.gradient.any()]
+
+
+def _whiten(layer: TimeLayer, samples: int) -> WhiteLayer:
+    """A layer in units of its noise.
+
+    The noise is what is known of it, the error of float32 and, in a layer that was revealed completely, whatever else
+    is seen outside the best subspace of ``samples`` dimensions: noise that nobody told the server about.
+    """
+    revealed = layer.uncertainty.isfinite()
+    if not revealed.all():
+        return _with_gaps(layer, revealed)
+    deviation = (layer.uncertainty.square().mean(1, keepdim=True) + _float_error(layer.gradient, revealed)).sqrt()
+    values = layer.gradient / deviation
+    rows, columns = values.shape
+    if rows > columns:
+        values = torch.linalg.qr(values).R
+    if rows > samples:
+        outside = torch.linalg.svdvals(values)[samples:].square().sum()
+        untold = math.sqrt(float(outside) / ((rows - samples) * (columns - samples)))
+        values = values / max(untold, 1.0)
+    return WhiteLayer(layer.inputs, values.new_ones(1, columns), values[None], rows)
+
+
+def _with_gaps(layer: TimeLayer, revealed: Tensor) -> WhiteLayer:
+    deviation = (layer.uncertainty.square() + _float_error(layer.gradient, revealed)).sqrt()
+    values = torch.where(revealed, layer.gradient / deviation, 0.0)
+    rows = values.square().sum(dim=1).argsort(descending=True)[:_ROWS]
+    return WhiteLayer(layer.inputs, 1 / deviation[rows], values[rows, None, :], len(rows))
+
+
+def _float_error(gradient: Tensor, revealed: Tensor) -> Tensor:
+    """Variance of every row's entries from computing in float32, [R,1]."""
+    squared = torch.where(revealed, gradient, 0.0).square()
+    row = squared.sum(1, keepdim=True) / revealed.sum(1, keepdim=True).clamp_min(1)
+    return _ARITHMETIC**2 * (row + _SMALL_ROW**2 * squared.sum() / revealed.sum())
+
+
+class Evidence:
+    """Several white layers together, all about the same candidates."""
+
+    def __init__(self, layers: Sequence[WhiteLayer]) -> None:
+        self.layers = layers
+        self.rows = sum(layer.rows for layer in layers)
+        self.candidates = len(layers[0].inputs) if layers else 0
+
+    def gains(self, members: Sequence[int]) -> Tensor:
+        """By how much each candidate would lower the squared residual if it joined the members, [C]; -inf for those."""
+        gains = torch.stack([layer.gains(members) for layer in self.layers]).sum(dim=0)
+        gains[list(members)] = -math.inf
+        return gains
+
+    def residual(self, members: Sequence[int]) -> float:
+        """Squared residual that the members leave."""
+        return sum(float(layer.residual(layer.basis(members)).square().sum()) for layer in self.layers)
+
+    def size(self) -> float:
+        """Squared size of the gradients."""
+        return sum(float(layer.values.square().sum()) for layer in self.layers)
+
+    def misfit(self, members: Sequence[int]) -> float:
+        """What the members leave beyond noise: the error of the inputs, and all that the model of an update misses."""
+        freedom = sum(
+            layer.rows * float((layer.weights > 0).sum(1).sub(len(members)).double().mean()) for layer in self.layers
+        )
+        return max(self.residual(members) - _WHITE * freedom, 0.0) + _ARITHMETIC**2 * self.size()
+
+    def completeness(self, members: Sequence[int]) -> float:
+        """By how many standard deviations the faintest further sample would have beaten having none in its place."""
+        rows = torch.tensor(self.rows)
+        return float(_deviations(_FAINT * self.size() - rows, rows, self.misfit(members)))
+
+    def spread(self, member: int, others: Sequence[int]) -> Tensor:
+        """Rows times squared sine between the member and each candidate, beside the others, [C]."""
+        return torch.stack([layer.spread(member, others) for layer in self.layers]).sum(dim=0)
+
+    def margins(self, members: Sequence[int]) -> tuple[list[float], list[float]]:
+        """By how many standard deviations every member beats each replacement, and by how many it beats having none.
+
+        Having none in its place costs the R that a member gains from noise alone.
+        """
+        misfit = self.misfit(members)
+        over_others, over_none = [], []
+        for member in members:
+            others = [other for other in members if other != member]
+            gains = self.gains(others)
+            deviations = _deviations(gains[member] - gains, self.spread(member, others), misfit)
+            deviations[[member, *others]] = math.inf
+            over_others.append(float(deviations.min()))
+            over_none.append(float(_deviations(gains[member] - self.rows, torch.tensor(self.rows), misfit)))
+        return over_others, over_none
+
+    def rival_pair(self, members: Sequence[int], left: int, right: int) -> tuple[list[int], float]:
+        """The set that comes closest with ``left`` moved a little and ``right`` anywhere, and the margin over it.
+
+        Two timesteps that both are a little off can make a set that no single exchange improves.
+        """
+        others = [other for other in members if other not in (left, right)]
+        misfit, gains, spread = self.misfit(members), self.gains(others), self.spread(left, others)
+        own = gains[left] + self.gains([*others, left])[right]
+        closest, margin = list(members), math.inf
+        for moved in range(max(left - _NEARBY, 0), min(left + _NEARBY + 1, self.candidates)):
+            if moved in members:
+                continue
+            leads = own - gains[moved] - self.gains([*others, moved])
+            deviations = _deviations(leads, spread[moved] + self.spread(right, [*others, moved]), misfit)
+            if float(deviations.min()) < margin:
+                closest, margin = [*others, moved, int(deviations.argmin())], float(deviations.min())
+        return closest, margin
+
+
+def _deviations(leads: Tensor, spread: Tensor, misfit: float) -> Tensor:
+    """How unlikely leads in squared residual were if the rival were right, in standard deviations of a normal.
+
+    Were the rival right, and the squared distance between the two explanations a, the lead would have the mean -a and,
+    under white noise, the variance 4 (R sin^2 + a), from the noise along two inputs and along their difference; the
+    misfit, all of it along that difference, makes the last term a (1 + misfit). This is the least over all a >= 0.
+    """
+    excess = 1 + misfit
+    near = leads / (2 * spread.sqrt())
+    far = (excess * leads - spread).clamp_min(0).sqrt() / excess
+    return torch.where(excess * leads > 2 * spread, far, near).nan_to_num(nan=0.0)

@@ -1,0 +1,99 @@
+"""The timesteps behind an update, read off the gradients of the layers that see nothing but the timestep.
+
+For N samples the weight gradient of such a layer is a sum of N rank-one terms, dW = sum_i s_i x(t_i)^T, with inputs
+x(t) that the server knows (attacks/timesteps/time_layers.py): its row space is spanned by the inputs at the timesteps that
+were used. The mechanism is that of inputs to a biased linear layer (Geiping et al. 2020, arXiv 2003.14053, proposition
+3.1), of span checks on language-model gradients (DAGER, arXiv 2405.15586) and of low-rank gradients (SPEAR, arXiv
+2403.03945). Here all layers are judged together, by likelihood (attacks/timesteps/likelihood.py).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.attack import AttackError
+from attacks.inversion.problem import InversionProblem
+from attacks.timesteps.duplicates import plausible_timesteps
+from attacks.timesteps.signs import judge_signs
+from attacks.timesteps.subset_search import Verdict, search
+from attacks.timesteps.time_layers import TimeLayer, candidate_timesteps, time_layers
+
+MINIMAL_MARGIN = 5.0
+"""Standard deviations by which a set has to be better than any other; below it the recovery says "unknown"."""
+
+
+class HiddenTimestepsError(AttackError):
+    """Timesteps that cannot be read off an update."""
+
+
+@dataclass(frozen=True)
+class RecoveredTimesteps:
+    """What an update tells of its timesteps.
+
+    Where two samples share a timestep the update tells which timesteps there are, but not which of them is there twice:
+    their vectors only show in their sum (attacks/timesteps/duplicates.py ranks the possibilities).
+
+    Attributes:
+        timesteps: int64 [N], ascending; all -1 where they are not known, multiplicities included.
+        distinct: int64 [M], ascending, M <= N: every timestep once; empty where not even that is known.
+        margin: how clear the verdict is, in standard deviations: how unlikely so large a lead over the best set with
+            one member exchanged or left out were if that set were right. Below MINIMAL_MARGIN nothing is known. Noise
+            counts where there is noise; for an exact gradient it is rounding, and the margin a ratio: distance of the
+            best rival from the gradient over that of the verdict.
+    """
+
+    timesteps: Tensor
+    distinct: Tensor
+    margin: float
+
+    @property
+    def known(self) -> bool:
+        """Whether all N timesteps were told, multiplicities included."""
+        return bool((self.timesteps >= 0).all())
+
+
+def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
+    """Read the timesteps off the problem's gradient.
+
+    Fewer than N distinct ones are only reported where noise cannot hide a further sample.
+    """
+    samples = problem.samples
+    candidates = candidate_timesteps(problem)
+    verdict = _verdict(problem, time_layers(problem, candidates))
+    unknown = torch.full((samples,), -1)
+    if verdict.margin < MINIMAL_MARGIN:
+        return RecoveredTimesteps(unknown, unknown[:0], verdict.margin)
+    distinct = candidates[verdict.members]
+    timesteps = {samples: distinct, 1: distinct.repeat(samples)}.get(len(distinct), unknown)
+    return RecoveredTimesteps(timesteps, distinct, verdict.margin)
+
+
+def possible_timesteps(problem: InversionProblem) -> list[Tensor]:
+    """What the problem's timesteps can be, each int64 [N] on its device; the likeliest first.
+
+    There is one answer, but where some timesteps were drawn more than once and the update does not tell which.
+
+    Raises:
+        HiddenTimestepsError: if the timesteps cannot be told.
+    """
+    recovered = recover_timesteps(problem)
+    if not len(recovered.distinct):
+        raise HiddenTimestepsError(f"timesteps cannot be read off this update (margin {recovered.margin:.1f})")
+    if recovered.known:
+        return [recovered.timesteps.to(problem.device)]
+    return [answer.to(problem.device) for answer in plausible_timesteps(problem, recovered.distinct)]
+
+
+def _verdict(problem: InversionProblem, layers: list[TimeLayer]) -> Verdict:
+    unknown = Verdict([], 0.0)
+    samples, optimizer = problem.samples, problem.circumstances.local_optimizer
+    adam = optimizer is not None and optimizer.name == "adam"
+    if not layers or (adam and samples > problem.circumstances.batch_size):
+        return unknown  # a sum of several of Adam's steps is not linear in gradients
+    if problem.signs_only:
+        return judge_signs(layers) if samples == 1 else unknown
+    verdict = search(layers, samples, MINIMAL_MARGIN)
+    if adam and samples == 1 and verdict.margin < MINIMAL_MARGIN:
+        return judge_signs(layers)  # all that is left of entries far above Adam's eps
+    return verdict

@@ -1,0 +1,54 @@
+"""One timestep read off the signs of a gradient.
+
+For one sample the gradient of a linear layer is s x(t)^T, and so are its signs: sign(s) sign(x(t))^T. The signs of the
+inputs of all time layers together tell nearly all timesteps apart.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attacks.timesteps.subset_search import Verdict
+from attacks.timesteps.time_layers import TimeLayer
+
+_SIGN_UNSURE = 1e-5
+"""Inputs smaller than this part of their layer's mean have a sign that rounding may turn."""
+
+
+def judge_signs(layers: Sequence[TimeLayer]) -> Verdict:
+    """The candidate whose signs are contradicted least, and by how many standard deviations it leads.
+
+    That is McNemar's test against every rival: the lead in contradictions over the square root of how many entries the
+    two of them see differently. Without noise the right candidate is never contradicted. Equal signs: margin 0.
+    """
+    expected = [_expected_signs(layer.inputs) for layer in layers]
+    contradictions = torch.stack(list(map(_contradictions, layers, expected))).sum(dim=0)
+    best = int(contradictions.argmin())
+    disputed = torch.stack([_disputed(*pair, best) for pair in zip(layers, expected, strict=True)]).sum(dim=0)
+    margins = (contradictions - contradictions[best]) / disputed.clamp_min(1).sqrt()
+    margins[best] = math.inf
+    return Verdict([best], float(margins.min()))
+
+
+def _expected_signs(inputs: Tensor) -> Tensor:
+    unsure = inputs.abs() < _SIGN_UNSURE * inputs.abs().mean()
+    return torch.where(unsure, 0.0, inputs.sign())
+
+
+def _contradictions(layer: TimeLayer, expected: Tensor) -> Tensor:
+    """Entries whose sign is not sign(s_r) sign(x_d) for the best signs of s, per candidate [C].
+
+    An input that is exactly 0 leaves a 0. A sign seen there counts half, as much as a coin loses against any candidate.
+    """
+    observed = layer.gradient.sign()
+    agreement, compared = observed @ expected.T, observed.abs() @ expected.abs().T
+    impossible = observed.abs() @ (layer.inputs == 0).double().T
+    return ((compared - agreement.abs() + impossible) / 2).sum(dim=0)
+
+
+def _disputed(layer: TimeLayer, expected: Tensor, best: int) -> Tensor:
+    """Entries for which each candidate expects another sign than ``best``, its overall sign being free, [C]."""
+    differing = torch.minimum((expected != expected[best]).sum(1), (expected != -expected[best]).sum(1))
+    return differing * layer.gradient.any(dim=1).sum()

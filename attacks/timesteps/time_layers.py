@@ -1,0 +1,122 @@
+"""Linear layers whose input is a known function of the timestep alone, with what an update reveals of their gradients.
+
+A U-Net's input image never enters its time MLP. So the server, who knows the weights, can tabulate the inputs of
+``time_embedding.linear_1`` and ``linear_2`` and of every residual block's ``time_emb_proj`` for all timesteps. Their
+weight gradients are sums over the samples, dW = sum_i s_i x(t_i)^T. Biases are a last input that is always 1; a learned
+embedding table is a linear layer of one-hot inputs; the time projections share one input and stack to one tall layer.
+Of a layer with a low-rank adapter W + c B A the gradient of A has the layer's inputs x(t), that of B has A x(t).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.inversion.problem import InversionProblem
+
+_EMBEDDING = "time_proj"
+_FIRST, _SECOND = "time_embedding.linear_1", "time_embedding.linear_2"
+_PROJECTION = "time_emb_proj"
+
+
+@dataclass(frozen=True)
+class TimeLayer:
+    """Inputs x(t) of the C candidate timesteps, float64 [C,D], and the gradient sum_i s_i x(t_i)^T, float64 [R,D].
+
+    ``uncertainty`` [R,D] is the standard deviation of the gradient's entries, infinite where nothing was revealed.
+    """
+
+    inputs: Tensor
+    gradient: Tensor
+    uncertainty: Tensor
+
+    def rows(self, chosen: Tensor) -> "TimeLayer":
+        """The layer with only the chosen outputs, bool [R]."""
+        return TimeLayer(self.inputs, self.gradient[chosen], self.uncertainty[chosen])
+
+
+def time_projection_inputs(model: Any, timesteps: Tensor) -> Tensor:
+    """What ``model`` feeds every ``time_emb_proj`` at ``timesteps`` int64 [n]: silu(temb(t)), float64 [n,D], CPU."""
+    return _inputs(model, timesteps)[-1]
+
+
+def candidate_timesteps(problem: InversionProblem) -> Tensor:
+    """The timesteps that the network can be trained on, int64 [C]: all, but where its embedding is not finite.
+
+    A Fourier embedding takes the logarithm of t, so that t = 0 would have left NaN in the update.
+    """
+    timesteps = torch.arange(problem.scheduler.config.num_train_timesteps)
+    return timesteps[_inputs(problem.model, timesteps)[0].isfinite().all(dim=1)]
+
+
+def time_layers(problem: InversionProblem, candidates: Tensor) -> list[TimeLayer]:
+    """The layers whose gradient was observed and whose inputs are known.
+
+    Local steps move the weights, so that from the second step on a layer's input is known only if nothing before it
+    was trained: that of ``linear_1`` always is, but for a learned embedding.
+    """
+    moves = problem.circumstances.local_steps > 1
+    layers = []
+    for names, inputs in _chain(problem.model, candidates):
+        observed = [name for name in names if f"{name}.weight" in problem.gradient]
+        if observed:
+            layers.append(_layer(problem, observed, inputs))
+        layers += [layer for name in names for layer in _adapter(problem, name, inputs, moves)]
+        if moves and any(name.startswith(tuple(names)) for name in problem.gradient):
+            break
+    return layers
+
+
+def _adapter(problem: InversionProblem, name: str, inputs: Tensor, moves: bool) -> Iterator[TimeLayer]:
+    """What the gradients of a layer's adapter tell; once A moves, B's inputs are no longer known."""
+    first, second = (f"{name}.{part}.default.weight" for part in ("lora_A", "lora_B"))
+    if first in problem.gradient and problem.gradient[first].any():  # it is zero as long as B is
+        yield TimeLayer(inputs, problem.gradient[first].double().cpu(), problem.uncertainty[first].double().cpu())
+    if second in problem.gradient and not moves:
+        reduced = inputs @ problem.model.get_parameter(first).detach().double().cpu().T
+        yield TimeLayer(reduced, problem.gradient[second].double().cpu(), problem.uncertainty[second].double().cpu())
+
+
+def _chain(model: Any, timesteps: Tensor) -> Iterator[tuple[list[str], Tensor]]:
+    """Names of modules that share an input, with that input; each depends on the modules before it only."""
+    embedding, hidden, projected = _inputs(model, timesteps)
+    if isinstance(model.time_proj, nn.Embedding):
+        yield [_EMBEDDING], nn.functional.one_hot(timesteps, model.time_proj.num_embeddings).double()
+    yield [_FIRST], embedding
+    yield [_SECOND], hidden
+    yield [name for name, _ in model.named_modules() if name.endswith(_PROJECTION)], projected
+
+
+def _inputs(model: Any, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of ``linear_1``, ``linear_2`` and the time projections, by the model's own arithmetic."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        embedding = model.time_proj(timesteps.to(device))
+        hidden = model.time_embedding.act(model.time_embedding.linear_1(embedding))
+        projected = _nonlinearity(model)(model.time_embedding.linear_2(hidden))
+    return embedding.double().cpu(), hidden.double().cpu(), projected.double().cpu()
+
+
+def _nonlinearity(model: Any) -> nn.Module:
+    """What residual blocks apply to the time embedding before they project it."""
+    return next(module.nonlinearity for module in model.modules() if hasattr(module, _PROJECTION))
+
+
+def _layer(problem: InversionProblem, names: Sequence[str], inputs: Tensor) -> TimeLayer:
+    biased = all(f"{name}.bias" in problem.gradient for name in names)
+    if biased:
+        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+
+    def stack(entries: dict[str, Tensor]) -> Tensor:
+        weights = torch.cat([_by_input(name, entries[f"{name}.weight"]) for name in names])
+        biases = [torch.cat([entries[f"{name}.bias"] for name in names])[:, None]] if biased else []
+        return torch.cat([weights, *biases], dim=1).double().cpu()
+
+    return TimeLayer(inputs, stack(problem.gradient), stack(problem.uncertainty))
+
+
+def _by_input(name: str, weight: Tensor) -> Tensor:
+    """The weight of a linear layer [R,D]; an embedding table's rows are inputs, not outputs."""
+    return weight.T if name == _EMBEDDING else weight

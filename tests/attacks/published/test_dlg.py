@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from attacks.inversion.gradient_matching import match_pixels
+from attacks.inversion.lbfgs import LBFGSRun
+from attacks.inversion.problem import InversionProblem
+from attacks.registry import create
+from fl_sim.diffusion import PREDICTION_TYPES
+from tests.attacks.conftest import SHAPE, make_victim, summed
+from tests.attacks.finite_differences import assert_derivative, double_problem
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_started_at_the_truth_it_stays_there(prediction_type):
+    victim = make_victim((80, 600), prediction_type=prediction_type, known=True)
+    matching = match_pixels(InversionProblem(victim.observation, "cpu"), "one-sided")
+    run = LBFGSRun(matching, [victim.images])
+    assert run.advance(10) < 1e-9
+    torch.testing.assert_close(run.unknowns[0].detach(), victim.images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_pixels_have_the_derivative_of_the_loss(prediction_type):
+    victim = make_victim((80, 600), prediction_type=prediction_type, known=True)
+    matching = match_pixels(double_problem(victim.observation), "double-backward")
+    assert_derivative(matching, [(2, *SHAPE)], relative=1e-4, step=1e-5)
+
+
+@pytest.mark.parametrize("shown", [lambda observation: observation, summed], ids=["a batch", "a sum of clients"])
+def test_it_finds_every_image_of(shown):
+    victim = make_victim((450, 120), known=True)
+    result = create("dlg", {"solved_below": 1e-6}).reconstruct(shown(victim.observation), seed=101)
+    assert victim.psnr(result.images) > 40
+    assert result.timesteps.tolist() == [450, 120]
+
+
+def test_the_search_ends_with_the_budget(known_victim):
+    result = create("dlg", {"max_evaluations": 25}).reconstruct(known_victim.observation, seed=101)
+    assert 20 <= result.evaluations <= 30
+
+
+def test_the_search_ends_when_it_is_solved(known_victim):
+    result = create("dlg", {"solved_below": 1e-2}).reconstruct(known_victim.observation, seed=101)
+    assert result.evaluations < 60
