@@ -102,7 +102,7 @@ class Attack(BaseModel, ABC):
             images=to_unit_range(outcome.images),
             timesteps=outcome.timesteps.detach().cpu().long(),
             matching_loss=outcome.matching_loss,
-            evaluations=problem.evaluations,
+            evaluations=problem.budget.spent,
             seconds=time.perf_counter() - started,
             device=device,
             attack=self.name,

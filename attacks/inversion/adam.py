@@ -1,4 +1,4 @@
-"""A search with Adam that remembers the best point it saw."""
+"""Adam that returns the best point it saw."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,6 @@ from torch import Tensor
 
 from attacks.inversion.gradient_matching import Objective
 
-_PATIENCE = 100
-_PROGRESS = 0.9
-
 
 def adam_search(
     objective: Objective,
@@ -19,11 +16,20 @@ def adam_search(
     lr: float,
     eps: float = 1e-8,
     solved_below: float | None = None,
+    patience: int = 100,
+    stall_ratio: float = 0.9,
 ) -> list[Tensor]:
     """The point with the smallest value among ``iterations`` steps of Adam (Kingma and Ba 2014, arXiv 1412.6980).
 
-    With ``solved_below`` it stops earlier: at a value that small, or when 100 steps did not take a tenth off the
-    smallest.
+    Args:
+        objective: from unknowns to value and derivative.
+        start: the unknowns to start from.
+        iterations: most steps.
+        lr: Adam's step.
+        eps: Adam's eps.
+        solved_below: if given, the search also ends at a value that small, or when it stalls.
+        patience: steps after which a search that makes no progress ends.
+        stall_ratio: it makes none if the smallest value is above so many times that of ``patience`` steps ago.
     """
     unknowns = [value.detach().clone().requires_grad_() for value in start]
     optimizer = torch.optim.Adam(unknowns, lr=lr, eps=eps)
@@ -34,13 +40,10 @@ def adam_search(
         if value < smallest[-1]:
             best = [unknown.detach().clone() for unknown in unknowns]
         smallest.append(min(float(value), smallest[-1]))
-        if solved_below is not None and (smallest[-1] <= solved_below or _stalled(smallest)):
+        stalled = len(smallest) > patience + 1 and smallest[-1] > stall_ratio * smallest[-1 - patience]
+        if solved_below is not None and (smallest[-1] <= solved_below or stalled):
             break
         for unknown, derivative in zip(unknowns, derivatives, strict=True):
             unknown.grad = derivative
         optimizer.step()
     return best
-
-
-def _stalled(smallest: Sequence[float]) -> bool:
-    return len(smallest) > _PATIENCE + 1 and smallest[-1] > _PROGRESS * smallest[-1 - _PATIENCE]

@@ -1,8 +1,8 @@
-"""What an update reveals of the gradient behind it: an estimate of every entry and how uncertain that estimate is.
+"""What an update says of the gradient behind it: an estimate of every entry, with its standard deviation.
 
-A gradient that was sent is exact. A weight delta went through an optimiser and was rounded to float32 with the weights;
-a defence may have added noise, or kept only some entries. All of that comes down to one standard deviation per entry,
-which matching weighs by (attacks/inversion/gradient_matching.py).
+A gradient that was sent is exact. A weight delta went through an optimiser and was rounded to float32 with the weights.
+A defence may have added noise, or sent only some of the entries. All of these become one standard deviation per entry,
+by which matching weighs the entry (attacks/inversion/entry_weights.py).
 """
 
 import math
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, Observation
 
-_ARITHMETIC = 1e-7
+FLOAT32_ERROR = 1e-7
 """Relative error of an optimiser's own float32 arithmetic."""
 
 
-def revealed_gradient(observation: Observation, name: str) -> tuple[Tensor, Tensor]:
-    """Mean gradient of one parameter and its uncertainty (standard deviation), both float32 in the parameter's shape.
+def estimate_gradient(observation: Observation, name: str) -> tuple[Tensor, Tensor]:
+    """Estimate of the mean gradient of one parameter, and its standard deviation, each float32 in its shape.
 
-    A sum over clients is divided by their number. Entries about which nothing is revealed are infinitely uncertain.
-    Of a defence that leaves signs, those are returned (-1, 0, 1), without uncertainty: they are no estimate.
+    A sum over clients is divided by their number. The deviation is infinite where the update says nothing about an
+    entry. Of a defence that sends signs the signs are returned, -1, 0 or 1, with deviation 0: they are no estimate.
     """
     circumstances = observation.circumstances
     clients, defence = circumstances.num_clients, circumstances.defence
@@ -29,19 +29,19 @@ def revealed_gradient(observation: Observation, name: str) -> tuple[Tensor, Tens
     if defence is not None and defence.signs:
         signs = update.sign() if circumstances.update == "gradient" else -update.sign()
         return signs.float(), torch.zeros_like(observation.update[name])
-    uncertainty = torch.zeros_like(update)
+    std = torch.zeros_like(update)
     if defence is not None:
-        uncertainty += defence.noise_std / math.sqrt(clients)
+        std += defence.noise_std / math.sqrt(clients)
         if defence.quantisation_levels is not None:
-            uncertainty = torch.hypot(uncertainty, _random_rounding(update, defence.quantisation_levels))
+            std = torch.hypot(std, _random_rounding(update, defence.quantisation_levels))
         if defence.sparsified:
-            uncertainty[update == 0] = math.inf
+            std[update == 0] = math.inf
     if circumstances.update == "delta":
-        uncertainty = (uncertainty.square() + _rounding(observation, name).square()).sqrt()
-        update, uncertainty = _before_optimizer(circumstances, update, uncertainty, before)
+        std = (std.square() + _rounding(observation, name).square()).sqrt()
+        update, std = _before_optimizer(circumstances, update, std, before)
     if defence is not None and defence.gradient_noise_std:
-        uncertainty = torch.hypot(uncertainty, _training_noise(circumstances, defence.gradient_noise_std))
-    return update.float(), uncertainty.float()
+        std = torch.hypot(std, _training_noise(circumstances, defence.gradient_noise_std))
+    return update.float(), std.float()
 
 
 def _random_rounding(update: Tensor, levels: int) -> Tensor:
@@ -74,34 +74,35 @@ def _rounding(observation: Observation, name: str) -> Tensor:
 
 
 def _before_optimizer(
-    circumstances: Circumstances, delta: Tensor, uncertainty: Tensor, before: Tensor
+    circumstances: Circumstances, delta: Tensor, std: Tensor, before: Tensor
 ) -> tuple[Tensor, Tensor]:
     optimizer = circumstances.local_optimizer
     assert optimizer is not None  # a delta has one, see Circumstances
     if optimizer.name == "adam":
-        gradient, uncertainty = invert_adam_step(-delta / optimizer.lr, uncertainty / optimizer.lr, optimizer.eps)
+        gradient, std = invert_adam_step(-delta / optimizer.lr, std / optimizer.lr, optimizer.eps)
     else:
         size = optimizer.lr * sum(momentum_weights(circumstances.local_steps, optimizer.momentum))
-        gradient, uncertainty = -delta / size, uncertainty / size
-    return gradient - optimizer.weight_decay * before, uncertainty
+        gradient, std = -delta / size, std / size
+    return gradient - optimizer.weight_decay * before, std
 
 
 def momentum_weights(steps: int, momentum: float) -> list[float]:
-    """How much the gradient of step k = 0..K-1 weighs in the sum that K SGD steps subtract, from an empty buffer.
+    """w_k = (1 - mu^(K-k)) / (1 - mu), the weight of step k = 0..K-1 in what K SGD steps with momentum mu subtract.
 
-    (1 - mu**(K-k)) / (1 - mu). Dividing a delta by -lr times their sum gives a mean gradient, exact for K = 1.
+    The momentum buffer starts empty: delta = -lr sum_k w_k g_k. So -delta / (lr sum_k w_k) is a weighted mean of the
+    steps' gradients, and for K = 1 the gradient itself.
     """
     return [(1 - momentum ** (steps - k)) / (1 - momentum) for k in range(steps)]
 
 
-def invert_adam_step(step: Tensor, uncertainty: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The gradient behind Adam's first step u = g / (|g| + eps) (arXiv 1412.6980, algorithm 1 at t = 1).
+def invert_adam_step(step: Tensor, std: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """g = eps u / (1 - |u|), the gradient behind Adam's first step u = g / (|g| + eps), and its standard deviation.
 
-    |g| = eps |u| / (1 - |u|): eps, put there against division by zero, gives the magnitudes back. The error grows as
-    (|g| + eps)^2 / eps; where |u| cannot be told from 1 the gradient is infinitely uncertain.
+    Source: arXiv 1412.6980, algorithm 1 at t = 1. Adam's eps, meant to avoid a division by zero, gives the magnitudes
+    away. An error of u grows by (|g| + eps)^2 / eps. Where |u| cannot be told from 1 the deviation is infinite.
     """
     short_of_one = 1 - step.abs()
-    uncertainty = uncertainty + _ARITHMETIC
-    gradient = eps * step / short_of_one.clamp_min(_ARITHMETIC)
-    spread = (gradient.abs() + eps).square() / eps * uncertainty
-    return gradient, torch.where(short_of_one > 2 * uncertainty, spread, math.inf)
+    std = std + FLOAT32_ERROR
+    gradient = eps * step / short_of_one.clamp_min(FLOAT32_ERROR)
+    spread = (gradient.abs() + eps).square() / eps * std
+    return gradient, torch.where(short_of_one > 2 * std, spread, math.inf)

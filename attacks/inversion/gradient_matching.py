@@ -1,13 +1,13 @@
-"""The gradient-matching objective and its derivative with respect to the unknowns.
+"""The gradient-matching loss and its derivative with respect to the unknowns.
 
-Gradient inversion minimises D(g(u), g*) over unknowns u, where g(u) is the gradient of a training loss l(theta, u) at
-the observed weights and g* the observed gradient. Its derivative is a mixed second derivative along one direction only:
-with v = dD/dg held constant,
+Gradient inversion minimises D(g(u), g*) over unknowns u: g(u) is the gradient of a training loss l(theta, u) at the
+observed weights, g* the observed gradient. The derivative is a mixed second derivative along one direction. With
+v = dD/dg held constant,
 
-    d/du D(g(u), g*) = d/du <grad_theta l(theta, u), v> = d/d eta  grad_u l(theta + eta v, u)   at eta = 0.
+    dD/du = d/du <grad_theta l(theta, u), v> = d/d eta grad_u l(theta + eta v, u)    at eta = 0.
 
-So a finite difference over eta needs first-order gradients alone: no graph of a graph, any attention kernel. The exact
-double backward stands beside it as reference.
+So a finite difference over eta needs first-order gradients alone, and works with any attention kernel. The exact double
+backward is there as a reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +21,21 @@ from attacks.inversion.problem import InversionProblem
 from fl_sim import diffusion
 
 Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
+"""From unknowns to a value (a detached scalar) and its derivative for each unknown."""
 TrainingLoss = Callable[[Sequence[Tensor]], Tensor]
+"""From unknowns to the scalar whose weight gradient is g(u)."""
 Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From g and g*, each [P], to D and dD/dg."""
 Images = Callable[[Sequence[Tensor]], Tensor]
+"""From unknowns to the images [N,C,H,W] that they stand for."""
 Derivative = Literal["one-sided", "central", "double-backward"]
 
 
 class Matching(Protocol):
-    """A matching loss over unknowns, as a search takes it."""
+    """A matching loss over unknowns."""
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Its value (a detached scalar) and its derivative for each unknown; counts as one evaluation."""
+        """D (a detached scalar) and dD/du for each unknown; counts as one evaluation."""
 
     def value(self, unknowns: Sequence[Tensor]) -> float:
         """D alone."""
@@ -44,8 +48,7 @@ class Matching(Protocol):
 
 
 RELATIVE_STEP = 1e-4
-"""Length of the finite-difference step relative to the weights' norm: small against curvature, large against
-rounding."""
+"""|eta v| / |theta|, the step of the finite difference: small against curvature, large against rounding."""
 
 
 def squared_error(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,8 +126,8 @@ class GradientMatching:
         The unknowns are leaf tensors that require gradients; neither their ``.grad`` nor the model's is touched.
         """
         if self.problem.trace is not None:
-            self.problem.trace.record(self.problem.evaluations, lambda: self.images(unknowns))
-        self.problem.evaluations += 1
+            self.problem.trace.record(self.problem.budget.spent, lambda: self.images(unknowns))
+        self.problem.budget.spend()
         if self.derivative == "double-backward":
             return self._double_backward(unknowns)
         gradient, at_weights = self._gradients(unknowns)
@@ -146,7 +149,7 @@ class GradientMatching:
 
     def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
         """g(u) by parameter."""
-        self.problem.evaluations += 1
+        self.problem.budget.spend()
         gradients = torch.autograd.grad(self.training_loss(unknowns), self.parameters)
         return dict(zip(self.problem.parameters, gradients, strict=True))
 
@@ -157,7 +160,7 @@ class GradientMatching:
         return flatten(gradients[:count]), list(gradients[count:])
 
     def _unknowns_gradient(self, unknowns: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
-        """grad_u l at the weights plus ``shift``; the weights are put back exactly."""
+        """grad_u l at the weights plus ``shift``; the weights are restored exactly."""
         set_weights(self.parameters, self.weights + shift)
         try:
             return torch.autograd.grad(self.training_loss(unknowns), list(unknowns))
@@ -174,7 +177,7 @@ class GradientMatching:
 def match_pixels(
     problem: InversionProblem, derivative: Derivative, distance: Distance = squared_error
 ) -> GradientMatching:
-    """The distance over images [N,C,H,W], by the client's own loss with the dictated noise and timesteps."""
+    """``distance`` over images [N,C,H,W], by the client's own loss with the noise and timesteps that were dictated."""
     noise, timesteps = problem.noise, problem.timesteps
     assert noise is not None
     assert timesteps is not None

@@ -1,4 +1,4 @@
-"""A resumable L-BFGS search, so that several starts can share one budget of evaluations."""
+"""L-BFGS that can be interrupted and continued, so that several starts can share one budget."""
 
 import math
 from collections.abc import Sequence
@@ -13,24 +13,29 @@ _SCALE = 1e8
 
 
 class LBFGSRun:
-    """One start of torch's L-BFGS (strong Wolfe line search) on an objective that returns value and derivative.
+    """One start of torch's L-BFGS (strong Wolfe line search) on an objective.
+
+    Args:
+        objective: from unknowns to value and derivative.
+        start: the unknowns to start from; they are copied.
+        history: number of curvature pairs.
 
     Attributes:
-        unknowns: the current point, leaf tensors.
-        losses: the smallest value seen in every slice so far; infinite after a breakdown (NaN), which ends the run.
+        point: the current unknowns, leaf tensors that require gradients.
+        losses: the smallest value of every slice of the search so far; infinite after a breakdown (NaN).
     """
 
     def __init__(self, objective: Objective, start: Sequence[Tensor], history: int = 300) -> None:
-        self.unknowns = [value.detach().clone().contiguous().requires_grad_() for value in start]
+        self.point = [value.detach().clone().contiguous().requires_grad_() for value in start]
         self.losses: list[float] = []
         self.history = history
         self.change_objective(objective)
 
     def change_objective(self, objective: Objective) -> None:
-        """Search on from the current point with another objective, of whose curvature nothing is known yet."""
+        """Continue from the current point with another objective; the curvature of the old one is forgotten."""
         self.objective = objective
         self._optimizer = torch.optim.LBFGS(
-            self.unknowns,
+            self.point,
             history_size=self.history,
             line_search_fn="strong_wolfe",
             tolerance_grad=0,
@@ -43,34 +48,34 @@ class LBFGSRun:
         return self.losses[-1] if self.losses else math.inf
 
     def advance(self, evaluations: int) -> float:
-        """Spend about ``evaluations`` more (a line search overruns by at most one) and return ``loss``."""
+        """Search a slice of about ``evaluations`` (a line search overruns by at most one) and return ``loss``."""
         group = self._optimizer.param_groups[0]
         group["max_eval"] = group["max_iter"] = evaluations
-        before = [unknown.detach().clone() for unknown in self.unknowns]
+        before = [value.detach().clone() for value in self.point]
         seen: list[float] = []
 
         def closure() -> Tensor:
-            value, derivatives = self.objective(self.unknowns)
+            value, derivatives = self.objective(self.point)
             seen.append(float(value))
             if math.isnan(seen[-1]):  # of which torch's line search may make an IndexError
                 raise FloatingPointError("the objective is NaN")
-            for unknown, derivative in zip(self.unknowns, derivatives, strict=True):
+            for unknown, derivative in zip(self.point, derivatives, strict=True):
                 unknown.grad = derivative * _SCALE
             return value * _SCALE
 
         try:
             self._optimizer.step(closure)
-            broken = not all(torch.isfinite(unknown).all() for unknown in self.unknowns)
+            broken = not all(torch.isfinite(value).all() for value in self.point)
         except FloatingPointError:
             broken = True
         if broken:
-            self.put_back(before)
+            self.move_to(before)
             self.change_objective(self.objective)
         self.losses.append(math.inf if broken else min(filter(math.isfinite, seen), default=math.inf))
         return self.loss
 
-    def put_back(self, point: Sequence[Tensor]) -> None:
-        """Go to another point."""
+    def move_to(self, point: Sequence[Tensor]) -> None:
+        """Continue from another point."""
         with torch.no_grad():
-            for unknown, value in zip(self.unknowns, point, strict=True):
+            for unknown, value in zip(self.point, point, strict=True):
                 unknown.copy_(value)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from attacks.inversion.gradient_estimate import revealed_gradient
+from attacks.inversion.budget import Budget
+from attacks.inversion.gradient_estimate import estimate_gradient
 from attacks.observation import Observation
 from attacks.trace import Trace
 from fl_sim import diffusion
@@ -15,19 +17,22 @@ from fl_sim import diffusion
 class InversionProblem:
     """Everything an attack searches with, rebuilt from an Observation on one device.
 
+    Nothing in it changes during an attack but the counter behind ``budget``.
+
     Attributes:
         model: the network at the observed weights, in evaluation mode.
         scheduler: the noise schedule.
         parameters: the parameters whose update was observed, by name.
-        gradient: what the update reveals of the mean gradient, by parameter name (attacks/inversion/gradient_estimate.py).
-        uncertainty: the standard deviation of every entry of ``gradient``, infinite where nothing was revealed.
+        gradient: estimate of the mean gradient, by parameter name (attacks/inversion/gradient_estimate.py).
+        std: standard deviation of every entry of ``gradient``, infinite where the update says nothing about it.
         samples: N, the number of images behind the update.
         image_shape: (C, H, W).
-        noise, timesteps: dictated by the server in the known threat model, else None.
-        scale_known: whether ``gradient`` is the gradient itself rather than an unknown multiple of it, or a mean of
-            such ones; after ``settle_scale`` it is taken to be.
-        evaluations: how many gradients of the training loss the attack has spent; the budget of every attack.
-        trace: what takes down the images on the way, if anyone wants them.
+        noise: float32 [N,C,H,W], dictated by the server in the known threat model, else None.
+        timesteps: int64 [N], the same.
+        scale_known: whether ``gradient`` estimates the gradient itself, and not an unknown multiple of it or a mean of
+            such multiples.
+        budget: counts the gradients of the training loss that the attack computes; without a limit of its own.
+        trace: records the images on the way, if anyone wants them.
     """
 
     def __init__(self, observation: Observation, device: str, trace: Trace | None = None) -> None:
@@ -44,17 +49,17 @@ class InversionProblem:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.parameters)
         self.gradient: dict[str, Tensor] = {}
-        self.uncertainty: dict[str, Tensor] = {}
+        self.std: dict[str, Tensor] = {}
         for name in self.parameters:
-            gradient, uncertainty = revealed_gradient(observation, name)
+            gradient, std = estimate_gradient(observation, name)
             self.gradient[name] = gradient.to(self.device)
-            self.uncertainty[name] = uncertainty.to(self.device)
+            self.std[name] = std.to(self.device)
         self._update = observation.update
         self.samples = circumstances.num_samples
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
-        self.evaluations = 0
+        self.budget = Budget()
         self.trace = trace
         self.scale_known = self._scale_known()
 
@@ -92,27 +97,39 @@ class InversionProblem:
             return False
         return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
 
-    def settle_scale(self, scale: Tensor) -> None:
-        """Take ``gradient`` for that many times the gradient, from now on."""
-        self.gradient = {name: value / scale for name, value in self.gradient.items()}
-        self.uncertainty = {name: value / scale for name, value in self.uncertainty.items()}
-        self.scale_known = True
+    @property
+    def simulates_local_steps(self) -> bool:
+        """Whether several local steps of one client can be simulated: of clipped or summed ones too little is known."""
+        one_client = self.circumstances.num_clients == 1
+        return one_client and self.circumstances.local_steps > 1 and self.scale_known
+
+    def with_scale(self, scale: Tensor) -> "InversionProblem":
+        """The problem in which ``gradient`` is known to be ``scale`` times the gradient; it shares model and budget."""
+        calibrated = copy(self)
+        calibrated.gradient = {name: value / scale for name, value in self.gradient.items()}
+        calibrated.std = {name: value / scale for name, value in self.std.items()}
+        calibrated.scale_known = True
+        return calibrated
+
+    def zeros(self) -> Tensor:
+        """Zeros [N,C,H,W] on the device."""
+        return torch.zeros(self.samples, *self.image_shape, device=self.device)
 
     def randn(self, generator: torch.Generator, samples: int | None = None) -> Tensor:
-        """Standard normal images [samples or N,C,H,W] on the device, drawn on the CPU so that devices agree."""
+        """Standard normal images [samples or N,C,H,W] on the device; drawn on the CPU, so that all devices agree."""
         shape = (samples or self.samples, *self.image_shape)
         return torch.randn(shape, generator=generator).to(self.device)
 
 
-_CLIPPED = 1e-3
-"""An update whose norm comes this close to the clipping norm is taken to have been clipped."""
-_DEVIATIONS = 3
-"""By how many standard deviations the noise in a norm is allowed for."""
+CLIPPED = 1e-3
+"""Relative distance of an update's norm from the clipping norm below which it counts as clipped."""
+NOISE_DEVIATIONS = 3
+"""Standard deviations of the noise's squared norm that are allowed for."""
 
 
 def _may_be_clipped(values: Mapping[str, Tensor], clip_norm: float, noise_std: float) -> bool:
     """Whether the norm comes near ``clip_norm``, less what Gaussian noise of that deviation adds to its square."""
     entries = sum(value.numel() for value in values.values())
     squared = sum(float(value.double().square().sum()) for value in values.values())
-    added = noise_std**2 * (entries - _DEVIATIONS * math.sqrt(2 * entries))
-    return squared - added >= ((1 - _CLIPPED) * clip_norm) ** 2
+    added = noise_std**2 * (entries - NOISE_DEVIATIONS * math.sqrt(2 * entries))
+    return squared - added >= ((1 - CLIPPED) * clip_norm) ** 2

@@ -16,8 +16,6 @@ from attacks.inversion.gradient_matching import Derivative, match_pixels
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 
-_SLICE = 20
-
 
 class DLG(Attack):
     """Plain squared error, L-BFGS, pixels from noise, a single start."""
@@ -27,17 +25,16 @@ class DLG(Attack):
 
     max_evaluations: int = Field(600, ge=1, description="budget")
     solved_below: float = Field(1e-10, gt=0, description="matching loss at which the search ends")
-    history: int = Field(100, ge=1, description="L-BFGS history")
-    derivative: Derivative = Field(
-        "one-sided", description="derivative of the matching loss (attacks/inversion/gradient_matching.py)"
-    )
+    slice_evaluations: int = Field(20, ge=1, description="the search ends when so many evaluations bring no progress")
+    history: int = Field(100, ge=1, description="curvature pairs of L-BFGS")
+    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""
-        matching = match_pixels(problem, self.derivative)
+        matching, budget = match_pixels(problem, self.derivative), problem.budget.of(self.max_evaluations)
         run = LBFGSRun(matching, [problem.randn(generator)], self.history)
-        while run.advance(min(_SLICE, self.max_evaluations - problem.evaluations)) > self.solved_below:
-            if problem.evaluations >= self.max_evaluations or run.loss >= min(run.losses[:-1], default=math.inf):
+        while run.advance(int(min(self.slice_evaluations, budget.left))) > self.solved_below:
+            if not budget.left or run.loss >= min(run.losses[:-1], default=math.inf):
                 break
         assert problem.timesteps is not None
-        return Outcome(run.unknowns[0], problem.timesteps, matching.value(run.unknowns))
+        return Outcome(run.point[0], problem.timesteps, matching.value(run.point))

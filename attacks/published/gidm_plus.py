@@ -4,8 +4,8 @@ As in GIDM, phase 1 searches latents of a generative prior and phase 2 pixels; n
 timestep is relaxed to a real number, t = (T - 1) sigmoid(s), so that s gets a gradient: a sinusoidal embedding takes
 any real t, and alphas_cumprod is interpolated. How the three are coordinated is our choice: one Adam moves all of them
 in every iteration, with GIDM's learning rate, from normal latents, normal noise and t drawn uniformly. The authors'
-code (attacks/published/gidm.py) is no model for that: its noise is the true one plus 1e-4 times noise and stays there, and its t
-is an argmax, which gets no gradient.
+code (attacks/published/gidm.py) cannot serve as a reference: its noise starts at the true noise plus 1e-4 times noise
+and is not optimised, and its t is an argmax, which gets no gradient.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from attacks.attack import AttackError, Needs, Outcome
 from attacks.inversion.gradient_matching import Derivative, GradientMatching
 from attacks.inversion.problem import InversionProblem
 from attacks.published.gidm import GIDM
-from attacks.timesteps.recovery import possible_timesteps
+from attacks.timesteps.recovery import timestep_hypotheses
 from fl_sim import diffusion
 
 
@@ -46,7 +46,7 @@ class GIDMPlus(GIDM):
         start = [problem.randn(generator), problem.randn(generator)]
         recovered = None
         if self.timestep == "recovered":
-            recovered = possible_timesteps(problem)[0]
+            recovered = timestep_hypotheses(problem)[0]
         else:
             if problem.circumstances.model.get("time_embedding_type") == "learned":
                 raise AttackError("timestep = 'search' needs a time embedding of real numbers, the model's is learned")

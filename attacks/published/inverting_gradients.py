@@ -28,9 +28,7 @@ class InvertingGradients(Attack):
     iterations: int = Field(4800, ge=8, description="always to the last one")
     lr: float = Field(0.1, gt=0, description="first step of Adam")
     total_variation: float = Field(1e-4, ge=0, description="weight alpha of the total variation")
-    derivative: Derivative = Field(
-        "one-sided", description="derivative of the matching loss (attacks/inversion/gradient_matching.py)"
-    )
+    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""

@@ -1,129 +1,132 @@
-"""The search for a batch: samples that are behind have turns of their own, and those that are wrong are drawn anew.
+"""Stage: a batch, in which samples that are behind are searched for alone, and wrong ones start anew.
 
-What each sample adds to the time projections' gradient tells how far it is (attacks/residual/sample_diagnostics.py). Those that are
-behind are searched for alone, on what the others leave of the gradient (attacks/residual/deflation.py), and then all together.
+Each sample's share of the time projections' gradient says how far it is (attacks/residual/sample_diagnostics.py). Those
+behind are searched for alone on the deflated gradient (attacks/residual/deflation.py), and then all together.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import cycle, product
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
-from attacks.inversion.gradient_matching import Derivative
-from attacks.inversion.restarts import PROGRESS, STANDSTILL, search_on
-from attacks.residual.deflation import can_be_deflated, deflated_run, spoiled
-from attacks.residual.sample_diagnostics import FITS, sample_misfits, unexplained
-from attacks.residual.unknowns import SpaceRun
-
-_WRONG = 0.1
-"""Part of a batch's largest ``sample_misfits`` or ``unexplained`` share from which on a sample is among the worst."""
-_SPOILED = 0.1
-"""``spoiled`` share of what the right samples of a batch leave from which on it is no use to search in it."""
-_CLEANEST = 2.0
-"""Times the ``spoiled`` share: the matching loss with nothing left to find. Searches end at 2 to 6 times."""
-_TURN = 5.0
-"""What is ``PROGRESS`` elsewhere, for all samples together where those behind have had their turn and will again."""
+from attacks.inversion.budget import Budget
+from attacks.residual.deflation import can_be_deflated, deflated_run, deflation_error
+from attacks.residual.local_training import explained_as_one_batch
+from attacks.residual.minimiser import Candidate
+from attacks.residual.sample_diagnostics import sample_misfits, unexplained_energy
+from attacks.residual.stage import Stage
 
 Vectors = tuple[Tensor, Tensor]
-"""What every sample adds to the time projections' gradient, and what was observed of it, each [D,N]."""
-WayToBeWrong = Callable[[Tensor, Tensor], Tensor]
-"""From these to how wrong each sample is, [N]."""
-Rerun = Callable[[Sequence[Tensor]], SpaceRun]
-"""From other unknowns to a search like the one before."""
+"""Each sample's own share of the time projections' gradient, and its share of the observed one; both [D,N]."""
+Error = Callable[[Tensor, Tensor], Tensor]
+"""From these to an error of every sample, [N]."""
 
 
-def never(_: SpaceRun) -> bool:
-    """No run is enough."""
-    return False
+class BatchRefinement(Stage):
+    """Searches on for all samples of a batch, by turns together and alone."""
 
+    stall_ratio: float = Field(2.0, gt=1, description="a search stalls when its loss falls by less over two slices")
+    turn_stall_ratio: float = Field(
+        5.0, gt=1, description="the same for all samples together, where those behind get further turns alone"
+    )
+    last_stall_ratio: float = Field(1 + 1e-5, gt=1, description="the same where no sample can be searched for alone")
+    worst_ratio: float = Field(
+        0.1, gt=0, le=1, description="samples with so much of the largest error are searched for alone, or start anew"
+    )
+    largest_deflation_error: float = Field(
+        0.1, gt=0, description="deflation error above which searching the deflated gradient is pointless"
+    )
+    deflated_loss_ratio: float = Field(
+        2.0, gt=0, description="a deflated search ends at so many times the deflation error; 2 to 6 is all it reaches"
+    )
+    model_error_factor: float = Field(
+        2.0, gt=0, description="a batch that stands for local steps ends below so many times what a batch neglects"
+    )
 
-@dataclass(frozen=True)
-class BatchSearch:
-    """A search for a batch until the matching loss is ``goal`` or the problem's evaluations are ``max_evaluations``.
+    @override
+    def run(self, candidate: Candidate, budget: Budget) -> Candidate:
+        """The best candidate when the matching loss is small enough, or the budget spent.
 
-    Attributes:
-        rerun: all samples' search from other unknowns.
-        starts: scales of fresh starts of x_t and r.
-        balance, derivative: as the residual attack's (attacks/residual/attack.py).
-    """
-
-    rerun: Rerun
-    generator: torch.Generator
-    starts: Sequence[tuple[float, float]]
-    balance: float
-    derivative: Derivative
-    max_evaluations: int
-    goal: float
-
-    def search(self, found: SpaceRun, found_below: float, enough: Callable[[SpaceRun], bool] = never) -> SpaceRun:
-        """Search on, and whenever that stands still for those samples alone that are behind.
-
-        As long as all samples fit, that goes on from where they are, if it helps. Else those that are wrong are drawn
-        anew, unless the matching loss is ``found_below``: by turns those that fit worst and those of which most is
-        missing, a small one that is lost, or a large one that is a little wrong and hides the small ones. A run whose
-        samples all fit may be ``enough``.
+        Whenever the search stalls, and all samples fit, those behind are searched for alone, and then all together, as
+        long as that helps. If some do not fit, or it does not help, the wrong ones start anew from random points,
+        unless the candidate is on track. A batch that stands for local steps ends where it can explain no more.
         """
-        problem = found.space.problem
-        draws = cycle(product(self.starts, (sample_misfits, unexplained)))
+        minimiser, problem = candidate.minimiser, candidate.minimiser.problem
+        as_one_batch = problem.simulates_local_steps and minimiser.steps is None
+        last = problem.simulates_local_steps or problem.noisy
+        goal = minimiser.on_track_below if last else minimiser.solved_below
+        draws = cycle(product(minimiser.start_scales, (sample_misfits, unexplained_energy)))
         stuck = False
-        self._search_on(found, PROGRESS)
-        while found.loss > self.goal and problem.evaluations < self.max_evaluations:
-            vectors = found.sample_vectors()
-            fits = sample_misfits(*vectors) < FITS
-            if fits.all() and enough(found):
+        minimiser.run_until_stalled(candidate, budget, goal, self.stall_ratio)
+        while candidate.loss > goal and budget.left:
+            vectors = candidate.sample_vectors()
+            all_fit = bool((sample_misfits(*vectors) < minimiser.rules.fits_below).all())
+            if all_fit and as_one_batch and explained_as_one_batch(candidate, self.model_error_factor):
                 break
-            if fits.all() and not stuck:
-                run = self._further(found, vectors)
-                stuck = run is found or run.loss * PROGRESS > found.loss
-            elif found.loss <= found_below:
+            if all_fit and not stuck:
+                other = self._refine(candidate, vectors, budget, goal)
+                stuck = other is candidate or other.loss * self.stall_ratio > candidate.loss
+            elif candidate.loss <= minimiser.on_track_below:
                 break
             else:
-                run = self._redrawn(found, vectors, *next(draws))
-                stuck = stuck and run.loss >= found.loss
-            found = min(found, run, key=lambda run: run.loss)
-        return found
+                other = self._redraw(candidate, vectors, budget, goal, *next(draws))
+                stuck = stuck and other.loss >= candidate.loss
+            candidate = min(candidate, other, key=lambda candidate: candidate.loss)
+        return candidate
 
-    def _further(self, found: SpaceRun, vectors: Vectors) -> SpaceRun:
-        """From where the samples are: those behind alone and then all, or all for as long as it gets on."""
-        start = self._alone(found, found.unknowns, _worst(sample_misfits(*vectors)), vectors)
-        if start is None:
-            self._search_on(found, STANDSTILL)
-            return found
-        return self._together(start, _TURN)
+    def _refine(self, candidate: Candidate, vectors: Vectors, budget: Budget, goal: float) -> Candidate:
+        """Search on for those behind alone and then for all together; or only for all, if none can be alone."""
+        point = self._search_alone(candidate, candidate.point, self._worst(sample_misfits(*vectors)), vectors, budget)
+        if point is None:
+            candidate.minimiser.run_until_stalled(candidate, budget, goal, self.last_stall_ratio)
+            return candidate
+        return self._search_together(candidate, point, budget, goal, self.turn_stall_ratio)
 
-    def _redrawn(self, found: SpaceRun, vectors: Vectors, scales: tuple[float, float], way: WayToBeWrong) -> SpaceRun:
-        """From fresh unknowns for the samples that are wrong; those that fit wait until these fit, too."""
-        wrong = _worst(way(*vectors))
-        fresh = found.space.start(self.generator, *scales)
-        start = [
+    def _redraw(
+        self,
+        candidate: Candidate,
+        vectors: Vectors,
+        budget: Budget,
+        goal: float,
+        scales: tuple[float, float],
+        error: Error,
+    ) -> Candidate:
+        """From random points for the samples with the largest error; those that fit wait until these do."""
+        wrong = self._worst(error(*vectors))
+        fresh = candidate.unknowns.draw(candidate.minimiser.generator, *scales)
+        point = [
             torch.where(wrong.to(new.device).view(-1, 1, 1, 1), new, old)
-            for new, old in zip(fresh, found.unknowns, strict=True)
+            for new, old in zip(fresh, candidate.point, strict=True)
         ]
-        free = wrong | (sample_misfits(*vectors) >= FITS)
-        return self._together(self._alone(found, start, free, vectors) or start, PROGRESS)
+        free = wrong | (sample_misfits(*vectors) >= candidate.minimiser.rules.fits_below)
+        alone = self._search_alone(candidate, point, free, vectors, budget)
+        return self._search_together(candidate, alone or point, budget, goal, self.stall_ratio)
 
-    def _search_on(self, run: SpaceRun, progress: float) -> None:
-        search_on(run, run.space.problem, self.max_evaluations, self.goal, progress)
+    def _search_together(
+        self, candidate: Candidate, point: Sequence[Tensor], budget: Budget, goal: float, stall_ratio: float
+    ) -> Candidate:
+        """A candidate from another point of the same unknowns."""
+        other = candidate.minimiser.start(candidate.unknowns, point)
+        candidate.minimiser.run_until_stalled(other, budget, goal, stall_ratio)
+        return other
 
-    def _together(self, start: Sequence[Tensor], progress: float) -> SpaceRun:
-        run = self.rerun(start)
-        self._search_on(run, progress)
-        return run
-
-    def _alone(self, found: SpaceRun, start: Sequence[Tensor], free: Tensor, vectors: Vectors) -> list[Tensor] | None:
-        """All unknowns after a search for the ``free`` samples, bool [N]; None where the others leave nothing clear."""
-        if not can_be_deflated(found) or free.all():
+    def _search_alone(
+        self, candidate: Candidate, point: Sequence[Tensor], free: Tensor, vectors: Vectors, budget: Budget
+    ) -> list[Tensor] | None:
+        """The point after a search for the ``free`` samples, bool [N]; None where the others are too wrong for that."""
+        if not can_be_deflated(candidate) or free.all():
             return None
-        left = spoiled(*vectors, free)
-        if not left < _SPOILED:
+        error = deflation_error(*vectors, free)
+        if not error < self.largest_deflation_error:
             return None
-        run = deflated_run(found, start, free, self.balance, self.derivative)
-        search_on(run, found.space.problem, self.max_evaluations, _CLEANEST * left, PROGRESS)
-        return run.unknowns
+        run = deflated_run(candidate, point, free)
+        below = self.deflated_loss_ratio * error
+        candidate.minimiser.run_until_stalled(run, budget, below, self.stall_ratio)
+        return run.point
 
-
-def _worst(by_sample: Tensor) -> Tensor:
-    """Which samples are about the worst ones, bool [N]."""
-    return by_sample >= _WRONG * by_sample.max()
+    def _worst(self, errors: Tensor) -> Tensor:
+        """Which samples have about the largest of ``errors`` [N]; bool [N]."""
+        return errors >= self.worst_ratio * errors.max()

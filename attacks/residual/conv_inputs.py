@@ -12,20 +12,27 @@ from fl_sim import diffusion
 Result = TypeVar("Result")
 
 
-def of_convolution_inputs(
-    model: nn.Module, x_t: Tensor, timesteps: Tensor, names: Container[str], use: Callable[[str, Tensor], Result]
+def map_convolution_inputs(
+    model: nn.Module, x_t: Tensor, timesteps: Tensor, names: Container[str], function: Callable[[str, Tensor], Result]
 ) -> dict[str, Result]:
-    """By name of the weight, what ``use`` makes of the layer's H [P,K]; the weight's gradient is D^T H, [O,K].
+    """``function(name, H)`` of every convolution in ``names``, by the name of its weight.
 
-    K counts input channels times kernel positions, the latter running fastest. No H is kept: they are large. Weights
-    that are not among ``names`` are left out, and so are convolutions with groups.
+    H [P,K] holds the patches of the layer's input; the weight's gradient is D^T H, [O,K]. K counts input channels times
+    kernel positions, of which the latter run fastest. H is large, and not kept. Convolutions with groups are left out.
+
+    Args:
+        model: the network.
+        x_t: noisy images [N,C,H,W].
+        timesteps: int64 [N].
+        names: names of weights.
+        function: of a weight's name and H.
     """
     found: dict[str, Result] = {}
 
     def before(name: str, layer: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         assert not isinstance(layer.padding, str)  # diffusers gives numbers
         columns = unfold(inputs[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        found[name] = use(name, columns.transpose(1, 2).flatten(0, 1))
+        found[name] = function(name, columns.transpose(1, 2).flatten(0, 1))
 
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
     wanted = {name: layer for name, layer in layers.items() if name in names and layer.groups == 1}

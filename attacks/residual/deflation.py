@@ -1,13 +1,13 @@
-"""Some samples of a batch alone, on what the others leave of the gradient.
+"""Some samples of a batch alone, on what the other samples leave of the gradient.
 
-The gradient is a sum over the samples, g* = sum_i g_i. Of samples that are right in part the gradient is taken off, as
-an eigenvalue that has been found is deflated, and the others are searched for while these stay as they are:
+The gradient is a sum over the samples, g* = sum_i g_i. The gradients of samples that are nearly right are subtracted,
+as a known eigenvalue is deflated, and the free samples are searched for while the others stay as they are:
 
     D(sum_{i free} g_i(u_i), g* - sum_{i not free} g_i(u_i)).
 
-Late samples have small gradients. Together with early ones they are lost among what those are still wrong by, and those
-bend to make up for them; alone they are balanced among themselves, and as easy as any small batch. What is taken off is
-not quite right, and spoils what is left. So all are searched for together again in the end.
+Samples at late timesteps have small gradients. Together with early ones they are lost in the errors of those. Alone
+they are balanced among themselves, and as easy as any small batch. What is subtracted is not exact, so the deflated
+gradient has an error. In the end all samples are searched for together again.
 """
 
 from collections.abc import Sequence
@@ -16,40 +16,38 @@ from functools import partial
 from torch import Tensor
 
 from attacks.inversion.entry_weights import balanced_weights
-from attacks.inversion.gradient_matching import Derivative, GradientMatching, weighted_squared_error
+from attacks.inversion.gradient_matching import GradientMatching, weighted_squared_error
 from attacks.inversion.lbfgs import LBFGSRun
-from attacks.residual.sample_diagnostics import unexplained
-from attacks.residual.unknowns import SpaceRun
+from attacks.residual.minimiser import Candidate
+from attacks.residual.sample_diagnostics import unexplained_energy
 
 
-def can_be_deflated(found: SpaceRun) -> bool:
+def can_be_deflated(candidate: Candidate) -> bool:
     """Whether what is matched is a sum over the samples: a gradient of known scale, without simulated steps."""
-    return isinstance(found.matching, GradientMatching) and found.space.problem.scale_known
+    return isinstance(candidate.matching, GradientMatching) and candidate.minimiser.problem.scale_known
 
 
-def spoiled(own: Tensor, observed: Tensor, free: Tensor) -> float:
-    """Squared error of what would be taken off, in parts of what would be left.
+def deflation_error(own: Tensor, observed: Tensor, free: Tensor) -> float:
+    """Squared error of what would be subtracted, relative to the square of what would be left.
 
     Args:
-        own: what every sample adds to the time projections' gradient, [D,N] (attacks/residual/sample_diagnostics.py).
-        observed: what was observed of it, [D,N].
-        free: which samples are searched for, bool [N].
+        own: each sample's share of the time projections' gradient, [D,N] (attacks/residual/sample_diagnostics.py).
+        observed: each sample's share of the observed one, [D,N].
+        free: the samples to search for, bool [N].
     """
-    return float(unexplained(own, observed)[~free].sum() / observed[:, free].square().sum())
+    return float(unexplained_energy(own, observed)[~free].sum() / observed[:, free].square().sum())
 
 
-def deflated_run(
-    found: SpaceRun, start: Sequence[Tensor], free: Tensor, balance: float, derivative: Derivative
-) -> LBFGSRun:
-    """A search from ``start``, all samples' unknowns, that moves those of the ``free`` ones only, bool [N]."""
-    space, problem = found.space, found.space.problem
+def deflated_run(candidate: Candidate, start: Sequence[Tensor], free: Tensor) -> LBFGSRun:
+    """A search from ``start``, the point of all samples, that moves the ``free`` ones alone, bool [N]."""
+    minimiser, unknowns, problem = candidate.minimiser, candidate.unknowns, candidate.minimiser.problem
 
-    def loss_of(samples: Tensor, unknowns: Sequence[Tensor]) -> Tensor:
-        return space.step_loss(samples, unknowns) * (len(samples) / problem.samples)
+    def loss_of(samples: Tensor, point: Sequence[Tensor]) -> Tensor:
+        return unknowns.step_loss(samples, point) * (len(samples) / problem.samples)
 
-    taken, left = (~free).nonzero().flatten(), free.nonzero().flatten()
-    others = GradientMatching(problem, partial(loss_of, taken)).gradient(start)
+    fixed, left = (~free).nonzero().flatten(), free.nonzero().flatten()
+    others = GradientMatching(problem, partial(loss_of, fixed)).gradient(start)
     observed = {name: value - others[name] for name, value in problem.gradient.items()}
-    distance = weighted_squared_error(balanced_weights(observed, problem.uncertainty, balance))
-    alone = GradientMatching(problem, partial(loss_of, left), distance, derivative, space.images, observed)
-    return LBFGSRun(alone, start, found.history)
+    distance = weighted_squared_error(balanced_weights(observed, problem.std, minimiser.layer_balance_power))
+    alone = GradientMatching(problem, partial(loss_of, left), distance, minimiser.derivative, unknowns.images, observed)
+    return LBFGSRun(alone, start, candidate.history)

@@ -1,163 +1,103 @@
-"""Matching a weight delta by simulating the client's local SGD steps.
+"""Stage: several local steps, simulated from what was found for them as one batch.
 
-From the second step on the client's weights are no longer the ones it was sent, so that the mean gradient at those is
-only the first approximation. With unknowns u_k = (x_t, r)_k of step k, theta_0 as sent and an empty momentum buffer,
-
-    m_{k+1} = mu m_k + g(theta_k, u_k) + p (theta_k - theta_0) + wd theta_k,      theta_{k+1} = theta_k - lr m_{k+1},
-
-(p: FedProx's proximal_mu, wd: weight decay) the simulated delta follows, and its derivative by going back through the
-steps. What that needs, the product of a Hessian with a vector and the mixed derivative along it, is the same finite
-difference over shifted weights as in attacks/inversion/gradient_matching.py, so that one simulation and its derivative cost two gradients
-a step.
+Where timesteps were read off the update it does not say which step a sample belongs to. All ways to deal the samples to
+the steps compete: by successive halving, and then in a race of the best few.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from copy import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
-from attacks.inversion.gradient_estimate import momentum_weights
-from attacks.inversion.gradient_matching import RELATIVE_STEP, Distance, flatten, set_weights
+from attacks.inversion.budget import Budget
+from attacks.inversion.gradient_matching import flatten
 from attacks.inversion.problem import InversionProblem
+from attacks.inversion.restarts import Patience, race, successive_halving
+from attacks.residual.minimiser import Candidate
+from attacks.residual.simulated_training import SimulatedTraining
+from attacks.residual.stage import Stage
 
-StepLoss = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""From the indices of a step's samples, int64 [B], and all unknowns to the step's training loss."""
 
-MOST_ORDERS = 120
+class LocalTraining(Stage):
+    """Simulates the client's local steps, over the most promising orders of the samples."""
+
+    halving_evaluations: int = Field(15, ge=1, description="evaluations of every order in a round of halving")
+    finalists: int = Field(3, ge=1, description="orders that race until one leads clearly; early losses mislead")
+    most_orders: int = Field(120, ge=1, description="orders that are tried; of more, so many are drawn at random")
+    dropout_ratio: float = Field(2.0, gt=1, description="an order drops out of the race at so many times the best loss")
+    stall_ratio: float = Field(1.1, gt=1, description="the race ends when no loss falls by so much over two slices")
+    patience: Patience = Field(Patience(), description="slices of the race")
+
+    @override
+    def run(self, candidate: Candidate, budget: Budget) -> Candidate:
+        """The candidate of the best order of the samples, on the simulated matching loss."""
+        minimiser, unknowns, problem = candidate.minimiser, candidate.unknowns, candidate.minimiser.problem
+        orders: Sequence[Sequence[Tensor]] = [samples_in_order(problem)]  # of a dictated draw
+        simulated = simulate(candidate)
+        if problem.noise is None:
+            affordable = max(1, int(budget.left) // (2 * self.halving_evaluations))
+            steps = problem.circumstances.local_steps
+            orders = deal_samples(problem.samples, steps, minimiser.generator, self.most_orders, affordable)
+        candidates = [
+            Candidate(
+                replace(minimiser, steps=steps),
+                unknowns,
+                simulated.with_steps(steps),
+                unknowns.as_local_steps(candidate.point, steps),
+            )
+            for steps in orders
+        ]
+        finalists = successive_halving(candidates, self.halving_evaluations, self.finalists)
+        winner = race(finalists, budget, self.stall_ratio, self.dropout_ratio, self.patience)
+        winner.changes_metric = minimiser.metric is not None
+        return winner
 
 
-class SimulatedTraining:
-    """D(G(u), g*) and its derivative, where G is the mean gradient that the simulated delta stands for.
+def explained_as_one_batch(candidate: Candidate, model_error_factor: float) -> bool:
+    """Whether the loss of a candidate for one batch is below ``model_error_factor`` times what the batch neglects.
 
-    Args:
-        problem: supplies weights, optimiser, observed mean gradient and the count of evaluations.
-        step_loss: the training loss of one step.
-        steps: for each local step the indices of its samples.
-        distance: D and dD/dG for flat vectors.
-        images: from the unknowns to the images [N,C,H,W], at the weights that the problem's model holds.
+    A batch at the weights sent neglects that local steps move the weights. Less than that error cannot be told apart.
     """
-
-    def __init__(
-        self,
-        problem: InversionProblem,
-        step_loss: StepLoss,
-        steps: Sequence[Tensor],
-        distance: Distance,
-        images: Callable[[Sequence[Tensor]], Tensor],
-    ) -> None:
-        optimizer = problem.circumstances.local_optimizer
-        assert optimizer is not None
-        self.problem, self.step_loss, self.steps, self.distance = problem, step_loss, steps, distance
-        self._images_at = images
-        self.lr, self.momentum, self.weight_decay = optimizer.lr, optimizer.momentum, optimizer.weight_decay
-        self.proximal = optimizer.proximal_mu
-        self.scale = self.lr * sum(momentum_weights(len(steps), self.momentum))
-        self.parameters: list[Tensor] = list(problem.parameters.values())
-        self.observed = flatten(list(problem.gradient.values()))
-        self.sent = flatten([parameter.detach() for parameter in self.parameters])
-
-    def dealt(self, steps: Sequence[Tensor]) -> "SimulatedTraining":
-        """The same with the samples dealt to the steps in another way."""
-        other = copy(self)
-        other.steps = steps
-        return other
-
-    def measured_by(self, distance: Distance) -> "SimulatedTraining":
-        """The same with another distance."""
-        other = copy(self)
-        other.distance = distance
-        return other
-
-    def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """D (a detached scalar) and dD/du for each unknown; counts as one evaluation."""
-        if self.problem.trace is not None:
-            self.problem.trace.record(self.problem.evaluations, lambda: self.images(unknowns))
-        self.problem.evaluations += 1
-        visited, gradients, mean_gradient = self._forward(unknowns)
-        value, direction = self.distance(mean_gradient, self.observed)
-        return value, self._backward(unknowns, visited, gradients, direction)
-
-    def value(self, unknowns: Sequence[Tensor]) -> float:
-        """D alone."""
-        return float(self.distance(flatten(list(self.gradient(unknowns).values())), self.observed)[0])
-
-    def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
-        """G(u) by parameter."""
-        self.problem.evaluations += 1
-        chunks = self._forward(unknowns)[2].split([parameter.numel() for parameter in self.parameters])
-        named = zip(self.problem.parameters.items(), chunks, strict=True)
-        return {name: chunk.view_as(parameter) for (name, parameter), chunk in named}
-
-    def images(self, unknowns: Sequence[Tensor]) -> Tensor:
-        """The images [N,C,H,W], those of every step at that step's weights."""
-        visited, _, _ = self._forward(unknowns)
-        found = torch.empty_like(unknowns[0])
-        try:
-            for weights, samples in zip(visited, self.steps, strict=True):
-                set_weights(self.parameters, weights)
-                found[samples] = self._images_at(unknowns)[samples].detach()
-        finally:
-            set_weights(self.parameters, self.sent)
-        return found
-
-    def _forward(self, unknowns: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]], Tensor]:
-        """Weights before every step, the loss's gradients there (weights' first), and the mean gradient."""
-        weights, buffer, moved = self.sent, torch.zeros_like(self.sent), torch.zeros_like(self.sent)
-        visited, gradients = [], []
-        for samples in self.steps:
-            visited.append(weights)
-            gradients.append(self._gradients(weights, samples, unknowns))
-            pull = self.weight_decay * weights + self.proximal * (weights - self.sent)
-            buffer = self.momentum * buffer + gradients[-1][0] + pull
-            moved = moved + buffer
-            weights = self.sent - self.lr * moved
-        return visited, gradients, moved * (self.lr / self.scale) - self.weight_decay * self.sent
-
-    def _backward(
-        self, unknowns: Sequence[Tensor], visited: list[Tensor], gradients: list[list[Tensor]], direction: Tensor
-    ) -> list[Tensor]:
-        """dD/du from ``direction`` = dD/dG, with the derivatives to theta_k and m_k carried from step to step."""
-        total = [torch.zeros_like(unknown) for unknown in unknowns]
-        to_weights, to_buffer = -direction / self.scale, torch.zeros_like(direction)
-        for weights, here, samples in reversed(list(zip(visited, gradients, self.steps, strict=True))):
-            to_buffer = to_buffer - self.lr * to_weights
-            norm = to_buffer.norm()
-            if norm == 0:
-                continue
-            step = RELATIVE_STEP * self.sent.norm() / norm
-            ahead = self._gradients(weights + step * to_buffer, samples, unknowns)
-            along = [(a - b) / step for a, b in zip(ahead, here, strict=True)]
-            total = [sum_ + term for sum_, term in zip(total, along[1:], strict=True)]
-            to_weights = to_weights + along[0] + (self.weight_decay + self.proximal) * to_buffer
-            to_buffer = self.momentum * to_buffer
-        return total
-
-    def _gradients(self, weights: Tensor, samples: Tensor, unknowns: Sequence[Tensor]) -> list[Tensor]:
-        """Of a step's loss at ``weights``: to the weights, flat, and to each unknown."""
-        set_weights(self.parameters, weights)
-        try:
-            found = torch.autograd.grad(self.step_loss(samples, unknowns), [*self.parameters, *unknowns])
-        finally:
-            set_weights(self.parameters, self.sent)
-        count = len(self.parameters)
-        return [flatten(found[:count]), *found[count:]]
+    unknowns, problem = candidate.unknowns, candidate.minimiser.problem
+    simulated = simulate(candidate)
+    as_steps = unknowns.as_local_steps(candidate.point, samples_in_order(problem))
+    steps = simulated.gradient([value.detach().requires_grad_() for value in as_steps])
+    batch = candidate.matching.gradient(candidate.point)
+    neglected, _ = candidate.minimiser.distance(flatten(list(steps.values())), flatten(list(batch.values())))
+    return candidate.loss < model_error_factor * float(neglected)
 
 
-def assignments(samples: int, steps: int, generator: torch.Generator, most: int = MOST_ORDERS) -> list[list[Tensor]]:
-    """The ways to deal N samples to K steps of N / K each, indices int64 [N / K]; of too many some at random.
+def simulate(candidate: Candidate) -> SimulatedTraining:
+    """The simulated matching loss over the candidate's unknowns, with the samples in their order."""
+    minimiser, unknowns = candidate.minimiser, candidate.unknowns
+    steps = samples_in_order(minimiser.problem)
+    return SimulatedTraining(minimiser.problem, unknowns.step_loss, steps, minimiser.distance, unknowns.images)
 
-    There are ``most`` at most, and never more than MOST_ORDERS.
+
+def samples_in_order(problem: InversionProblem) -> list[Tensor]:
+    """The samples of every local step, int64 [B] each, dealt as they come."""
+    return list(torch.arange(problem.samples).split(problem.circumstances.batch_size))
+
+
+def deal_samples(
+    samples: int, steps: int, generator: torch.Generator, most: int, affordable: int | None = None
+) -> list[list[Tensor]]:
+    """The ways to deal N samples to K steps of N / K each, as K tensors int64 [N / K].
+
+    If there are more than ``most`` some are drawn at random; never more than ``most`` or ``affordable``.
     """
-    size, most = samples // steps, min(most, MOST_ORDERS)
-    if math.factorial(samples) // math.factorial(size) ** steps > MOST_ORDERS:
-        return [list(torch.randperm(samples, generator=generator).split(size)) for _ in range(most)]
+    size, affordable = samples // steps, min(affordable or most, most)
+    if math.factorial(samples) // math.factorial(size) ** steps > most:
+        return [list(torch.randperm(samples, generator=generator).split(size)) for _ in range(affordable)]
     ways = [[torch.tensor(step) for step in way] for way in _deal(tuple(range(samples)), size)]
-    if len(ways) <= most:
+    if len(ways) <= affordable:
         return ways
-    return [ways[index] for index in torch.randperm(len(ways), generator=generator)[:most]]
+    return [ways[index] for index in torch.randperm(len(ways), generator=generator)[:affordable]]
 
 
 def _deal(samples: tuple[int, ...], size: int) -> Iterator[list[tuple[int, ...]]]:

@@ -1,7 +1,7 @@
-"""Which timestep was drawn twice: not told by an update, but some answers are more plausible than others.
+"""Which timestep was drawn twice: an update does not show it, but some hypotheses are more plausible than others.
 
-Of samples that share a timestep the time layers show the sum of their vectors alone. Its squared size is, on average,
-that of one sample times their number; the attacker measures the size for one sample on random smooth images.
+Of samples that share a timestep the time layers show only the sum of their vectors. On average its squared size is that
+of one sample times their number. The attacker measures the size of one sample on random smooth images.
 """
 
 from copy import copy
@@ -14,7 +14,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.time_layers import time_layers
 from fl_sim import diffusion
 
-_PUBLIC_IMAGES = 4
+PUBLIC_IMAGES = 4
 
 
 def plausible_timesteps(problem: InversionProblem, distinct: Tensor, most: int = 16) -> list[Tensor]:
@@ -49,11 +49,11 @@ def _public_size(problem: InversionProblem, timestep: Tensor) -> Tensor:
     source = torch.Generator().manual_seed(0)
     public = copy(problem)
     sizes = []
-    for _ in range(_PUBLIC_IMAGES):
+    for _ in range(PUBLIC_IMAGES):
         image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
         noise = problem.randn(source, 1)
         public.gradient = diffusion.gradient(problem.model, problem.scheduler, image, noise, timestep.to(image.device))
         layer = time_layers(public, timestep)[-1]
         sizes.append(layer.gradient.square().sum() / layer.inputs.square().sum())
-        problem.evaluations += 1
+        problem.budget.spend()
     return torch.stack(sizes).mean()

@@ -1,7 +1,7 @@
-"""How well sets of timesteps explain the gradients of time layers: least squares in units of the noise.
+"""The likelihood of sets of timesteps, given the gradients of time layers: least squares in units of the noise.
 
-For a set S the per-sample vectors s_i are nuisances and fitted; what remains outside span{x(t): t in S} is squared and
-summed in units of the noise. That is minus twice the log-likelihood under Gaussian noise, so layers simply add up.
+For a set S the samples' vectors s_i are fitted. What remains outside span{x(t): t in S}, in units of the noise, is
+squared and summed. Under Gaussian noise that is -2 ln p(gradient | S) up to a constant, so that layers add up.
 """
 
 import math
@@ -13,31 +13,31 @@ from torch import Tensor
 
 from attacks.timesteps.time_layers import TimeLayer
 
-_ARITHMETIC = 2e-7
-"""Relative error of a float32 gradient's entries and of the layers' inputs (measured: below 1.5e-7)."""
-_SMALL_ROW = 0.03
-"""Rows much smaller than the layer's others are sums of terms that cancel; their error is that of the terms."""
-_SAME_DIRECTION = 1e-11
-"""Squared sine below which an input is taken to lie in the span of others."""
-_WHITE = 1.2
-"""Excess of the squared residual over its expectation up to which it passes for noise."""
-_ROWS = 128
-"""Rows used of a layer with missing entries; every one needs its own projection."""
-_NEARBY = 3
-"""How many candidates to either side a pair is looked for: rivals measured were 1 or 2 away."""
-_FAINT = 1e-10
-"""Squared size of what the faintest sample adds to the others, in parts of the whole gradient's."""
+FLOAT32_ERROR = 2e-7
+"""Relative error of a float32 gradient's entries and of the layers' inputs; below 1.5e-7 was measured."""
+CANCELLING_ROW = 0.03
+"""Rows smaller than so many times the layer's root mean square are sums of terms that cancel, and have their errors."""
+SAME_DIRECTION = 1e-11
+"""Squared sine below which an input lies in the span of others."""
+NOISE_EXCESS = 1.2
+"""The squared remainder passes for noise up to so many times its expectation."""
+ROWS_WITH_GAPS = 128
+"""Rows used of a layer with missing entries; each needs a projection of its own."""
+NEARBY = 3
+"""Candidates to either side among which a rival pair is looked for; measured rivals were 1 or 2 away."""
+FAINTEST_SAMPLE = 1e-10
+"""Squared size of what the faintest sample adds to the others, relative to the whole gradient's."""
 
 
 @dataclass(frozen=True)
-class WhiteLayer:
-    """A time layer in units of its noise: G groups of R rows, where all rows of a group share their weights.
+class NoiseScaledLayer:
+    """A time layer in units of its noise, as G groups of R rows; the rows of a group share their weights.
 
     Attributes:
         inputs: [C,D].
         weights: [G,D], one over the standard deviation of each entry; 0 where it is missing.
         values: [G,R,D], gradient times weight.
-        rows: how many rows of noise there are, before any were merged.
+        rows: number of rows with independent noise, before any were merged.
     """
 
     inputs: Tensor
@@ -50,15 +50,15 @@ class WhiteLayer:
         weighted = self.inputs[list(members)] * self.weights[:, None, :]
         return torch.linalg.qr(weighted.transpose(1, 2)).Q
 
-    def residual(self, basis: Tensor) -> Tensor:
+    def remainder(self, basis: Tensor) -> Tensor:
         """The part of ``values`` outside the basis, [G,R,D]."""
         return self.values - (self.values @ basis) @ basis.transpose(1, 2)
 
     def gains(self, members: Sequence[int]) -> Tensor:
-        """By how much each candidate would lower the squared residual if it joined the members, [C]."""
+        """By how much each candidate would lower the squared remainder if it joined the members, [C]."""
         basis = self.basis(members)
         outside = self._outside(basis)
-        weighted = self.residual(basis) * self.weights[:, None, :]
+        weighted = self.remainder(basis) * self.weights[:, None, :]
         products = (weighted @ self.inputs.T).square().sum(dim=1)
         return torch.where(outside > 0, products / outside, 0.0).sum(dim=0)
 
@@ -75,68 +75,68 @@ class WhiteLayer:
         length = self.weights.square() @ self.inputs.T.square()
         inside = ((basis * self.weights[:, :, None]).transpose(1, 2) @ self.inputs.T).square().sum(dim=1)
         outside = length - inside
-        return torch.where(outside > _SAME_DIRECTION * length, outside, 0.0)
+        return torch.where(outside > SAME_DIRECTION * length, outside, 0.0)
 
 
-def white_layers(layers: Iterable[TimeLayer], samples: int) -> list[WhiteLayer]:
-    """The layers that tell anything about ``samples`` timesteps, in units of their noise."""
+def noise_scaled_layers(layers: Iterable[TimeLayer], samples: int) -> list[NoiseScaledLayer]:
+    """The layers that say anything about ``samples`` timesteps, in units of their noise."""
     # A row with no more entries than samples is matched exactly by any of them.
-    telling = [layer.rows(layer.uncertainty.isfinite().sum(dim=1) > samples) for layer in layers]
-    return [_whiten(layer, samples) for layer in telling if layer.gradient.any()]
+    telling = [layer.rows(layer.std.isfinite().sum(dim=1) > samples) for layer in layers]
+    return [_scale_by_noise(layer, samples) for layer in telling if layer.gradient.any()]
 
 
-def _whiten(layer: TimeLayer, samples: int) -> WhiteLayer:
+def _scale_by_noise(layer: TimeLayer, samples: int) -> NoiseScaledLayer:
     """A layer in units of its noise.
 
-    The noise is what is known of it, the error of float32 and, in a layer that was revealed completely, whatever else
-    is seen outside the best subspace of ``samples`` dimensions: noise that nobody told the server about.
+    Its variance is the known one plus float32's error. In a layer without missing entries it is raised to what is seen
+    outside the best subspace of ``samples`` dimensions: noise that the server was not told of.
     """
-    revealed = layer.uncertainty.isfinite()
-    if not revealed.all():
-        return _with_gaps(layer, revealed)
-    deviation = (layer.uncertainty.square().mean(1, keepdim=True) + _float_error(layer.gradient, revealed)).sqrt()
+    known = layer.std.isfinite()
+    if not known.all():
+        return _with_gaps(layer, known)
+    deviation = (layer.std.square().mean(1, keepdim=True) + _float_error(layer.gradient, known)).sqrt()
     values = layer.gradient / deviation
     rows, columns = values.shape
     if rows > columns:
         values = torch.linalg.qr(values).R
     if rows > samples:
         outside = torch.linalg.svdvals(values)[samples:].square().sum()
-        untold = math.sqrt(float(outside) / ((rows - samples) * (columns - samples)))
-        values = values / max(untold, 1.0)
-    return WhiteLayer(layer.inputs, values.new_ones(1, columns), values[None], rows)
+        unexplained = math.sqrt(float(outside) / ((rows - samples) * (columns - samples)))
+        values = values / max(unexplained, 1.0)
+    return NoiseScaledLayer(layer.inputs, values.new_ones(1, columns), values[None], rows)
 
 
-def _with_gaps(layer: TimeLayer, revealed: Tensor) -> WhiteLayer:
-    deviation = (layer.uncertainty.square() + _float_error(layer.gradient, revealed)).sqrt()
-    values = torch.where(revealed, layer.gradient / deviation, 0.0)
-    rows = values.square().sum(dim=1).argsort(descending=True)[:_ROWS]
-    return WhiteLayer(layer.inputs, 1 / deviation[rows], values[rows, None, :], len(rows))
+def _with_gaps(layer: TimeLayer, known: Tensor) -> NoiseScaledLayer:
+    deviation = (layer.std.square() + _float_error(layer.gradient, known)).sqrt()
+    values = torch.where(known, layer.gradient / deviation, 0.0)
+    rows = values.square().sum(dim=1).argsort(descending=True)[:ROWS_WITH_GAPS]
+    return NoiseScaledLayer(layer.inputs, 1 / deviation[rows], values[rows, None, :], len(rows))
 
 
-def _float_error(gradient: Tensor, revealed: Tensor) -> Tensor:
+def _float_error(gradient: Tensor, known: Tensor) -> Tensor:
     """Variance of every row's entries from computing in float32, [R,1]."""
-    squared = torch.where(revealed, gradient, 0.0).square()
-    row = squared.sum(1, keepdim=True) / revealed.sum(1, keepdim=True).clamp_min(1)
-    return _ARITHMETIC**2 * (row + _SMALL_ROW**2 * squared.sum() / revealed.sum())
+    squared = torch.where(known, gradient, 0.0).square()
+    row = squared.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
+    return FLOAT32_ERROR**2 * (row + CANCELLING_ROW**2 * squared.sum() / known.sum())
 
 
 class Evidence:
-    """Several white layers together, all about the same candidates."""
+    """Several layers together, with the same candidates."""
 
-    def __init__(self, layers: Sequence[WhiteLayer]) -> None:
+    def __init__(self, layers: Sequence[NoiseScaledLayer]) -> None:
         self.layers = layers
         self.rows = sum(layer.rows for layer in layers)
         self.candidates = len(layers[0].inputs) if layers else 0
 
     def gains(self, members: Sequence[int]) -> Tensor:
-        """By how much each candidate would lower the squared residual if it joined the members, [C]; -inf for those."""
+        """By how much each candidate would lower the squared remainder if it joined, [C]; -inf for the members."""
         gains = torch.stack([layer.gains(members) for layer in self.layers]).sum(dim=0)
         gains[list(members)] = -math.inf
         return gains
 
-    def residual(self, members: Sequence[int]) -> float:
-        """Squared residual that the members leave."""
-        return sum(float(layer.residual(layer.basis(members)).square().sum()) for layer in self.layers)
+    def remainder(self, members: Sequence[int]) -> float:
+        """Squared remainder that the members leave."""
+        return sum(float(layer.remainder(layer.basis(members)).square().sum()) for layer in self.layers)
 
     def size(self) -> float:
         """Squared size of the gradients."""
@@ -147,12 +147,12 @@ class Evidence:
         freedom = sum(
             layer.rows * float((layer.weights > 0).sum(1).sub(len(members)).double().mean()) for layer in self.layers
         )
-        return max(self.residual(members) - _WHITE * freedom, 0.0) + _ARITHMETIC**2 * self.size()
+        return max(self.remainder(members) - NOISE_EXCESS * freedom, 0.0) + FLOAT32_ERROR**2 * self.size()
 
     def completeness(self, members: Sequence[int]) -> float:
         """By how many standard deviations the faintest further sample would have beaten having none in its place."""
         rows = torch.tensor(self.rows)
-        return float(_deviations(_FAINT * self.size() - rows, rows, self.misfit(members)))
+        return float(_deviations(FAINTEST_SAMPLE * self.size() - rows, rows, self.misfit(members)))
 
     def spread(self, member: int, others: Sequence[int]) -> Tensor:
         """Rows times squared sine between the member and each candidate, beside the others, [C]."""
@@ -183,7 +183,7 @@ class Evidence:
         misfit, gains, spread = self.misfit(members), self.gains(others), self.spread(left, others)
         own = gains[left] + self.gains([*others, left])[right]
         closest, margin = list(members), math.inf
-        for moved in range(max(left - _NEARBY, 0), min(left + _NEARBY + 1, self.candidates)):
+        for moved in range(max(left - NEARBY, 0), min(left + NEARBY + 1, self.candidates)):
             if moved in members:
                 continue
             leads = own - gains[moved] - self.gains([*others, moved])
@@ -194,7 +194,7 @@ class Evidence:
 
 
 def _deviations(leads: Tensor, spread: Tensor, misfit: float) -> Tensor:
-    """How unlikely leads in squared residual were if the rival were right, in standard deviations of a normal.
+    """How unlikely leads in squared remainder were if the rival were right, in standard deviations of a normal.
 
     Were the rival right, and the squared distance between the two explanations a, the lead would have the mean -a and,
     under white noise, the variance 4 (R sin^2 + a), from the noise along two inputs and along their difference; the

@@ -1,10 +1,13 @@
 """The timesteps behind an update, read off the gradients of the layers that see nothing but the timestep.
 
-For N samples the weight gradient of such a layer is a sum of N rank-one terms, dW = sum_i s_i x(t_i)^T, with inputs
-x(t) that the server knows (attacks/timesteps/time_layers.py): its row space is spanned by the inputs at the timesteps that
-were used. The mechanism is that of inputs to a biased linear layer (Geiping et al. 2020, arXiv 2003.14053, proposition
-3.1), of span checks on language-model gradients (DAGER, arXiv 2405.15586) and of low-rank gradients (SPEAR, arXiv
-2403.03945). Here all layers are judged together, by likelihood (attacks/timesteps/likelihood.py).
+For N samples the weight gradient of such a layer is a sum of N rank-one terms,
+
+    dW = sum_i s_i x(t_i)^T,
+
+with inputs x(t) that the server knows (attacks/timesteps/time_layers.py). Its row space is spanned by the inputs at the
+timesteps that were used. The same mechanism is known of the inputs of a linear layer with bias (Geiping et al. 2020,
+arXiv 2003.14053, proposition 3.1), of span checks on language-model gradients (DAGER, arXiv 2405.15586) and of low-rank
+gradients (SPEAR, arXiv 2403.03945). Here all layers count together, by likelihood (attacks/timesteps/likelihood.py).
 """
 
 from dataclasses import dataclass
@@ -16,11 +19,11 @@ from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.duplicates import plausible_timesteps
 from attacks.timesteps.signs import judge_signs
-from attacks.timesteps.subset_search import Verdict, search
+from attacks.timesteps.subset_search import Verdict, search_subset
 from attacks.timesteps.time_layers import TimeLayer, candidate_timesteps, time_layers
 
 MINIMAL_MARGIN = 5.0
-"""Standard deviations by which a set has to be better than any other; below it the recovery says "unknown"."""
+"""Margin in standard deviations below which timesteps are reported as unknown."""
 
 
 class HiddenTimestepsError(AttackError):
@@ -29,18 +32,17 @@ class HiddenTimestepsError(AttackError):
 
 @dataclass(frozen=True)
 class RecoveredTimesteps:
-    """What an update tells of its timesteps.
+    """What an update says of its timesteps.
 
-    Where two samples share a timestep the update tells which timesteps there are, but not which of them is there twice:
-    their vectors only show in their sum (attacks/timesteps/duplicates.py ranks the possibilities).
+    Where two samples share a timestep the update shows which timesteps there are, but not which of them occurs twice:
+    only the sum of the two samples' vectors shows (attacks/timesteps/duplicates.py ranks the possibilities).
 
     Attributes:
-        timesteps: int64 [N], ascending; all -1 where they are not known, multiplicities included.
+        timesteps: int64 [N], ascending; all -1 unless all are known, with how often each occurs.
         distinct: int64 [M], ascending, M <= N: every timestep once; empty where not even that is known.
-        margin: how clear the verdict is, in standard deviations: how unlikely so large a lead over the best set with
-            one member exchanged or left out were if that set were right. Below MINIMAL_MARGIN nothing is known. Noise
-            counts where there is noise; for an exact gradient it is rounding, and the margin a ratio: distance of the
-            best rival from the gradient over that of the verdict.
+        margin: standard deviations by which the set leads over the best rival, which has one member exchanged or left
+            out. Below MINIMAL_MARGIN nothing is known. Of an exact gradient the deviation is that of rounding, and the
+            margin is a ratio: the rival's distance from the gradient over the set's.
     """
 
     timesteps: Tensor
@@ -49,14 +51,14 @@ class RecoveredTimesteps:
 
     @property
     def known(self) -> bool:
-        """Whether all N timesteps were told, multiplicities included."""
+        """Whether all N timesteps are known, with how often each occurs."""
         return bool((self.timesteps >= 0).all())
 
 
 def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
     """Read the timesteps off the problem's gradient.
 
-    Fewer than N distinct ones are only reported where noise cannot hide a further sample.
+    Fewer than N distinct ones are reported only where noise cannot hide a further sample.
     """
     samples = problem.samples
     candidates = candidate_timesteps(problem)
@@ -69,13 +71,13 @@ def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
     return RecoveredTimesteps(timesteps, distinct, verdict.margin)
 
 
-def possible_timesteps(problem: InversionProblem) -> list[Tensor]:
-    """What the problem's timesteps can be, each int64 [N] on its device; the likeliest first.
+def timestep_hypotheses(problem: InversionProblem) -> list[Tensor]:
+    """The possible timesteps of the problem, each int64 [N] on its device; the most likely first.
 
-    There is one answer, but where some timesteps were drawn more than once and the update does not tell which.
+    There is one hypothesis, unless a timestep was drawn more than once and the update does not show which.
 
     Raises:
-        HiddenTimestepsError: if the timesteps cannot be told.
+        HiddenTimestepsError: if the timesteps cannot be read off.
     """
     recovered = recover_timesteps(problem)
     if not len(recovered.distinct):
@@ -93,7 +95,7 @@ def _verdict(problem: InversionProblem, layers: list[TimeLayer]) -> Verdict:
         return unknown  # a sum of several of Adam's steps is not linear in gradients
     if problem.signs_only:
         return judge_signs(layers) if samples == 1 else unknown
-    verdict = search(layers, samples, MINIMAL_MARGIN)
+    verdict = search_subset(layers, samples, MINIMAL_MARGIN)
     if adam and samples == 1 and verdict.margin < MINIMAL_MARGIN:
         return judge_signs(layers)  # all that is left of entries far above Adam's eps
     return verdict

@@ -1,7 +1,7 @@
-"""One timestep read off the signs of a gradient.
+"""One timestep, read off the signs of a gradient.
 
-For one sample the gradient of a linear layer is s x(t)^T, and so are its signs: sign(s) sign(x(t))^T. The signs of the
-inputs of all time layers together tell nearly all timesteps apart.
+For one sample the gradient of a linear layer is s x(t)^T, and its signs are sign(s) sign(x(t))^T. The input signs of
+all time layers together differ for nearly all timesteps.
 """
 
 import math
@@ -13,15 +13,15 @@ from torch import Tensor
 from attacks.timesteps.subset_search import Verdict
 from attacks.timesteps.time_layers import TimeLayer
 
-_SIGN_UNSURE = 1e-5
-"""Inputs smaller than this part of their layer's mean have a sign that rounding may turn."""
+UNSURE_SIGN = 1e-5
+"""Inputs smaller than so many times their layer's mean magnitude have a sign that rounding may turn."""
 
 
 def judge_signs(layers: Sequence[TimeLayer]) -> Verdict:
-    """The candidate whose signs are contradicted least, and by how many standard deviations it leads.
+    """The candidate with the fewest contradicted signs, and its lead in standard deviations.
 
-    That is McNemar's test against every rival: the lead in contradictions over the square root of how many entries the
-    two of them see differently. Without noise the right candidate is never contradicted. Equal signs: margin 0.
+    McNemar's test against every rival: the lead in contradictions over the square root of the number of entries for
+    which the two expect different signs. Without noise the right candidate has no contradiction. Equal signs: margin 0.
     """
     expected = [_expected_signs(layer.inputs) for layer in layers]
     contradictions = torch.stack(list(map(_contradictions, layers, expected))).sum(dim=0)
@@ -33,7 +33,7 @@ def judge_signs(layers: Sequence[TimeLayer]) -> Verdict:
 
 
 def _expected_signs(inputs: Tensor) -> Tensor:
-    unsure = inputs.abs() < _SIGN_UNSURE * inputs.abs().mean()
+    unsure = inputs.abs() < UNSURE_SIGN * inputs.abs().mean()
     return torch.where(unsure, 0.0, inputs.sign())
 
 

@@ -1,4 +1,4 @@
-"""The search for the set of timesteps that explains the gradients of time layers best, and how clear its lead is."""
+"""The search for the most likely set of timesteps, and the margin of its lead."""
 
 import math
 from collections.abc import Sequence
@@ -8,47 +8,47 @@ from operator import itemgetter
 
 import torch
 
-from attacks.timesteps.likelihood import Evidence, WhiteLayer, white_layers
+from attacks.timesteps.likelihood import Evidence, NoiseScaledLayer, noise_scaled_layers
 from attacks.timesteps.time_layers import TimeLayer
 
-_ABOVE_NOISE = 1.5
-"""Singular values that exceed the largest to be expected of noise by this factor are signal."""
-_PASSES = 10
+ABOVE_NOISE = 1.5
+"""A singular value is signal above so many times the largest one to expect of noise."""
+MOST_PASSES = 10
+"""Passes over the members after which exchanging them ends."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A set of candidates' indices, ascending, and by how many standard deviations it is better than any other."""
+    """A set of candidates' indices, ascending, and its margin over any other set in standard deviations."""
 
     members: list[int]
     margin: float
 
 
-def search(layers: Sequence[TimeLayer], samples: int, minimal_margin: float) -> Verdict:
-    """The best set of at most ``samples`` members, each of them needed by ``minimal_margin``, as far as one is found.
+def search_subset(layers: Sequence[TimeLayer], samples: int, minimal_margin: float) -> Verdict:
+    """The most likely set of at most ``samples`` members, each of which leads by ``minimal_margin`` if possible.
 
-    Two starts, both greedy: by the directions that stand out of the noise, all counted alike (rank-aware pursuit,
-    Davies and Eldar 2012, arXiv 1004.4529: right at once where there are as many directions as members), and by the
-    evidence.
+    Two greedy starts. One counts all directions above the noise alike (rank-aware pursuit, Davies and Eldar 2012, arXiv
+    1004.4529); it is right at once where there are as many directions as members. The other goes by the likelihood.
     """
-    evidence = Evidence(white_layers(layers, samples))
-    complete = [layer.rows(layer.uncertainty.isfinite().all(dim=1)) for layer in layers]
-    signals = Evidence([_directions(layer, samples) for layer in white_layers(complete, samples)])
+    evidence = Evidence(noise_scaled_layers(layers, samples))
+    complete = [layer.rows(layer.std.isfinite().all(dim=1)) for layer in layers]
+    signals = Evidence([_directions(layer, samples) for layer in noise_scaled_layers(complete, samples)])
     verdicts = []
     for start in (signals, evidence):
         if start.layers:
             verdicts.append(_settle(evidence, _greedy(start, samples), samples, minimal_margin))
             if verdicts[-1].margin >= minimal_margin:
                 return verdicts[-1]
-    return min(verdicts, key=lambda verdict: evidence.residual(verdict.members), default=Verdict([], 0.0))
+    return min(verdicts, key=lambda verdict: evidence.remainder(verdict.members), default=Verdict([], 0.0))
 
 
-def _directions(layer: WhiteLayer, samples: int) -> WhiteLayer:
-    """A complete layer's leading right singular vectors as its values: those above the edge of the noise's own."""
+def _directions(layer: NoiseScaledLayer, samples: int) -> NoiseScaledLayer:
+    """The same layer with its leading right singular vectors as values: those above the largest of the noise."""
     _, sizes, right = torch.linalg.svd(layer.values[0], full_matrices=False)
     edge = math.sqrt(layer.rows) + math.sqrt(layer.values.shape[2])
-    rank = min(samples, max(int((sizes > _ABOVE_NOISE * edge).sum()), 1))
-    return WhiteLayer(layer.inputs, layer.weights, right[None, :rank], rank)
+    rank = min(samples, max(int((sizes > ABOVE_NOISE * edge).sum()), 1))
+    return NoiseScaledLayer(layer.inputs, layer.weights, right[None, :rank], rank)
 
 
 def _greedy(evidence: Evidence, samples: int) -> list[int]:
@@ -60,7 +60,7 @@ def _greedy(evidence: Evidence, samples: int) -> list[int]:
 
 def _refine(evidence: Evidence, members: list[int]) -> list[int]:
     """Exchange members one by one for better ones until none is found."""
-    for _ in range(_PASSES):
+    for _ in range(MOST_PASSES):
         before = list(members)
         for position in range(len(members)):
             others = members[:position] + members[position + 1 :]
@@ -71,11 +71,11 @@ def _refine(evidence: Evidence, members: list[int]) -> list[int]:
 
 
 def _settle(evidence: Evidence, members: list[int], samples: int, minimal_margin: float) -> Verdict:
-    """Leave out members that are not needed and exchange pairs of neighbours, as long as that makes a better set.
+    """Leave out unneeded members and exchange pairs of neighbours, as long as that makes a more likely set.
 
-    That no member is missing has to be as clear as the rest.
+    The margin includes that no member is missing.
     """
-    for _ in range(_PASSES):
+    for _ in range(MOST_PASSES):
         members = sorted(_refine(evidence, members))
         over_others, over_none = evidence.margins(members)
         margins = over_others + over_none

@@ -1,10 +1,14 @@
-"""Linear layers whose input is a known function of the timestep alone, with what an update reveals of their gradients.
+"""Linear layers whose input is a known function of the timestep alone, with the estimates of their gradients.
 
-A U-Net's input image never enters its time MLP. So the server, who knows the weights, can tabulate the inputs of
+The image never enters a U-Net's time MLP. So the server, who knows the weights, can compute the inputs x(t) of
 ``time_embedding.linear_1`` and ``linear_2`` and of every residual block's ``time_emb_proj`` for all timesteps. Their
-weight gradients are sums over the samples, dW = sum_i s_i x(t_i)^T. Biases are a last input that is always 1; a learned
-embedding table is a linear layer of one-hot inputs; the time projections share one input and stack to one tall layer.
-Of a layer with a low-rank adapter W + c B A the gradient of A has the layer's inputs x(t), that of B has A x(t).
+weight gradients are sums over the samples,
+
+    dW = sum_i s_i x(t_i)^T.
+
+A bias is a last input that is always 1. A learned embedding table is a linear layer of one-hot inputs. The time
+projections share their input and are stacked to one tall layer. In a layer with a low-rank adapter W + c B A the
+gradient of A has the inputs x(t), and that of B the inputs A x(t).
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,16 +29,16 @@ _PROJECTION = "time_emb_proj"
 class TimeLayer:
     """Inputs x(t) of the C candidate timesteps, float64 [C,D], and the gradient sum_i s_i x(t_i)^T, float64 [R,D].
 
-    ``uncertainty`` [R,D] is the standard deviation of the gradient's entries, infinite where nothing was revealed.
+    ``std`` [R,D] is the standard deviation of the gradient's entries, infinite where nothing is known.
     """
 
     inputs: Tensor
     gradient: Tensor
-    uncertainty: Tensor
+    std: Tensor
 
     def rows(self, chosen: Tensor) -> "TimeLayer":
         """The layer with only the chosen outputs, bool [R]."""
-        return TimeLayer(self.inputs, self.gradient[chosen], self.uncertainty[chosen])
+        return TimeLayer(self.inputs, self.gradient[chosen], self.std[chosen])
 
 
 def time_projection_inputs(model: Any, timesteps: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ def time_projection_inputs(model: Any, timesteps: Tensor) -> Tensor:
 
 
 def candidate_timesteps(problem: InversionProblem) -> Tensor:
-    """The timesteps that the network can be trained on, int64 [C]: all, but where its embedding is not finite.
+    """The timesteps that the network can be trained on, int64 [C]: all at which its embedding is finite.
 
     A Fourier embedding takes the logarithm of t, so that t = 0 would have left NaN in the update.
     """
@@ -54,8 +58,8 @@ def candidate_timesteps(problem: InversionProblem) -> Tensor:
 def time_layers(problem: InversionProblem, candidates: Tensor) -> list[TimeLayer]:
     """The layers whose gradient was observed and whose inputs are known.
 
-    Local steps move the weights, so that from the second step on a layer's input is known only if nothing before it
-    was trained: that of ``linear_1`` always is, but for a learned embedding.
+    Local steps move the weights. From the second step on a layer's input is known only if no layer before it is
+    trained: always that of ``linear_1``, unless the embedding is learned.
     """
     moves = problem.circumstances.local_steps > 1
     layers = []
@@ -70,13 +74,13 @@ def time_layers(problem: InversionProblem, candidates: Tensor) -> list[TimeLayer
 
 
 def _adapter(problem: InversionProblem, name: str, inputs: Tensor, moves: bool) -> Iterator[TimeLayer]:
-    """What the gradients of a layer's adapter tell; once A moves, B's inputs are no longer known."""
+    """The layers of an adapter's A and B; once A moves, the inputs of B are not known."""
     first, second = (f"{name}.{part}.default.weight" for part in ("lora_A", "lora_B"))
     if first in problem.gradient and problem.gradient[first].any():  # it is zero as long as B is
-        yield TimeLayer(inputs, problem.gradient[first].double().cpu(), problem.uncertainty[first].double().cpu())
+        yield TimeLayer(inputs, problem.gradient[first].double().cpu(), problem.std[first].double().cpu())
     if second in problem.gradient and not moves:
         reduced = inputs @ problem.model.get_parameter(first).detach().double().cpu().T
-        yield TimeLayer(reduced, problem.gradient[second].double().cpu(), problem.uncertainty[second].double().cpu())
+        yield TimeLayer(reduced, problem.gradient[second].double().cpu(), problem.std[second].double().cpu())
 
 
 def _chain(model: Any, timesteps: Tensor) -> Iterator[tuple[list[str], Tensor]]:
@@ -114,7 +118,7 @@ def _layer(problem: InversionProblem, names: Sequence[str], inputs: Tensor) -> T
         biases = [torch.cat([entries[f"{name}.bias"] for name in names])[:, None]] if biased else []
         return torch.cat([weights, *biases], dim=1).double().cpu()
 
-    return TimeLayer(inputs, stack(problem.gradient), stack(problem.uncertainty))
+    return TimeLayer(inputs, stack(problem.gradient), stack(problem.std))
 
 
 def _by_input(name: str, weight: Tensor) -> Tensor:
