@@ -40,7 +40,7 @@ class CaptureError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sighting:
+class UpdateId:
     """Whose update was seen, and by whom: a curious peer, or the server where ``observer`` is None.
 
     Client -1 stands for the sum over a round's clients.
@@ -66,7 +66,7 @@ class Sighting:
         return f"round {self.round} {whose}{by}"
 
 
-class Defence(BaseModel):
+class DefenceDisclosure(BaseModel):
     """What happened to an update before it left the client, as far as the server knows; in this order.
 
     In local training every sample's gradient clipped to the norm ``sample_clip_norm``, and Gaussian noise of standard
@@ -106,7 +106,7 @@ class Circumstances(BaseModel):
     batch_size: int = Field(1, ge=1)
     local_steps: int = Field(1, ge=1)
     local_optimizer: LocalOptimizer | None = None
-    defence: Defence | None = None
+    defence: DefenceDisclosure | None = None
     loss_reduction: Literal["mean"] = "mean"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     image_shape: tuple[int, int, int]
@@ -129,9 +129,9 @@ class Circumstances(BaseModel):
         return self
 
     @property
-    def sighting(self) -> Sighting:
+    def update_id(self) -> UpdateId:
         """Whose update this is about, and who saw it."""
-        return Sighting(self.round, self.client, self.observer)
+        return UpdateId(self.round, self.client, self.observer)
 
     @property
     def num_samples(self) -> int:

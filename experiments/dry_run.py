@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
-from attacks.observation import CaptureError, Defence, Sighting
+from attacks.observation import CaptureError, DefenceDisclosure, UpdateId
 from attacks.registry import create
 from experiments.experiment import Experiment
 from fl_sim.client_app import build_client_app
@@ -92,12 +92,12 @@ def _check_attacks(experiment: Experiment, reply: Message) -> None:
     told = defence.disclosure(recipe) if settings.attack.knows_defence else {}
     held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)[_CLIENT]
     view = View(
-        Sighting(_ROUND, _CLIENT), lambda: experiment.weights, arrays_in(reply.content), recipe.samples(len(held))
+        UpdateId(_ROUND, _CLIENT), lambda: experiment.weights, arrays_in(reply.content), recipe.samples(len(held))
     )
     summed = (settings.federation.clients_per_round or 1) if defence.sum_only else 1
-    sighting = Sighting(_ROUND, _CLIENT if summed == 1 else -1)
+    update_id = UpdateId(_ROUND, _CLIENT if summed == 1 else -1)
     try:
-        seen = make_observation(recipe, sighting, [view] * summed, Defence(**told) if told else None)
+        seen = make_observation(recipe, update_id, [view] * summed, DefenceDisclosure(**told) if told else None)
     except CaptureError as error:
         raise SettingsError(f"the server could not read an update: {error}") from error
     for name, arguments in settings.attack.arguments.items():

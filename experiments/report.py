@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from attacks.attack import AttackError
-from attacks.observation import Sighting
+from attacks.observation import UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from experiments import figures
 from experiments.experiment import build_recipe
@@ -189,7 +189,7 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
         except SettingsError as error:
             absent["Originals in this report"] = str(error)
         rounds.setdefault(round_number, []).extend(
-            _victims(run, Sighting(round_number, client, observing_peer(str(observer))), rows, truth)
+            _victims(run, UpdateId(round_number, client, observing_peer(str(observer))), rows, truth)
         )
     return rounds, list(absent.items())
 
@@ -204,9 +204,9 @@ def _clients_behind(run: Run, round_number: int, client: int) -> list[int]:
     raise SettingsError(f"round {round_number} did not end, so that nobody wrote down whose updates were summed")
 
 
-def _victims(run: Run, sighting: Sighting, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
+def _victims(run: Run, update_id: UpdateId, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
     count = rows["image"].nunique()
-    reconstructed = {attack: _load_images(run, sighting, attack, truth, count) for attack in rows["attack"].unique()}
+    reconstructed = {attack: _load_images(run, update_id, attack, truth, count) for attack in rows["attack"].unique()}
     victims = []
     for image, of_image in rows.groupby("image", sort=True):
         index = int(str(image))
@@ -216,14 +216,14 @@ def _victims(run: Run, sighting: Sighting, rows: pd.DataFrame, truth: Truth | No
         original = image_uri(truth.images[index]) if truth else None
         row = pictures[0].row
         blank = is_blank(row["flat_psnr"])
-        victims.append(Victim(sighting.client, row["observer"], index, row["timestep"], blank, original, pictures))
+        victims.append(Victim(update_id.client, row["observer"], index, row["timestep"], blank, original, pictures))
     return victims
 
 
-def _load_images(run: Run, sighting: Sighting, attack: str, truth: Truth | None, count: int) -> Any:
+def _load_images(run: Run, update_id: UpdateId, attack: str, truth: Truth | None, count: int) -> Any:
     """A reconstruction's images as URIs in the order of the truth, None for each of ``count`` where there is none."""
     try:
-        file = run.directory.reconstruction(sighting.round, sighting.client, attack, sighting.observer)
+        file = run.directory.reconstruction(update_id.round, update_id.client, attack, update_id.observer)
         images = load_reconstruction(file).images
     except AttackError:
         return [None] * count

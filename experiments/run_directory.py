@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from attacks.observation import Sighting
+from attacks.observation import UpdateId
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError, dump_toml, load_settings
 
@@ -112,7 +112,7 @@ class RunDirectory:
 
     def reconstruction(self, round_number: int, client: int, attack: str, observer: int | None = None) -> Path:
         """The file of one reconstruction, by the server or by the curious peer ``observer``."""
-        return self.reconstructions / f"{Sighting(round_number, client, observer).stem}-{attack}.safetensors"
+        return self.reconstructions / f"{UpdateId(round_number, client, observer).stem}-{attack}.safetensors"
 
     def settings(self) -> ExperimentSettings:
         """The settings that the run was started with."""

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.observation import Defence, Sighting
+from attacks.observation import DefenceDisclosure, UpdateId
 from attacks.workers import AttackPool
 from experiments import metrics
 from experiments.checkpoint import Checkpoint, save_checkpoint
@@ -118,14 +118,14 @@ class _Run:
         defence = self._experiment.defence
         told = defence.disclosure(self._recipe) if attack.knows_defence else {}
         strategy = self._experiment.strategy
-        known: dict[str, Any] = {"defence": Defence(**told) if told else None, "sink": sink}
+        known: dict[str, Any] = {"defence": DefenceDisclosure(**told) if told else None, "sink": sink}
         if isinstance(strategy, Gossip):
             return CuriousPeers(strategy, settings.federation.curious_peers, **known)
         return HonestButCurious(strategy, sum_only=defence.sum_only, **known)
 
-    def _after_attack(self, sighting: Sighting, attack: str, result: Reconstruction | str) -> None:
-        summed = self._grid.rounds[sighting.round - 1].replied if sighting.client < 0 else ()
-        rows = self._evaluator.rows(sighting.round, sighting.client, attack, result, sighting.observer, summed)
+    def _after_attack(self, update_id: UpdateId, attack: str, result: Reconstruction | str) -> None:
+        summed = self._grid.rounds[update_id.round - 1].replied if update_id.client < 0 else ()
+        rows = self._evaluator.rows(update_id.round, update_id.client, attack, result, update_id.observer, summed)
         self._leakage.append(rows)
         self._display.attacked(rows)
 

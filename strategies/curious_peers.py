@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from attacks.observation import Sighting
+from attacks.observation import UpdateId
 from strategies.errors import ArgumentError
 from strategies.gossip import Gossip, State, average, state_in
 from strategies.honest_but_curious import HonestButCurious, View
@@ -63,8 +63,8 @@ class CuriousPeers(HonestButCurious):
                 continue  # it was down in this round, and heard nobody
             for peer, message in heard.items():
                 if peer != observer:
-                    sighting = Sighting(server_round, peer, observer)
-                    yield View.of(sighting, partial(dict, beliefs[peer]), message.content)
+                    update_id = UpdateId(server_round, peer, observer)
+                    yield View.of(update_id, partial(dict, beliefs[peer]), message.content)
             self._beliefs[observer] = self._follow(beliefs, {peer: state_in(m) for peer, m in heard.items()})
 
     def _follow(self, beliefs: dict[int, State], heard: dict[int, State]) -> dict[int, State]:

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 from torch import Tensor
 
-from attacks.observation import Circumstances, Defence, Observation, Sighting
+from attacks.observation import Circumstances, DefenceDisclosure, Observation, UpdateId
 from attacks.workers import AttackPool, failure_reason
 from fl_sim.wire import (
     CLIENT,
@@ -40,23 +40,23 @@ class View:
     """A reply as the curious see it.
 
     Attributes:
-        sighting: whose it is, and who sees it.
+        update_id: whose it is, and who sees it.
         weights: reads the weights that they take it to belong to.
         arrays: what is in it, by parameter name.
         num_examples: how many samples it says that it is about, if it does.
     """
 
-    sighting: Sighting
+    update_id: UpdateId
     weights: Callable[[], dict[str, Tensor]]
     arrays: dict[str, Array]
     num_examples: float | None
 
     @classmethod
-    def of(cls, sighting: Sighting, weights: Callable[[], dict[str, Tensor]], content: RecordDict) -> "View":
+    def of(cls, update_id: UpdateId, weights: Callable[[], dict[str, Tensor]], content: RecordDict) -> "View":
         """The view of a reply as it is now."""
         stated = (record.get(NUM_EXAMPLES) for record in content.metric_records.values())
         num_examples = next((number for number in stated if isinstance(number, int | float)), None)
-        return cls(sighting, weights, arrays_in(content), num_examples)
+        return cls(update_id, weights, arrays_in(content), num_examples)
 
 
 class HonestButCurious(Strategy):
@@ -92,7 +92,7 @@ class HonestButCurious(Strategy):
         recipe: Recipe | None = None,
         seed: int = 0,
         directory: str | Path = "leakage",
-        defence: Defence | None = None,
+        defence: DefenceDisclosure | None = None,
         sum_only: bool = False,
         sink: Sink | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class HonestButCurious(Strategy):
         self._recipe = recipe
         self._sent: dict[int, Callable[[], dict[str, Tensor]]] = {}
         self._numbers: dict[int, int] = {}
-        self._dictated: Defence | None = None
+        self._dictated: DefenceDisclosure | None = None
         if sink is None:
             arguments = attacks if isinstance(attacks, Mapping) else {name: {} for name in attacks}
             sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
@@ -174,21 +174,23 @@ class HonestButCurious(Strategy):
         for reply in replies:
             node = reply.metadata.src_node_id
             client = _partition_of(reply.content, default=self._numbers[node])
-            yield View.of(Sighting(server_round, client), self._sent[node], reply.content)
+            yield View.of(UpdateId(server_round, client), self._sent[node], reply.content)
 
-    def _observe(self, views: Sequence[View], defence: Defence | None) -> None:
+    def _observe(self, views: Sequence[View], defence: DefenceDisclosure | None) -> None:
         """Observe one reply, or the sum of several."""
-        sighting = views[0].sighting if len(views) == 1 else replace(views[0].sighting, client=-1)
+        update_id = views[0].update_id if len(views) == 1 else replace(views[0].update_id, client=-1)
         try:
             assert self._recipe is not None  # configure_train saw to it
-            self._sink.observe(make_observation(self._recipe, sighting, views, defence))
+            self._sink.observe(make_observation(self._recipe, update_id, views, defence))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
             reason = failure_reason(error)
-            log(WARNING, "%s not observed: %s", sighting, reason)
-            self._sink.failed(sighting, reason)
+            log(WARNING, "%s not observed: %s", update_id, reason)
+            self._sink.failed(update_id, reason)
 
 
-def make_observation(recipe: Recipe, sighting: Sighting, views: Sequence[View], defence: Defence | None) -> Observation:
+def make_observation(
+    recipe: Recipe, update_id: UpdateId, views: Sequence[View], defence: DefenceDisclosure | None
+) -> Observation:
     """What the server knows of one reply, or of the sum of several, from clients that trained by ``recipe``.
 
     Raises:
@@ -196,18 +198,18 @@ def make_observation(recipe: Recipe, sighting: Sighting, views: Sequence[View], 
         StrategyError: if the replies that are summed tell of different numbers of steps.
         KeyError, ValueError, TypeError: if a reply lacks weights or holds no numbers.
     """
-    views = sorted(views, key=lambda view: view.sighting.client)
+    views = sorted(views, key=lambda view: view.update_id.client)
     weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
     num_examples = [_num_examples(view, recipe) for view in views]
-    recipe = _recipe_behind(recipe.in_round(sighting.round), num_examples)
+    recipe = _recipe_behind(recipe.in_round(update_id.round), num_examples)
     noise, timesteps = None, None
     if recipe.noise_seed is not None:
-        draws = [dictated_draw(recipe, view.sighting.client, sighting.round) for view in views]
+        draws = [dictated_draw(recipe, view.update_id.client, update_id.round) for view in views]
         noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
     return Observation(
         Circumstances(
-            round=sighting.round,
-            client=sighting.client,
+            round=update_id.round,
+            client=update_id.client,
             update="gradient" if recipe.update == "gradient" else "delta",
             num_examples=sum(num_examples),
             batch_size=recipe.batch_size,
@@ -219,7 +221,7 @@ def make_observation(recipe: Recipe, sighting: Sighting, views: Sequence[View], 
             scheduler=recipe.scheduler,
             model=recipe.model,
             num_clients=len(views),
-            observer=sighting.observer,
+            observer=update_id.observer,
         ),
         weights,
         _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
@@ -264,16 +266,16 @@ def _recipe_behind(recipe: Recipe, num_examples: Sequence[int]) -> Recipe:
     return recipes[num_examples[0]]
 
 
-def _dictated_clipping(messages: Sequence[Message]) -> Defence | None:
+def _dictated_clipping(messages: Sequence[Message]) -> DefenceDisclosure | None:
     """What a server is sure of that tells its clients to which norm they are to clip, as Flower's strategies do."""
     for message in messages:
         for config in message.content.config_records.values():
             if CLIPPING_NORM in config:
-                return Defence(clip_norm=float(str(config[CLIPPING_NORM])))
+                return DefenceDisclosure(clip_norm=float(str(config[CLIPPING_NORM])))
     return None
 
 
-def _both(defence: Defence | None, dictated: Defence | None) -> Defence | None:
+def _both(defence: DefenceDisclosure | None, dictated: DefenceDisclosure | None) -> DefenceDisclosure | None:
     """What clients do of their own accord, together with the clipping that they are told to do."""
     if defence is None or dictated is None:
         return defence or dictated

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from attacks.attack import Reconstruction
-from attacks.observation import Observation, Sighting
+from attacks.observation import Observation, UpdateId
 from attacks.reconstruction_file import save_reconstruction
 from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
@@ -17,7 +17,7 @@ from strategies.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
 
-OnReconstruction = Callable[[Sighting, str, Result], None]
+OnReconstruction = Callable[[UpdateId, str, Result], None]
 """Called with who was seen, the attack, and the reconstruction or the reason why there is none."""
 
 
@@ -31,7 +31,7 @@ class Sink(Protocol):
     def observe(self, observation: Observation) -> None:
         """Take one observation, without waiting for any attack."""
 
-    def failed(self, sighting: Sighting, reason: str) -> None:
+    def failed(self, update_id: UpdateId, reason: str) -> None:
         """Take note that a reply could not be observed."""
 
     def drain(self) -> None:
@@ -41,13 +41,13 @@ class Sink(Protocol):
         """Release what the sink holds, abandoning what is not done."""
 
 
-def log_result(sighting: Sighting, attack: str, result: Result) -> None:
+def log_result(update_id: UpdateId, attack: str, result: Result) -> None:
     """Say in one line how an attack ended."""
     if isinstance(result, Reconstruction):
         outcome = f"matching loss {result.matching_loss:.3g} in {result.seconds:.1f} s"
-        logger.info("%s %s: %s", sighting, attack, outcome)
+        logger.info("%s %s: %s", update_id, attack, outcome)
     else:
-        logger.warning("%s %s: no reconstruction: %s", sighting, attack, result)
+        logger.warning("%s %s: no reconstruction: %s", update_id, attack, result)
 
 
 class DirectorySink:
@@ -88,24 +88,24 @@ class DirectorySink:
         self._pool = pool
         self._seed = seed
         self._postpones = when == "after"
-        self._postponed: list[tuple[Sighting, Path]] = []
+        self._postponed: list[tuple[UpdateId, Path]] = []
         self._on_reconstruction = on_reconstruction
         self._telling = threading.Lock()
 
     def observe(self, observation: Observation) -> None:
         """Write the capture and queue its attacks."""
-        sighting = observation.circumstances.sighting
-        capture = self._captures / f"{sighting.stem}.safetensors"
+        update_id = observation.circumstances.update_id
+        capture = self._captures / f"{update_id.stem}.safetensors"
         _write_whole(capture, observation.save)
         if self._postpones:
-            self._postponed.append((sighting, capture))
+            self._postponed.append((update_id, capture))
         else:
-            self._attack(sighting, capture)
+            self._attack(update_id, capture)
 
-    def failed(self, sighting: Sighting, reason: str) -> None:
+    def failed(self, update_id: UpdateId, reason: str) -> None:
         """Pass the reason on as the result of every attack."""
         for attack in self._attacks:
-            self._tell(sighting, attack, reason)
+            self._tell(update_id, attack, reason)
 
     def drain(self) -> None:
         """Wait until every attack has ended; raises what ``on_reconstruction`` raised, if it did."""
@@ -117,20 +117,20 @@ class DirectorySink:
         """Release the workers; attacks that have not ended get their reason."""
         self._pool.close()
 
-    def _attack(self, sighting: Sighting, capture: Path) -> None:
+    def _attack(self, update_id: UpdateId, capture: Path) -> None:
         for attack, (name, arguments) in self._attacks.items():
-            seed = derive_seed(self._seed, "attack", attack, sighting.round, sighting.client)
-            self._pool.submit(Job(capture, name, arguments, seed), partial(self._keep, sighting, attack))
+            seed = derive_seed(self._seed, "attack", attack, update_id.round, update_id.client)
+            self._pool.submit(Job(capture, name, arguments, seed), partial(self._keep, update_id, attack))
 
-    def _keep(self, sighting: Sighting, attack: str, result: Result) -> None:
+    def _keep(self, update_id: UpdateId, attack: str, result: Result) -> None:
         if isinstance(result, Reconstruction):
-            path = self._reconstructions / f"{sighting.stem}-{attack}.safetensors"
+            path = self._reconstructions / f"{update_id.stem}-{attack}.safetensors"
             _write_whole(path, partial(save_reconstruction, reconstruction=result))
-        self._tell(sighting, attack, result)
+        self._tell(update_id, attack, result)
 
-    def _tell(self, sighting: Sighting, attack: str, result: Result) -> None:
+    def _tell(self, update_id: UpdateId, attack: str, result: Result) -> None:
         with self._telling:
-            self._on_reconstruction(sighting, attack, result)
+            self._on_reconstruction(update_id, attack, result)
 
 
 def _write_whole(path: Path, save: Callable[[Path], None]) -> None:

@@ -19,7 +19,7 @@ from flwr.common import bytes_to_ndarray
 from torch import Tensor
 from typer.testing import CliRunner
 
-from attacks.observation import Defence, Observation
+from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import create
 from experiments.cli import app
 from fl_sim.client_app import local_training, private_draw
@@ -133,7 +133,7 @@ def test_the_server_ends_up_with_the_sum_and_the_rounding_that_it_knows_of(secur
     expected = sum(flat({name: after[name].double() - before[name] for name in names}) for after in secured.trained)
     assert isinstance(expected, Tensor)
     error = flat(observation.update) - expected
-    assert observation.circumstances.defence == Defence(noise_std=secured.server.ROUNDING)
+    assert observation.circumstances.defence == DefenceDisclosure(noise_std=secured.server.ROUNDING)
     assert float(error.std()) == pytest.approx(2 * secured.server.ROUNDING, rel=0.05)
     assert float(expected.std()) > 10 * float(error.std())
     assert max(float(value.abs().max()) for value in observation.weights.values()) < secured.server.LARGEST_WEIGHT
@@ -154,7 +154,7 @@ def test_a_defence_of_ones_own_is_short_and_works_in_a_run_by_its_path(folder: P
         seen = Observation.load(capture)
         sent = flat(seen.update) != 0
         assert float(sent.float().mean()) == pytest.approx(0.25, abs=5 * 0.5 / len(sent) ** 0.5)
-        assert seen.circumstances.defence == Defence(sparsified=True)
+        assert seen.circumstances.defence == DefenceDisclosure(sparsified=True)
     assert set(pd.read_parquet(directory.leakage_parquet)["defence_args"]) == {'{"chance":0.25}'}
 
 

@@ -30,7 +30,7 @@ from attacks.published.ddim_prior import GLOBAL, Prior, load_prior, read_prior
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Phases:
     """How the two phases are searched; ``solved_below`` None: always to the last iteration."""
 
     sampler_steps: int
@@ -41,8 +41,8 @@ class Recipe:
 
 
 RECIPES = {
-    "published": Recipe(sampler_steps=16, latent_iterations=2501, pixel_iterations=5001, lr=0.01, solved_below=None),
-    "short": Recipe(sampler_steps=8, latent_iterations=100, pixel_iterations=1000, lr=0.1, solved_below=1e-8),
+    "published": Phases(sampler_steps=16, latent_iterations=2501, pixel_iterations=5001, lr=0.01, solved_below=None),
+    "short": Phases(sampler_steps=8, latent_iterations=100, pixel_iterations=1000, lr=0.1, solved_below=1e-8),
 }
 
 

@@ -108,7 +108,7 @@ class Residual(Attack):
                 raise
             possible = [at_timestep(problem, problem.scheduler.config.num_train_timesteps // 2)]
             stages = self._stages_with_tournament(problem, budget)
-        candidate = self._minimiser(problem, possible, generator).begin()
+        candidate = self.minimiser(problem, possible, generator).begin()
         for stage, share in stages:
             candidate = stage.run(candidate, share)
         return candidate.outcome()
@@ -149,9 +149,10 @@ class Residual(Attack):
         probable = problem.noisy and not problem.simulates_local_steps
         return budget.share(self.map_estimate.budget_share) if probable else 0
 
-    def _minimiser(
+    def minimiser(
         self, problem: InversionProblem, possible: Sequence[Unknowns], generator: torch.Generator
     ) -> Minimiser:
+        """The minimiser of the first stages: for one batch, by the distance that fits what is known of the gradient."""
         if problem.signs_only:
             distance = sign_distance(list(problem.gradient.values()), self.sign_temperature)
             floor = sign_floor(self.sign_temperature)

@@ -83,26 +83,30 @@ class SubspaceInit(BaseModel):
         """x_t [N,C,H,W] at ``timesteps`` int64 [N]; None where the row spaces do not determine it."""
         objective = SubspaceObjective(problem, timesteps, self.clear_of_noise)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
-            run = LBFGSRun(objective, [self._start(problem, timesteps, generator)])
+            run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
             before = math.inf
             while run.loss > self.solved_below and budget.left:
                 if not run.advance(int(min(self.slice_evaluations, budget.left))) < before / self.stall_ratio:
                     break
                 before = run.loss
-            if run.loss < self.accept_below and not self._has_duplicates(run.point[0]):
+            if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):
                 return run.point[0].detach()
         return None
 
-    def _start(self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Random smooth images as they are at ``timesteps``, with little noise."""
         images = random_smooth_images(problem.samples, problem.image_shape, generator).to(problem.device)
         signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, timesteps, images)
         return signal_scale * images + self.start_noise * problem.randn(generator)
 
-    def _has_duplicates(self, images: Tensor) -> bool:
-        """Whether two images of [N,C,H,W] nearly coincide; one image twice has no more outside than once."""
-        flat = images.detach().flatten(1)
-        return len(flat) > 1 and bool(torch.pdist(flat).min() < self.duplicate_distance * flat.norm(dim=1).max())
+
+def has_duplicates(images: Tensor, distance: float) -> bool:
+    """Whether two of the images [N,C,H,W] are nearer than ``distance`` times the largest norm.
+
+    An image that is found twice has no larger share outside the row spaces than the two right ones.
+    """
+    flat = images.detach().flatten(1)
+    return len(flat) > 1 and bool(torch.pdist(flat).min() < distance * flat.norm(dim=1).max())
 
 
 class SubspaceObjective:

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.observation import Defence, Observation, Sighting, ThreatModel
+from attacks.observation import DefenceDisclosure, Observation, ThreatModel, UpdateId
 from experiments.bench.jobs import attempt, compared
 from experiments.bench.measuring import Row, device_name, software
 from experiments.experiment import Experiment, prepare
@@ -106,7 +106,7 @@ def measure(job: Job) -> Row:
     weights, rounds = _train(experiment, sink)
     training_seconds = time.perf_counter() - started
     privacy = most_spent(privacy_spent(experiment, rounds))
-    attacks = [row for sighting, seen in sink.seen.items() for row in _attack(job, experiment, sighting, seen)]
+    attacks = [row for update_id, seen in sink.seen.items() for row in _attack(job, experiment, update_id, seen)]
     return job.identity() | {
         "disclosed": experiment.defence.disclosure(experiment.recipe),
         "training_seconds": training_seconds,
@@ -121,16 +121,16 @@ class SightingSink:
     """Keeps what the server saw in some rounds of the first few clients, or of their sum, or why it saw nothing."""
 
     def __init__(self, rounds: Collection[int], clients: int) -> None:
-        self.seen: dict[Sighting, Observation | str] = {}
+        self.seen: dict[UpdateId, Observation | str] = {}
         self._rounds, self._clients = rounds, clients
 
     def observe(self, observation: Observation) -> None:
         """Keep it, if it is wanted."""
-        self._keep(observation.circumstances.sighting, observation)
+        self._keep(observation.circumstances.update_id, observation)
 
-    def failed(self, sighting: Sighting, reason: str) -> None:
+    def failed(self, update_id: UpdateId, reason: str) -> None:
         """Keep the reason, if the observation was wanted."""
-        self._keep(sighting, reason)
+        self._keep(update_id, reason)
 
     def drain(self) -> None:
         """Nothing is under way."""
@@ -138,9 +138,9 @@ class SightingSink:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _keep(self, sighting: Sighting, seen: Observation | str) -> None:
-        if sighting.round in self._rounds and sighting.client < self._clients:
-            self.seen[sighting] = seen
+    def _keep(self, update_id: UpdateId, seen: Observation | str) -> None:
+        if update_id.round in self._rounds and update_id.client < self._clients:
+            self.seen[update_id] = seen
 
 
 def _train(experiment: Experiment, sink: SightingSink) -> tuple[dict[str, Tensor], list[RoundLog]]:
@@ -150,7 +150,7 @@ def _train(experiment: Experiment, sink: SightingSink) -> tuple[dict[str, Tensor
     grid = RepeatableGrid(LocalGrid(build_client_app(settings), range(1, clients + 1)), settings.seed, clients)
     told = defence.disclosure(experiment.recipe)
     curious = HonestButCurious(
-        experiment.strategy, defence=Defence(**told) if told else None, sum_only=defence.sum_only, sink=sink
+        experiment.strategy, defence=DefenceDisclosure(**told) if told else None, sum_only=defence.sum_only, sink=sink
     )
     result = curious.start(
         grid,
@@ -162,10 +162,10 @@ def _train(experiment: Experiment, sink: SightingSink) -> tuple[dict[str, Tensor
     return result.arrays.to_torch_state_dict(), grid.rounds
 
 
-def _attack(job: Job, experiment: Experiment, sighting: Sighting, seen: Observation | str) -> list[Row]:
+def _attack(job: Job, experiment: Experiment, update_id: UpdateId, seen: Observation | str) -> list[Row]:
     """A row for the attacker who knows of the defence and one for who does not; one alone if nothing is to be known."""
-    truth = _truth(experiment, sighting)
-    seed = derive_seed(job.seed, "attack", job.attack, sighting.round, sighting.client)
+    truth = _truth(experiment, update_id)
+    seed = derive_seed(job.seed, "attack", job.attack, update_id.round, update_id.client)
     threat = ThreatModel(experiment.settings.threat)
     rows = []
     for told in (True, False) if experiment.defence.disclosure(experiment.recipe) else (None,):
@@ -174,7 +174,7 @@ def _attack(job: Job, experiment: Experiment, sighting: Sighting, seen: Observat
             found = seen
         else:
             found = attempt(job.attack, job.arguments, _untold(seen) if told is False else seen, seed, job.device)
-        whom = {"round": sighting.round, "client": sighting.client, "told": told}
+        whom = {"round": update_id.round, "client": update_id.client, "told": told}
         rows.append(whom | compared(truth.images, truth.timesteps, found, threat))
     return rows
 
@@ -184,11 +184,11 @@ def _untold(observation: Observation) -> Observation:
     return replace(observation, circumstances=observation.circumstances.model_copy(update={"defence": None}))
 
 
-def _truth(experiment: Experiment, sighting: Sighting) -> Truth:
+def _truth(experiment: Experiment, update_id: UpdateId) -> Truth:
     settings, recipe = experiment.settings, experiment.recipe
-    if sighting.client < 0:
-        return summed_truth(settings, recipe, range(settings.federation.clients), sighting.round)
-    return client_truth(settings, recipe, sighting.client, sighting.round)
+    if update_id.client < 0:
+        return summed_truth(settings, recipe, range(settings.federation.clients), update_id.round)
+    return client_truth(settings, recipe, update_id.client, update_id.round)
 
 
 def _figures(utility: Utility, weights: dict[str, Tensor]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attacks.observation import Circumstances, Defence, Observation, ThreatModel
+from attacks.observation import Circumstances, DefenceDisclosure, Observation, ThreatModel
 from experiments.bench.cases import NETWORKS, Case
 from experiments.checkpoint import Checkpoint, load_checkpoint
 from fl_sim.client_app import local_training
@@ -92,7 +92,7 @@ def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
 
 def _sent(
     case: Case, recipe: Recipe, weights: Update, draw: tuple[Tensor, Tensor, Tensor], seed: int
-) -> tuple[Update, Defence | None]:
+) -> tuple[Update, DefenceDisclosure | None]:
     """What the server receives: every client's update after its defence, summed over the clients."""
     sent: list[Update] = []
     defence, source = None, generator(seed)
@@ -107,31 +107,33 @@ def _sent(
     return {name: sum((update[name] for update in sent[1:]), sent[0][name]) for name in sent[0]}, defence
 
 
-def _noise(update: Update, strength: float, source: torch.Generator) -> tuple[Update, Defence]:
+def _noise(update: Update, strength: float, source: torch.Generator) -> tuple[Update, DefenceDisclosure]:
     """Gaussian noise whose norm is expected to be ``strength`` times the update's."""
     std = strength * _norm(update) / math.sqrt(sum(value.numel() for value in update.values()))
     noised = {name: value + std * torch.randn(value.shape, generator=source) for name, value in update.items()}
-    return noised, Defence(noise_std=std)
+    return noised, DefenceDisclosure(noise_std=std)
 
 
-def _clip(update: Update, strength: float, _: torch.Generator) -> tuple[Update, Defence]:
+def _clip(update: Update, strength: float, _: torch.Generator) -> tuple[Update, DefenceDisclosure]:
     """Scaled down to ``strength`` times its norm."""
-    return {name: value * strength for name, value in update.items()}, Defence(clip_norm=strength * _norm(update))
+    return {name: value * strength for name, value in update.items()}, DefenceDisclosure(
+        clip_norm=strength * _norm(update)
+    )
 
 
-def _top_k(update: Update, strength: float, _: torch.Generator) -> tuple[Update, Defence]:
+def _top_k(update: Update, strength: float, _: torch.Generator) -> tuple[Update, DefenceDisclosure]:
     """The largest entries, a share ``strength`` of all, the others zero."""
     sizes = torch.cat([value.abs().flatten() for value in update.values()])
     threshold = sizes.topk(math.ceil(strength * len(sizes))).values[-1]
     kept = {name: torch.where(value.abs() >= threshold, value, 0.0) for name, value in update.items()}
-    return kept, Defence(sparsified=True)
+    return kept, DefenceDisclosure(sparsified=True)
 
 
-def _signs(update: Update, _: float, __: torch.Generator) -> tuple[Update, Defence]:
-    return {name: value.sign() for name, value in update.items()}, Defence(signs=True)
+def _signs(update: Update, _: float, __: torch.Generator) -> tuple[Update, DefenceDisclosure]:
+    return {name: value.sign() for name, value in update.items()}, DefenceDisclosure(signs=True)
 
 
-_DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, Defence]]] = {
+_DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, DefenceDisclosure]]] = {
     "noise": _noise,
     "clip": _clip,
     "top-k": _top_k,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Circumstances, Defence, Observation
+from attacks.observation import Circumstances, DefenceDisclosure, Observation
 from attacks.published.ddim_prior import load_prior
-from attacks.published.gidm import RECIPES, Recipe
-from attacks.residual.unknowns import PrivateSpace
+from attacks.published.gidm import RECIPES, Phases
+from attacks.residual.unknowns import NoisyImageAndResidual
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 
@@ -56,7 +56,7 @@ def make_victim(
     images: Tensor | None = None,
     noise: Tensor | None = None,
     defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
-    defence: Defence | None = None,
+    defence: DefenceDisclosure | None = None,
     zero_snr: bool = False,
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
@@ -116,7 +116,7 @@ def summed(observation: Observation) -> Observation:
     return replace(observation, circumstances=Circumstances(**seen.model_dump() | change), update=update)
 
 
-def true_unknowns(space: PrivateSpace, victim: Victim) -> list[Tensor]:
+def true_unknowns(space: NoisyImageAndResidual, victim: Victim) -> list[Tensor]:
     """Those that stand for the victim's own x_t and r."""
     problem = space.problem
     x_t = diffusion.add_noise(problem.scheduler, victim.images, victim.noise, victim.timesteps)
@@ -150,5 +150,5 @@ def imagined() -> tuple[Victim, Tensor]:
 @pytest.fixture
 def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GIDM that takes a second."""
-    recipe = Recipe(sampler_steps=2, latent_iterations=5, pixel_iterations=20, lr=0.1, solved_below=None)
+    recipe = Phases(sampler_steps=2, latent_iterations=5, pixel_iterations=20, lr=0.1, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)

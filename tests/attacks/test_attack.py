@@ -7,7 +7,7 @@ import torch
 from attacks import attack
 from attacks.attack import AttackError, Needs, Outcome
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Defence, Observation
+from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import attack_class, available, create
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim, psnr, summed
@@ -87,9 +87,9 @@ def observation_lacking(need: Needs) -> Observation:
     if need is Needs.NOISE_AND_TIMESTEPS:
         return make_victim().observation
     if need is Needs.MAGNITUDES:
-        return make_victim(known=True, defence=Defence(signs=True)).observation
+        return make_victim(known=True, defence=DefenceDisclosure(signs=True)).observation
     if need is Needs.OWN_SIGNS:
-        return summed(make_victim((1, 2), known=True, defence=Defence(signs=True)).observation)
+        return summed(make_victim((1, 2), known=True, defence=DefenceDisclosure(signs=True)).observation)
     if need is Needs.LOCAL_STEPS:
         return summed(make_victim((1, 2), known=True, optimizer=LocalOptimizer(name="adam", lr=0.1)).observation)
     return make_victim((1, 2), known=True, local_steps=2, optimizer=LocalOptimizer(lr=0.1)).observation
@@ -121,7 +121,7 @@ def test_the_built_in_attacks_say_what_they_need(name, needs):
 
 
 def test_one_client_s_adam_step_or_signs_are_no_sum_of_several(victim):
-    for optimizer, defence in ((LocalOptimizer(name="adam", lr=0.1), None), (None, Defence(signs=True))):
+    for optimizer, defence in ((LocalOptimizer(name="adam", lr=0.1), None), (None, DefenceDisclosure(signs=True))):
         seen = make_victim((1, 2), optimizer=optimizer, defence=defence).observation
         create("residual").check(seen)
         with pytest.raises(AttackError, match=r"needs (LOCAL_STEPS|OWN_SIGNS)"):

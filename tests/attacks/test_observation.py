@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from attacks.observation import CaptureError, Observation, Sighting, ThreatModel
+from attacks.observation import CaptureError, Observation, ThreatModel, UpdateId
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim
 
@@ -157,11 +157,11 @@ def test_an_update_of_a_part_of_the_parameters_is_accepted(victim):
 
 
 def test_a_sighting_says_who_was_seen_and_by_whom_and_makes_a_file_name():
-    assert Sighting(1, 3).stem == "round-0001-client-0003"
-    assert Sighting(1, 3, 5).stem == "round-0001-client-0003-peer-0005"
-    assert Sighting(1, -1).stem == "round-0001-sum"
-    assert str(Sighting(1, 3, 5)) == "round 1 client 3 seen by peer 5"
-    assert str(Sighting(1, -1)) == "round 1 sum of clients"
+    assert UpdateId(1, 3).stem == "round-0001-client-0003"
+    assert UpdateId(1, 3, 5).stem == "round-0001-client-0003-peer-0005"
+    assert UpdateId(1, -1).stem == "round-0001-sum"
+    assert str(UpdateId(1, 3, 5)) == "round 1 client 3 seen by peer 5"
+    assert str(UpdateId(1, -1)) == "round 1 sum of clients"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,7 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from attacks.attack import _BUILT_IN, AttackError, Needs
-from attacks.observation import CaptureError, Circumstances, Defence, Observation
+from attacks.observation import CaptureError, Circumstances, DefenceDisclosure, Observation
 from attacks.published.gidm import RECIPES, Recipe
 from attacks.registry import attack_class, create
 from attacks.timesteps.recovery import HiddenTimestepsError
@@ -160,7 +160,7 @@ def test_an_attack_refuses_exactly_what_lacks_its_needs(
             "batch_size": batch_size,
             "num_clients": num_clients,
             "client": 0 if num_clients == 1 else -1,
-            "defence": Defence(signs=True) if signs else None,
+            "defence": DefenceDisclosure(signs=True) if signs else None,
         }
     )
     samples = batch_size * local_steps * num_clients

@@ -10,7 +10,7 @@ from opacus.accountants import RDPAccountant
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attacks.observation import Defence, Observation
+from attacks.observation import DefenceDisclosure, Observation
 from attacks.reconstruction_file import load_reconstruction
 from experiments.experiment import build_recipe, prepare
 from experiments.leakage import client_truth
@@ -61,7 +61,7 @@ def test_a_defence_reaches_the_update_the_capture_and_the_table(
         assert sum(int(mask.sum()) for mask in kept.values()) == pytest.approx(math.ceil(0.1 * total), rel=0.01)
         for name, mask in kept.items():
             torch.testing.assert_close(seen.update[name][mask], own[name][mask], rtol=1e-2, atol=1e-7)
-        assert seen.circumstances.defence == (Defence(sparsified=True) if known else None)
+        assert seen.circumstances.defence == (DefenceDisclosure(sparsified=True) if known else None)
     leakage = pd.read_parquet(directory.leakage_parquet)
     assert set(leakage["defence"]) == {"top-k"}
     assert set(leakage["defence_args"]) == {'{"fraction":0.1}'}
@@ -142,7 +142,7 @@ def test_the_privacy_spent_stands_in_the_table_of_rounds_and_in_the_report(tmp_p
     assert rounds["delta"].tolist() == [1e-5, 1e-5]
     assert f"{rounds['epsilon'][1]:.3g}" in directory.report.read_text()
     told = next(iter(captures(directory).values())).circumstances.defence
-    assert told == Defence(clip_norm=1.0, noise_std=4.0)
+    assert told == DefenceDisclosure(clip_norm=1.0, noise_std=4.0)
 
 
 def test_the_client_that_was_asked_most_often_has_spent_most() -> None:
@@ -167,4 +167,4 @@ def test_runs_repeat_bit_for_bit_and_the_attacker_is_told_what_the_defence_discl
         digests.append(pd.read_parquet(directory.rounds)["weights_sha256"].tolist())
     assert digests[0] == digests[1]
     told = create(name).disclosure(build_recipe(settings))
-    assert all(seen.circumstances.defence == Defence(**told) for seen in captures(directory).values())
+    assert all(seen.circumstances.defence == DefenceDisclosure(**told) for seen in captures(directory).values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
-from attacks.observation import Observation, Sighting
+from attacks.observation import Observation, UpdateId
 from fl_sim.wire import pack_reply
 from strategies.curious_peers import CuriousPeers
 from strategies.errors import StrategyError
@@ -45,13 +45,13 @@ class Notes:
     """A sink that remembers."""
 
     def __init__(self) -> None:
-        self.seen: dict[Sighting, Observation] = {}
+        self.seen: dict[UpdateId, Observation] = {}
 
     def observe(self, observation: Observation) -> None:
         found = observation.circumstances
-        self.seen[Sighting(found.round, found.client, found.observer)] = observation
+        self.seen[UpdateId(found.round, found.client, found.observer)] = observation
 
-    def failed(self, sighting: Sighting, reason: str) -> None:
+    def failed(self, update_id: UpdateId, reason: str) -> None:
         raise AssertionError(reason)
 
     def drain(self) -> None: ...
@@ -156,7 +156,7 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
 @pytest.mark.parametrize("topology", ["ring", "regular"])
 def test_a_peer_sees_its_neighbours_and_nobody_else(topology: str) -> None:
     seen, _, strategy = watch(unet_peer("gradient"), (0, 5), topology)
-    expected = {Sighting(r, n, peer) for r in (1, 2) for peer in (0, 5) for n in strategy.neighbours(peer)}
+    expected = {UpdateId(r, n, peer) for r in (1, 2) for peer in (0, 5) for n in strategy.neighbours(peer)}
     assert set(seen) == expected
 
 
@@ -182,11 +182,11 @@ def test_what_a_peer_does_not_hear_changes_nothing_that_it_sees(update: str) -> 
 def test_the_first_round_is_seen_exactly_and_later_ones_as_far_as_heard(update: str) -> None:
     for topology, exact in (("complete", True), ("ring", False)):
         seen, grid, _ = watch(unet_peer(update), (0,), topology, update)
-        for sighting, observation in seen.items():
-            true = grid.sent[sighting.round, sighting.client]
-            assert same(observation.weights, true) == (exact or sighting.round == 1)
+        for update_id, observation in seen.items():
+            true = grid.sent[update_id.round, update_id.client]
+            assert same(observation.weights, true) == (exact or update_id.round == 1)
             if update == "gradient":
-                told = made_up_update(ArrayRecord(true), sighting.client, sighting.round, update)
+                told = made_up_update(ArrayRecord(true), update_id.client, update_id.round, update)
                 assert same(observation.update, told), "the gradient travels as it is"
 
 
@@ -194,7 +194,7 @@ def test_a_peers_guess_of_a_neighbour_is_closer_than_where_everybody_started() -
     seen, grid, _ = watch(unet_peer("gradient"), (0,), rounds=3)
     start = initial_arrays().to_torch_state_dict()
     for peer in (1, 7):
-        true, believed = grid.sent[3, peer], seen[Sighting(3, peer, 0)].weights
+        true, believed = grid.sent[3, peer], seen[UpdateId(3, peer, 0)].weights
         missed = sum((believed[name] - value).square().sum() for name, value in true.items())
         moved = sum((start[name] - value).square().sum() for name, value in true.items())
         assert missed < 0.6 * moved
@@ -213,7 +213,7 @@ def test_a_peer_that_is_down_hears_nothing_and_a_silent_neighbour_is_not_seen() 
         return None if peer in down else unet_peer("gradient")(server_round, peer, weights)
 
     seen, _, _ = watch(tell, (0,), rounds=3)
-    assert set(seen) == {Sighting(1, 7, 0), Sighting(3, 1, 0), Sighting(3, 7, 0)}
+    assert set(seen) == {UpdateId(1, 7, 0), UpdateId(3, 1, 0), UpdateId(3, 7, 0)}
 
 
 def test_a_curious_peer_that_does_not_exist_is_refused() -> None:

@@ -10,7 +10,7 @@ from flwr.app import Array, Error, Message, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg, FedMedian, FedProx, Strategy
 
 from attacks.attack import AttackError
-from attacks.observation import Defence, Observation, Sighting, ThreatModel
+from attacks.observation import DefenceDisclosure, Observation, ThreatModel, UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from fl_sim.diffusion import LocalOptimizer
 from fl_sim.draws import derive_seed
@@ -52,8 +52,8 @@ class Notes:
             raise OSError("disk full")
         self.seen[observation.circumstances.round, observation.circumstances.client] = observation
 
-    def failed(self, sighting: Sighting, reason: str) -> None:
-        self.reasons[sighting.round, sighting.client] = reason
+    def failed(self, update_id: UpdateId, reason: str) -> None:
+        self.reasons[update_id.round, update_id.client] = reason
 
     def drain(self) -> None:
         self.calls.append("drain")
@@ -116,7 +116,7 @@ def test_what_a_strategy_tells_the_clients_to_do_is_known_to_the_attacker():
     assert notes.seen[1, 0].circumstances.local_optimizer == LocalOptimizer(lr=0.01, proximal_mu=0.25)
     private = DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.5, clipping_norm=2.0, num_sampled_clients=4)
     run(HonestButCurious(private, sink=notes), WEIGHTS, rounds=1)
-    assert notes.seen[1, 0].circumstances.defence == Defence(clip_norm=2.0)
+    assert notes.seen[1, 0].circumstances.defence == DefenceDisclosure(clip_norm=2.0)
 
 
 def test_steps_and_learning_rate_are_those_of_the_client_and_the_round():
@@ -201,7 +201,7 @@ def test_weights_that_came_back_as_they_were_sent_are_not_observed():
 
 
 def test_what_the_attacker_knows_of_a_defence_is_in_every_observation():
-    notes, defence = Notes(), Defence(noise_std=0.5)
+    notes, defence = Notes(), DefenceDisclosure(noise_std=0.5)
     run(HonestButCurious(FedAvg(), defence=defence, sink=notes), WEIGHTS, rounds=1)
     assert {seen.circumstances.defence for seen in notes.seen.values()} == {defence}
 
@@ -306,7 +306,7 @@ def test_a_sink_that_cannot_even_take_note_ends_the_run_after_its_last_round():
     rounds = []
 
     class Full(Notes):
-        def failed(self, sighting: Sighting, reason: str) -> None:
+        def failed(self, update_id: UpdateId, reason: str) -> None:
             raise OSError("disk full")
 
     class Counting(FedAvg):
@@ -323,12 +323,14 @@ def test_a_sink_that_cannot_even_take_note_ends_the_run_after_its_last_round():
 
 def test_dictated_clipping_holds_beside_what_is_known_of_a_defence():
     notes = Notes()
-    told = Defence(noise_std=0.1)
+    told = DefenceDisclosure(noise_std=0.1)
     strategy = DifferentialPrivacyClientSideFixedClipping(
         FedAvg(), noise_multiplier=0.1, clipping_norm=0.5, num_sampled_clients=len(NODES)
     )
     run(HonestButCurious(strategy, defence=told, sink=notes), WEIGHTS, rounds=1)
-    assert {seen.circumstances.defence for seen in notes.seen.values()} == {Defence(noise_std=0.1, clip_norm=0.5)}
+    assert {seen.circumstances.defence for seen in notes.seen.values()} == {
+        DefenceDisclosure(noise_std=0.1, clip_norm=0.5)
+    }
 
 
 class OwnRounds(FedAvg):

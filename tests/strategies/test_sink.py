@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attacks.attack import AttackError, Reconstruction
-from attacks.observation import Observation, Sighting
+from attacks.observation import Observation, UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from attacks.registry import create
 from attacks.workers import Job, Result
@@ -61,8 +61,8 @@ def test_an_observation_becomes_a_capture_and_a_reconstruction(tmp_path, told):
     kept = load_reconstruction(tmp_path / "reconstructions" / "round-0012-client-0003-guess.safetensors")
     expected = create(GUESS).reconstruct(observation, derive_seed(4, "attack", "guess", 12, 3))
     assert torch.equal(kept.images, expected.images)
-    [(sighting, attack, result)] = told
-    assert (sighting, attack) == (Sighting(12, 3), "guess")
+    [(update_id, attack, result)] = told
+    assert (update_id, attack) == (UpdateId(12, 3), "guess")
     assert torch.equal(result.images, kept.images)
     assert not list(tmp_path.rglob("*.unfinished"))
 
@@ -86,13 +86,13 @@ def test_attacks_may_wait_for_the_end(tmp_path, told):
         directory_sink.observe(tiny_observation(client=client))
     assert pool.jobs == []
     directory_sink.drain()
-    assert [sighting.client for sighting, _, _ in told] == [1, 0]
+    assert [update_id.client for update_id, _, _ in told] == [1, 0]
     directory_sink.drain()
     assert len(told) == 2, "once each"
 
 
 def test_a_reply_that_could_not_be_observed_is_a_result_of_every_attack(tmp_path, told):
-    unseen = Sighting(2, 1)
+    unseen = UpdateId(2, 1)
     make(tmp_path, told, GUESS, FAIL)[0].failed(unseen, "update holds NaN")
     assert told == [(unseen, "guess", "update holds NaN"), (unseen, "fail", "update holds NaN")]
 
@@ -126,7 +126,7 @@ def test_closing_releases_the_workers(tmp_path, told):
 
 def test_results_are_logged_unless_taken(caplog):
     caplog.set_level("INFO")
-    log_result(Sighting(1, 2), "guess", "timeout after 3 s")
-    log_result(Sighting(1, 2), "guess", create(GUESS).reconstruct(tiny_observation(), 0))
+    log_result(UpdateId(1, 2), "guess", "timeout after 3 s")
+    log_result(UpdateId(1, 2), "guess", create(GUESS).reconstruct(tiny_observation(), 0))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "round 1 client 2 guess: no reconstruction: timeout after 3 s" in caplog.text

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from attacks.inversion.entry_weights import balanced_weights, distance_for, noise_floor
+from attacks.inversion.entry_weights import balanced_weights, matching_distance, noise_floor
 from attacks.inversion.gradient_matching import flatten, squared_error, weighted_squared_error
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Defence
+from attacks.observation import DefenceDisclosure
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
@@ -55,17 +55,21 @@ def test_the_truth_has_about_the_matching_loss_that_noise_makes_expected():
     def noisy(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value + size * torch.randn(value.shape, generator=source) for name, value in update.items()}
 
-    problem = InversionProblem(make_victim((200,), defend=noisy, defence=Defence(noise_std=size)).observation, "cpu")
-    loss, _ = distance_for(problem, 1.5)(flat, flatten(list(problem.gradient.values())))
+    problem = InversionProblem(
+        make_victim((200,), defend=noisy, defence=DefenceDisclosure(noise_std=size)).observation, "cpu"
+    )
+    loss, _ = matching_distance(problem, 1.5)(flat, flatten(list(problem.gradient.values())))
     assert float(loss) == pytest.approx(noise_floor(problem, 1.5), rel=0.1)
 
 
 def test_a_clipped_gradient_is_matched_whatever_its_scale():
-    problem = InversionProblem(make_victim((200,), defence=Defence(clip_norm=1e-6)).observation, "cpu")
+    problem = InversionProblem(make_victim((200,), defence=DefenceDisclosure(clip_norm=1e-6)).observation, "cpu")
     flat = flatten(list(problem.gradient.values()))
-    problem.circumstances = problem.circumstances.model_copy(update={"defence": Defence(clip_norm=float(flat.norm()))})
+    problem.circumstances = problem.circumstances.model_copy(
+        update={"defence": DefenceDisclosure(clip_norm=float(flat.norm()))}
+    )
     assert not problem.scale_known
-    assert float(distance_for(problem, 1.5)(7 * flat, flat)[0]) == pytest.approx(0, abs=1e-6)
+    assert float(matching_distance(problem, 1.5)(7 * flat, flat)[0]) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +82,10 @@ def test_a_client_that_clips_its_gradients_leaves_their_scale_open(timesteps, ma
 
 
 def test_a_gradient_below_the_clipping_norm_has_its_scale():
-    problem = InversionProblem(make_victim((200,), defence=Defence(clip_norm=1e6)).observation, "cpu")
+    problem = InversionProblem(make_victim((200,), defence=DefenceDisclosure(clip_norm=1e6)).observation, "cpu")
     flat = flatten(list(problem.gradient.values()))
     assert problem.scale_known
-    assert float(distance_for(problem, 1.5)(2 * flat, flat)[0]) == pytest.approx(1, rel=1e-5)
+    assert float(matching_distance(problem, 1.5)(2 * flat, flat)[0]) == pytest.approx(1, rel=1e-5)
 
 
 def test_tensors_whose_gradient_is_rounding_do_not_outweigh_the_others():

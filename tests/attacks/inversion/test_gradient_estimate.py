@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from attacks.inversion.gradient_estimate import invert_adam_step, momentum_weights, revealed_gradient
-from attacks.observation import Defence
+from attacks.inversion.gradient_estimate import estimate_gradient, invert_adam_step, momentum_weights
+from attacks.observation import DefenceDisclosure
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
@@ -14,7 +14,7 @@ NAME = "mid_block.resnets.0.conv1.weight"
 
 def test_a_gradient_is_exact():
     observation = make_victim().observation
-    gradient, uncertainty = revealed_gradient(observation, NAME)
+    gradient, uncertainty = estimate_gradient(observation, NAME)
     assert torch.equal(gradient, observation.update[NAME])
     assert not uncertainty.any()
 
@@ -33,7 +33,7 @@ def test_one_step_gives_the_gradient_back_with_errors_of_the_size_it_says(optimi
     truth = make_victim().observation.update
     observation = make_victim(optimizer=optimizer).observation
     for name in (NAME, "time_embedding.linear_1.weight"):
-        gradient, uncertainty = revealed_gradient(observation, name)
+        gradient, uncertainty = estimate_gradient(observation, name)
         seen = uncertainty.isfinite() & (uncertainty < 0.1 * gradient.abs())
         errors = ((gradient - truth[name]) / uncertainty)[seen]
         assert seen.float().mean() > 0.05
@@ -55,8 +55,8 @@ def test_noise_and_missing_entries_show_as_uncertainty():
     def largest(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value * (value.abs() > value.abs().median()) for name, value in update.items()}
 
-    observation = make_victim(defend=largest, defence=Defence(noise_std=0.25, sparsified=True)).observation
-    gradient, uncertainty = revealed_gradient(observation, NAME)
+    observation = make_victim(defend=largest, defence=DefenceDisclosure(noise_std=0.25, sparsified=True)).observation
+    gradient, uncertainty = estimate_gradient(observation, NAME)
     assert ((uncertainty == math.inf) == (gradient == 0)).all()
     assert (uncertainty[gradient != 0] == 0.25).all()
 
@@ -65,20 +65,21 @@ def test_signs_of_a_delta_are_turned_round():
     def signs_of(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value.sign() for name, value in update.items()}
 
-    defence = Defence(signs=True)
+    defence = DefenceDisclosure(signs=True)
     of_gradient = make_victim(defend=signs_of, defence=defence).observation
     of_delta = make_victim(defend=signs_of, defence=defence, optimizer=LocalOptimizer(lr=0.5)).observation
-    gradient, _ = revealed_gradient(of_gradient, NAME)
-    from_delta, uncertainty = revealed_gradient(of_delta, NAME)
+    gradient, _ = estimate_gradient(of_gradient, NAME)
+    from_delta, uncertainty = estimate_gradient(of_delta, NAME)
     assert (gradient == from_delta).float().mean() > 0.99
     assert not uncertainty.any()
 
 
 def test_signs_come_without_the_magnitude_that_was_sent_with_them():
     observation = make_victim(
-        defend=lambda update: {name: 0.03 * value.sign() for name, value in update.items()}, defence=Defence(signs=True)
+        defend=lambda update: {name: 0.03 * value.sign() for name, value in update.items()},
+        defence=DefenceDisclosure(signs=True),
     ).observation
-    gradient, _ = revealed_gradient(observation, NAME)
+    gradient, _ = estimate_gradient(observation, NAME)
     assert torch.equal(gradient, observation.update[NAME].sign())
 
 
@@ -95,9 +96,9 @@ def test_random_rounding_shows_as_uncertainty_of_its_size(levels, optimizer):
         }
 
     truth = make_victim().observation.update[NAME]
-    defence = Defence(quantisation_levels=levels)
+    defence = DefenceDisclosure(quantisation_levels=levels)
     observation = make_victim(defend=rounded, defence=defence, optimizer=optimizer).observation
-    gradient, uncertainty = revealed_gradient(observation, NAME)
+    gradient, uncertainty = estimate_gradient(observation, NAME)
     assert 0.6 < float(((gradient - truth) / uncertainty).square().mean().sqrt()) < 1.1
 
 
@@ -105,11 +106,11 @@ def test_noise_in_training_shows_as_uncertainty_of_the_mean_gradient():
     def uncertainty(clients: int = 1, **optimizer: float) -> torch.Tensor:
         local = LocalOptimizer(lr=1.0, **optimizer) if optimizer else None
         steps = 3 if optimizer else 1
-        defence = Defence(gradient_noise_std=0.25)
+        defence = DefenceDisclosure(gradient_noise_std=0.25)
         observation = make_victim((400,) * steps, local_steps=steps, optimizer=local, defence=defence).observation
         changes = {"num_clients": clients, "client": -1 if clients > 1 else 0}
         circumstances = observation.circumstances.model_copy(update=changes)
-        return revealed_gradient(dataclasses.replace(observation, circumstances=circumstances), NAME)[1]
+        return estimate_gradient(dataclasses.replace(observation, circumstances=circumstances), NAME)[1]
 
     assert (uncertainty() == 0.25).all()
     torch.testing.assert_close(uncertainty(4), torch.full_like(uncertainty(), 0.125))

@@ -20,7 +20,7 @@ from tests.attacks.conftest import Victim, make_victim
 
 
 def weights_of(problem: InversionProblem) -> Tensor:
-    return balanced_weights(problem.gradient, problem.uncertainty, power=1.5)
+    return balanced_weights(problem.gradient, problem.std, power=1.5)
 
 
 DISTANCES: dict[str, Callable[[InversionProblem], Distance]] = {
@@ -77,7 +77,7 @@ def test_weights_and_gradients_are_left_as_they_were(victim, derivative):
     state = problem.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in victim.observation.weights.items())
     assert all(value.grad is None for value in [*unknowns, *problem.model.parameters()])
-    assert problem.evaluations == 1
+    assert problem.budget.spent == 1
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -25,14 +25,14 @@ def test_it_finds_the_minimum_in_slices():
         run.advance(20)
     assert run.losses == sorted(run.losses, reverse=True)
     assert run.loss < 1e-12
-    assert all(torch.allclose(unknown, torch.ones_like(unknown), atol=1e-5) for unknown in run.unknowns)
+    assert all(torch.allclose(unknown, torch.ones_like(unknown), atol=1e-5) for unknown in run.point)
 
 
 def test_a_slice_goes_on_with_the_curvature_of_the_last_one():
     resumed = restarted = LBFGSRun(rosenbrock, start())
     for _ in range(9):
         resumed.advance(4)
-        restarted = LBFGSRun(rosenbrock, restarted.unknowns)
+        restarted = LBFGSRun(rosenbrock, restarted.point)
         restarted.advance(4)
     assert resumed.loss < 0.1 * restarted.loss
 
@@ -72,4 +72,4 @@ def test_a_breakdown_ends_the_run_where_it_was(finite, derivative):
     for _ in range(4):
         run.advance(20)
     assert run.loss == math.inf
-    assert all(torch.isfinite(unknown).all() for unknown in run.unknowns)
+    assert all(torch.isfinite(unknown).all() for unknown in run.point)

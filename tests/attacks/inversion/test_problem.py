@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Defence
+from attacks.observation import DefenceDisclosure
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
 CLIP_NORM = 0.5
 
 
-def scale_known(norm: float, defence: Defence, noise_std: float = 0.0, clients: int = 1, **victim: object) -> bool:
+def scale_known(
+    norm: float, defence: DefenceDisclosure, noise_std: float = 0.0, clients: int = 1, **victim: object
+) -> bool:
     """Whether an attacker who knows of ``defence`` takes an update scaled to ``norm``, with noise, for unclipped."""
     source = torch.Generator().manual_seed(4)
 
@@ -32,24 +34,24 @@ def scale_known(norm: float, defence: Defence, noise_std: float = 0.0, clients: 
 
 @pytest.mark.parametrize("optimizer", [None, LocalOptimizer(lr=0.1)], ids=["gradient", "delta"])
 def test_an_update_as_long_as_the_clipping_norm_was_clipped_and_a_shorter_one_was_not(optimizer) -> None:
-    clipped = Defence(clip_norm=CLIP_NORM)
+    clipped = DefenceDisclosure(clip_norm=CLIP_NORM)
     assert scale_known(0.9 * CLIP_NORM, clipped, optimizer=optimizer)
     assert not scale_known(CLIP_NORM, clipped, optimizer=optimizer)
 
 
 def test_what_noise_adds_to_the_norm_is_told_from_what_the_update_has() -> None:
     little, much = 1e-3, 1e-1
-    assert scale_known(0.5 * CLIP_NORM, Defence(clip_norm=CLIP_NORM, noise_std=little), little)
-    assert not scale_known(CLIP_NORM, Defence(clip_norm=CLIP_NORM, noise_std=little), little)
-    assert not scale_known(0.5 * CLIP_NORM, Defence(clip_norm=CLIP_NORM, noise_std=much), much)
+    assert scale_known(0.5 * CLIP_NORM, DefenceDisclosure(clip_norm=CLIP_NORM, noise_std=little), little)
+    assert not scale_known(CLIP_NORM, DefenceDisclosure(clip_norm=CLIP_NORM, noise_std=little), little)
+    assert not scale_known(0.5 * CLIP_NORM, DefenceDisclosure(clip_norm=CLIP_NORM, noise_std=much), much)
 
 
 def test_of_a_sum_every_term_may_have_been_clipped() -> None:
-    assert not scale_known(0.1 * CLIP_NORM, Defence(clip_norm=CLIP_NORM), clients=2)
+    assert not scale_known(0.1 * CLIP_NORM, DefenceDisclosure(clip_norm=CLIP_NORM), clients=2)
 
 
 def test_where_samples_were_clipped_one_sample_is_like_one_update_and_several_have_scales_of_their_own() -> None:
-    clipped = Defence(sample_clip_norm=CLIP_NORM)
+    clipped = DefenceDisclosure(sample_clip_norm=CLIP_NORM)
     assert scale_known(0.9 * CLIP_NORM, clipped)
     assert not scale_known(CLIP_NORM, clipped)
     assert not scale_known(0.1 * CLIP_NORM, clipped, timesteps=(100, 400))
@@ -59,4 +61,4 @@ def test_where_samples_were_clipped_one_sample_is_like_one_update_and_several_ha
 
 
 def test_signs_have_no_scale() -> None:
-    assert not scale_known(1.0, Defence(signs=True))
+    assert not scale_known(1.0, DefenceDisclosure(signs=True))

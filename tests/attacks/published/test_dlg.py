@@ -16,7 +16,7 @@ def test_started_at_the_truth_it_stays_there(prediction_type):
     matching = match_pixels(InversionProblem(victim.observation, "cpu"), "one-sided")
     run = LBFGSRun(matching, [victim.images])
     assert run.advance(10) < 1e-9
-    torch.testing.assert_close(run.unknowns[0].detach(), victim.images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(run.point[0].detach(), victim.images, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

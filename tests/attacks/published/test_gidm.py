@@ -11,7 +11,7 @@ from attacks.attack import AttackError
 from attacks.inversion.gradient_matching import match_pixels
 from attacks.inversion.problem import InversionProblem
 from attacks.published.ddim_prior import Prior, load_prior
-from attacks.published.gidm import GIDM, RECIPES, Recipe, through_prior
+from attacks.published.gidm import GIDM, RECIPES, Phases, through_prior
 from attacks.registry import create
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
@@ -58,7 +58,7 @@ def test_the_sampler_starts_at_the_last_timestep_and_does_not_clip(timesteps, st
 
 
 def test_it_finds_the_image(monkeypatch, known_victim):
-    recipe = Recipe(sampler_steps=2, latent_iterations=10, pixel_iterations=250, lr=0.1, solved_below=1e-7)
+    recipe = Phases(sampler_steps=2, latent_iterations=10, pixel_iterations=250, lr=0.1, solved_below=1e-7)
     monkeypatch.setitem(RECIPES, "short", recipe)
     result = create("gidm").reconstruct(known_victim.observation, seed=101)
     assert known_victim.psnr(result.images) > 40
@@ -67,7 +67,7 @@ def test_it_finds_the_image(monkeypatch, known_victim):
 
 def test_the_first_phase_alone_finds_an_image_that_the_prior_makes(monkeypatch, imagined):
     victim, _ = imagined
-    recipe = Recipe(sampler_steps=2, latent_iterations=80, pixel_iterations=1, lr=0.1, solved_below=None)
+    recipe = Phases(sampler_steps=2, latent_iterations=80, pixel_iterations=1, lr=0.1, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)
     start, result = (
         create("gidm", {"phases": phases}).reconstruct(victim.observation, seed=101) for phases in ("pixels", "latent")
@@ -77,7 +77,7 @@ def test_the_first_phase_alone_finds_an_image_that_the_prior_makes(monkeypatch, 
 
 
 def test_the_published_recipe_is_the_papers():
-    assert RECIPES["published"] == Recipe(16, 2501, 5001, lr=0.01, solved_below=None)
+    assert RECIPES["published"] == Phases(16, 2501, 5001, lr=0.01, solved_below=None)
 
 
 @pytest.mark.parametrize(("phases", "evaluations"), [("both", 25), ("latent", 5), ("pixels", 20)])

@@ -6,7 +6,7 @@ import torch
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from attacks.published import gidm_plus
-from attacks.published.gidm import RECIPES, Recipe
+from attacks.published.gidm import RECIPES, Phases
 from attacks.published.gidm_plus import GIDMPlus, match_everything, real_timesteps
 from attacks.registry import create
 from fl_sim import diffusion
@@ -46,7 +46,7 @@ def test_image_noise_and_timestep_have_the_derivative_of_the_loss(victim):
 
 
 def test_from_nearby_it_comes_close_to_the_image(monkeypatch):
-    recipe = Recipe(sampler_steps=2, latent_iterations=1, pixel_iterations=150, lr=0.01, solved_below=None)
+    recipe = Phases(sampler_steps=2, latent_iterations=1, pixel_iterations=150, lr=0.01, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)
     victim = make_victim(prediction_type="sample")
     source = torch.Generator().manual_seed(3)
@@ -59,7 +59,7 @@ def test_from_nearby_it_comes_close_to_the_image(monkeypatch):
 
 
 def test_from_noise_it_finds_image_noise_and_timestep_together(monkeypatch):
-    recipe = Recipe(sampler_steps=2, latent_iterations=1, pixel_iterations=600, lr=0.1, solved_below=1e-8)
+    recipe = Phases(sampler_steps=2, latent_iterations=1, pixel_iterations=600, lr=0.1, solved_below=1e-8)
     monkeypatch.setitem(RECIPES, "short", recipe)
     victim = make_victim((200,), prediction_type="sample")
     result = create("gidm-plus", {"phases": "pixels"}).reconstruct(victim.observation, seed=101)
@@ -68,7 +68,7 @@ def test_from_noise_it_finds_image_noise_and_timestep_together(monkeypatch):
 
 
 def test_every_unknown_is_moved(monkeypatch, victim):
-    recipe = Recipe(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
+    recipe = Phases(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)
     matching = match_everything(InversionProblem(victim.observation, "cpu"), "one-sided")
     source = torch.Generator().manual_seed(4)
@@ -79,7 +79,7 @@ def test_every_unknown_is_moved(monkeypatch, victim):
 
 
 def test_it_makes_no_use_of_what_the_server_dictated_or_can_read_off(monkeypatch, short_recipe, known_victim):
-    monkeypatch.setattr(gidm_plus, "possible_timesteps", lambda _: pytest.fail("timesteps were read off"))
+    monkeypatch.setattr(gidm_plus, "timestep_hypotheses", lambda _: pytest.fail("timesteps were read off"))
     private = replace(known_victim.observation, noise=None, timesteps=None)
     results = [create("gidm-plus").reconstruct(seen, seed=101) for seen in (known_victim.observation, private)]
     assert torch.equal(results[0].images, results[1].images)

@@ -6,10 +6,10 @@ from scipy.fft import idctn
 
 from attacks.inversion.image_prior import natural_image_energy
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Defence
+from attacks.observation import DefenceDisclosure
 from attacks.registry import create
-from attacks.residual.map_estimate import Posterior, with_all_that_is_known
-from attacks.residual.unknowns import KnownSpace, PrivateSpace, spaces
+from attacks.residual.map_estimate import MapObjective, to_map_problem
+from attacks.residual.unknowns import CleanImage, NoisyImageAndResidual, possible_unknowns
 from fl_sim.config import DataSettings
 from fl_sim.images.sources import list_images
 from tests.attacks.conftest import SHAPE, Victim, make_victim, true_unknowns
@@ -30,7 +30,7 @@ def noisy_victim(told: bool = True, known: bool = False, clipped: bool = False) 
         return {n: factor * v + deviation * torch.randn(v.shape, generator=source) for n, v in update.items()}
 
     clip_norm = factor * norm if clipped else None
-    defence = Defence(noise_std=deviation, clip_norm=clip_norm) if told else None
+    defence = DefenceDisclosure(noise_std=deviation, clip_norm=clip_norm) if told else None
     return make_victim((200,), known=known, defend=defend, defence=defence)
 
 
@@ -64,10 +64,10 @@ def test_the_energy_of_what_the_law_describes_is_the_number_of_elements(shape):
 @pytest.mark.parametrize("known", [False, True], ids=["private", "known"])
 def test_its_derivative_is_right(known):
     problem = InversionProblem(noisy_victim(known=known).observation, "cpu")
-    space = KnownSpace(problem) if known else PrivateSpace(problem, torch.tensor([200]))
+    unknowns = CleanImage(problem) if known else NoisyImageAndResidual(problem, torch.tensor([200]))
     to_double(problem)
-    problem.uncertainty = {name: value.double() for name, value in problem.uncertainty.items()}
-    posterior = Posterior(space, "double-backward")
+    problem.std = {name: value.double() for name, value in problem.std.items()}
+    posterior = MapObjective(unknowns, "double-backward")
     assert_derivative(posterior, [(1, *SHAPE)] * (1 if known else 2), relative=1e-4, step=1e-5)
 
 
@@ -75,9 +75,9 @@ def test_its_value_is_the_matching_loss_and_noise_leaves_what_it_must():
     """At the truth D is the noise's share, and Z D the number of entries."""
     victim = noisy_victim()
     problem = InversionProblem(victim.observation, "cpu")
-    [space] = spaces(problem)
-    truth = [unknown.requires_grad_() for unknown in true_unknowns(space, victim)]
-    posterior = Posterior(space, "one-sided")
+    [unknowns] = possible_unknowns(problem)
+    truth = [unknown.requires_grad_() for unknown in true_unknowns(unknowns, victim)]
+    posterior = MapObjective(unknowns, "one-sided")
     assert posterior.value(truth) == pytest.approx(SHARE**2 / (1 + SHARE**2), rel=0.05)
     energy = float(posterior(truth)[0]) - posterior.value(truth)
     expected = float(victim.noise.square().sum() + natural_image_energy(victim.images))
@@ -101,25 +101,27 @@ def test_it_beats_least_squares_where_the_noise_is_known(known, clipped, monkeyp
     assert victim.psnr(probable.images) > (33 if known else 25)
 
 
-def test_the_settled_scale_is_the_one_that_fits_best():
+def test_the_estimated_scale_is_the_one_that_fits_best():
     problem = InversionProblem(noisy_victim(clipped=True).observation, "cpu")
-    [space] = spaces(problem)
-    unknowns = true_unknowns(space, noisy_victim(clipped=True))
-    images = space.images(unknowns)
-    torch.testing.assert_close(space.images([unknowns[0], 5 * unknowns[1]]), images, rtol=1e-3, atol=1e-3)
+    [unknowns] = possible_unknowns(problem)
+    point = true_unknowns(unknowns, noisy_victim(clipped=True))
+    images = unknowns.images(point)
+    torch.testing.assert_close(unknowns.images([point[0], 5 * point[1]]), images, rtol=1e-3, atol=1e-3)
     observed = problem.gradient["conv_in.weight"]
-    same, scaled = with_all_that_is_known(space, unknowns)
-    assert same is space
-    assert problem.scale_known
-    torch.testing.assert_close(space.images(scaled), images)
-    assert float((observed / problem.gradient["conv_in.weight"]).mean()) == pytest.approx(0.5, rel=0.1)
+    scaled, point = to_map_problem(unknowns, point)
+    assert scaled.problem.scale_known
+    torch.testing.assert_close(scaled.images(point), images)
+    assert float((observed / scaled.problem.gradient["conv_in.weight"]).mean()) == pytest.approx(0.5, rel=0.1)
+    assert not problem.scale_known
+    assert torch.equal(problem.gradient["conv_in.weight"], observed)
 
 
-def test_a_search_that_ended_on_the_wrong_side_settles_nothing():
+def test_a_search_that_ended_on_the_wrong_side_estimates_no_scale():
     problem = InversionProblem(noisy_victim(clipped=True).observation, "cpu")
-    [space] = spaces(problem)
+    [unknowns] = possible_unknowns(problem)
     problem.gradient = {name: -value for name, value in problem.gradient.items()}
-    with_all_that_is_known(space, true_unknowns(space, noisy_victim(clipped=True)))
+    same, _ = to_map_problem(unknowns, true_unknowns(unknowns, noisy_victim(clipped=True)))
+    assert same is unknowns
     assert not problem.scale_known
 
 

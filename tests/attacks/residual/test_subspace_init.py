@@ -5,11 +5,11 @@ import torch
 
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Defence
+from attacks.observation import DefenceDisclosure
 from attacks.registry import create
-from attacks.residual.conv_inputs import of_convolution_inputs
-from attacks.residual.subspace_init import InputSpans, _alike, _start, told_by_input_spans
-from attacks.residual.unknowns import SpaceRun
+from attacks.residual.conv_inputs import map_convolution_inputs
+from attacks.residual.minimiser import Candidate
+from attacks.residual.subspace_init import SubspaceInit, SubspaceObjective, has_duplicates
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
@@ -23,8 +23,16 @@ def noisy_images(victim: Victim) -> torch.Tensor:
     return diffusion.add_noise(scheduler, victim.images, victim.noise, victim.timesteps)
 
 
-def spans_of(victim: Victim) -> InputSpans:
-    return InputSpans(InversionProblem(victim.observation, "cpu"), victim.timesteps)
+SETTINGS = SubspaceInit()
+
+
+def objective_of(victim: Victim) -> SubspaceObjective:
+    problem = InversionProblem(victim.observation, "cpu")
+    return SubspaceObjective(problem, victim.timesteps, SETTINGS.clear_of_noise)
+
+
+def determines_x_t(victim: Victim) -> bool:
+    return objective_of(victim).determines_x_t(SETTINGS.min_equations)
 
 
 @pytest.mark.parametrize("timesteps", [(300,), (60, 500)])
@@ -32,12 +40,12 @@ def spans_of(victim: Victim) -> InputSpans:
 def test_the_true_inputs_lie_inside_and_others_do_not(timesteps, attention):
     config = diffusion.unet_config(8, block_out_channels=(16, 32, 32), norm_num_groups=4, attention=attention)
     victim = make_victim(timesteps, model_config=config)
-    spans = spans_of(victim)
-    assert spans.enough
+    objective = objective_of(victim)
+    assert objective.determines_x_t(SETTINGS.min_equations)
     x_t = noisy_images(victim)
-    assert abs(float(spans([x_t.requires_grad_()])[0])) < 1e-4
-    assert spans([torch.randn(x_t.shape, requires_grad=True)])[0] > 0.1
-    assert spans.problem.evaluations == 2
+    assert abs(float(objective([x_t.requires_grad_()])[0])) < 1e-4
+    assert objective([torch.randn(x_t.shape, requires_grad=True)])[0] > 0.1
+    assert objective.problem.budget.spent == 2
 
 
 @pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
@@ -46,34 +54,34 @@ def test_they_tell_the_noisy_image_from_any_start_without_the_residual(predictio
     x_t = noisy_images(victim)
     for seed, scale in ((101, 1.0), (102, 0.1)):
         start = scale * torch.randn(x_t.shape, generator=torch.Generator().manual_seed(seed))
-        run = LBFGSRun(spans_of(victim), [start])
+        run = LBFGSRun(objective_of(victim), [start])
         run.advance(300)
-        assert (run.unknowns[0] - x_t).norm() < 0.05 * x_t.norm()
+        assert (run.point[0] - x_t).norm() < 0.05 * x_t.norm()
 
 
 def test_the_derivative_is_that_of_the_value():
     victim = make_victim((300,), model_config=DEEP)
-    spans = InputSpans(double_problem(victim.observation), victim.timesteps)
-    assert_derivative(spans, [(1, *SHAPE)], relative=1e-6, step=1e-5)
+    objective = SubspaceObjective(double_problem(victim.observation), victim.timesteps, SETTINGS.clear_of_noise)
+    assert_derivative(objective, [(1, *SHAPE)], relative=1e-6, step=1e-5)
 
 
 def test_the_scale_of_the_gradient_does_not_count():
     victim = make_victim((300,), model_config=DEEP)
     scaled = make_victim((300,), model_config=DEEP, defend=lambda update: {n: 1e-3 * v for n, v in update.items()})
     point = [torch.randn(1, *SHAPE, requires_grad=True)]
-    torch.testing.assert_close(spans_of(victim)(point)[0], spans_of(scaled)(point)[0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(objective_of(victim)(point)[0], objective_of(scaled)(point)[0], rtol=1e-4, atol=0)
 
 
 def test_a_batch_with_more_positions_than_channels_tells_too_little():
     """The inner level of the network has 16 positions and 16 channels."""
-    assert spans_of(make_victim((100,))).enough
-    assert not spans_of(make_victim((100, 600))).enough
+    assert determines_x_t(make_victim((100,)))
+    assert not determines_x_t(make_victim((100, 600)))
 
 
 DEFENDED = {
-    "noise": (lambda v: v + torch.randn_like(v), Defence(noise_std=1.0)),
-    "signs": (torch.sign, Defence(signs=True)),
-    "top-k": (lambda v: v * (v.abs() > v.abs().median()), Defence(sparsified=True)),
+    "noise": (lambda v: v + torch.randn_like(v), DefenceDisclosure(noise_std=1.0)),
+    "signs": (torch.sign, DefenceDisclosure(signs=True)),
+    "top-k": (lambda v: v * (v.abs() > v.abs().median()), DefenceDisclosure(sparsified=True)),
 }
 
 
@@ -82,13 +90,14 @@ def test_what_is_left_of_a_defended_gradient_tells_too_little(change, defence):
     victim = make_victim(
         (300,), model_config=DEEP, defend=lambda update: {n: change(v) for n, v in update.items()}, defence=defence
     )
-    assert not spans_of(victim).enough
+    assert not determines_x_t(victim)
 
 
-def told(victim: Victim, max_evaluations: int = 500) -> tuple[torch.Tensor | None, int]:
+def find(victim: Victim, evaluations: int = 500) -> tuple[torch.Tensor | None, int]:
     problem = InversionProblem(victim.observation, "cpu")
     generator = torch.Generator().manual_seed(101)
-    return told_by_input_spans(problem, victim.timesteps, generator, max_evaluations), problem.evaluations
+    found = SETTINGS.find(problem, victim.timesteps, generator, problem.budget.more(evaluations))
+    return found, problem.budget.spent
 
 
 FAR_AWAY = torch.full((1, *SHAPE), 100.0)
@@ -98,8 +107,8 @@ FAR_AWAY = torch.full((1, *SHAPE), 100.0)
 def test_a_search_that_gets_nowhere_is_left_for_another_start(monkeypatch):
     victim = make_victim((300,), model_config=DEEP)
     starts = [FAR_AWAY, FAR_AWAY, torch.zeros(1, *SHAPE)]
-    monkeypatch.setattr("attacks.residual.subspace_init._start", lambda *_: starts.pop(0))
-    found, evaluations = told(victim)
+    monkeypatch.setattr(SubspaceInit, "draw", lambda *_: starts.pop(0))
+    found, evaluations = find(victim)
     x_t = noisy_images(victim)
     assert found is not None
     assert (found - x_t).norm() < 0.05 * x_t.norm()
@@ -109,20 +118,20 @@ def test_a_search_that_gets_nowhere_is_left_for_another_start(monkeypatch):
 
 def test_what_is_not_told_is_none_and_does_not_take_the_whole_budget(monkeypatch):
     victim = make_victim((300,), model_config=DEEP)
-    assert told(victim, 10) == (None, 10)
-    monkeypatch.setattr("attacks.residual.subspace_init._start", lambda *_: FAR_AWAY)
-    found, evaluations = told(victim, 2000)
+    assert find(victim, 10) == (None, 10)
+    monkeypatch.setattr(SubspaceInit, "draw", lambda *_: FAR_AWAY)
+    found, evaluations = find(victim, 2000)
     assert found is None
     assert evaluations < 700
 
 
-def test_random_starts_are_smooth_images_as_they_are_at_the_timestep(monkeypatch):
+def test_random_starts_are_smooth_images_as_they_are_at_the_timestep():
     """Which leaves next to nothing of them at a late one."""
-    monkeypatch.setattr("attacks.residual.subspace_init._START_NOISE", 0.0)
     sizes = []
     for timestep in (0, 999):
         problem = InversionProblem(make_victim((timestep,), model_config=DEEP).observation, "cpu")
-        start = _start(problem, torch.tensor([timestep]), torch.Generator().manual_seed(101))
+        generator = torch.Generator().manual_seed(101)
+        start = SubspaceInit(start_noise=0).draw(problem, torch.tensor([timestep]), generator)
         assert (start[..., 1:] - start[..., :-1]).abs().mean() < start.abs().mean()  # of white noise 1.4 times
         sizes.append(float(start.std()))
     assert 0.1 < sizes[0] < 1
@@ -132,12 +141,12 @@ def test_random_starts_are_smooth_images_as_they_are_at_the_timestep(monkeypatch
 def test_the_residual_attack_starts_from_them_with_the_residual_that_fits(monkeypatch):
     victim = make_victim((300,), model_config=MODEL)
     seen = []
-    advance = SpaceRun.advance
+    advance = Candidate.advance
     monkeypatch.setattr(
-        SpaceRun,
+        Candidate,
         "advance",
         lambda run, evaluations: (
-            seen.append((run.space.noisy_images(run.unknowns).detach(), run.matching.value(run.unknowns)))
+            seen.append((run.unknowns.noisy_images(run.point).detach(), run.matching.value(run.point)))
             or advance(run, evaluations)
         ),
     )
@@ -155,7 +164,7 @@ def test_inputs_are_those_of_the_convolutions_and_no_hook_stays():
     for name, layer in layers.items():
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
     names = {f"{name}.weight" for name in layers}
-    inputs = of_convolution_inputs(model, noisy_images(victim), victim.timesteps, names, lambda _, h: h)
+    inputs = map_convolution_inputs(model, noisy_images(victim), victim.timesteps, names, lambda _, h: h)
     assert inputs.keys() == names
     assert not any(layer._forward_pre_hooks for layer in layers.values())
     for name, layer in layers.items():
@@ -166,6 +175,6 @@ def test_inputs_are_those_of_the_convolutions_and_no_hook_stays():
 def test_one_image_twice_is_told_from_two():
     """Twice the same lies inside the spaces as well as once, so that it must not pass for what was found."""
     images = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
-    assert _alike(torch.stack([images[0], images[0] + 0.01 * images[1]]))
-    assert not _alike(images)
-    assert not _alike(images[:1])
+    assert has_duplicates(torch.stack([images[0], images[0] + 0.01 * images[1]]), 0.1)
+    assert not has_duplicates(images, 0.1)
+    assert not has_duplicates(images[:1], 0.1)

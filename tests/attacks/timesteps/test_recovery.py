@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
-from attacks.observation import Defence, Observation
+from attacks.observation import DefenceDisclosure, Observation
 from attacks.timesteps.duplicates import plausible_timesteps
 from attacks.timesteps.recovery import MINIMAL_MARGIN, RecoveredTimesteps, recover_timesteps
 from attacks.timesteps.time_layers import time_projection_inputs
@@ -36,7 +36,7 @@ def draw(samples: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def defended(victim: Victim, update: dict[str, Tensor], **defence: Any) -> Observation:
-    circumstances = victim.observation.circumstances.model_copy(update={"defence": Defence(**defence)})
+    circumstances = victim.observation.circumstances.model_copy(update={"defence": DefenceDisclosure(**defence)})
     return replace(victim.observation, update=update, circumstances=circumstances)
 
 

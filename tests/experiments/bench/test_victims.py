@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from attacks.observation import Defence, ThreatModel
+from attacks.observation import DefenceDisclosure, ThreatModel
 from experiments.bench.cases import NETWORKS, SUITES, Case
 from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
 from experiments.checkpoint import BUNDLED
@@ -113,10 +113,10 @@ def test_the_other_defences_leave_what_they_say(plain: Victim) -> None:
     mask = flat(kept.update) != 0
     assert int(mask.sum()) == math.ceil(0.1 * len(clean))
     assert clean[mask].abs().min() >= clean[~mask].abs().max()
-    assert kept.circumstances.defence == Defence(sparsified=True)
+    assert kept.circumstances.defence == DefenceDisclosure(sparsified=True)
     signs = victim(defence="signs").observation
     assert torch.equal(flat(signs.update), clean.sign())
-    assert signs.circumstances.defence == Defence(signs=True)
+    assert signs.circumstances.defence == DefenceDisclosure(signs=True)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
