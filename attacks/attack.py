@@ -22,10 +22,11 @@ from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, Observation, ThreatModel
 from attacks.trace import Trace, to_unit_range
 from fl_sim import diffusion
+from fl_sim.errors import UserError
 
 
-class AttackError(ValueError):
-    """An attack that does not exist, has wrong arguments, or cannot work on an observation; the message is one line."""
+class AttackError(UserError):
+    """An attack that does not exist, has wrong arguments, or cannot work on an observation."""
 
 
 class Needs(Flag):

@@ -26,6 +26,7 @@ from fl_sim.diffusion import (
     read_safetensors,
     trainable_parameters,
 )
+from fl_sim.errors import UserError, dotted, first_error
 
 
 class ThreatModel(StrEnum):
@@ -35,8 +36,8 @@ class ThreatModel(StrEnum):
     PRIVATE = "private"
 
 
-class CaptureError(ValueError):
-    """A capture that cannot be read, or an update that does not fit its model; the message is one line."""
+class CaptureError(UserError):
+    """A capture that cannot be read, or an update that does not fit its model."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Circumstances]:
     try:
         return tensors, Circumstances.model_validate(json.loads(text))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CaptureError(f"{path}: observation.{key}: {first['msg']}") from error
+        first = first_error(error)
+        raise CaptureError(f"{path}: observation.{dotted(first['loc'])}: {first['msg']}") from error
     except json.JSONDecodeError as error:
         raise CaptureError(f"{path}: metadata 'observation' is not JSON: {error}") from error
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from attacks.attack import AttackError, Reconstruction
+from fl_sim.errors import one_line
 
 _TENSORS = ("images", "timesteps")
 _NAME = "name"
@@ -33,4 +34,4 @@ def load_reconstruction(path: Path) -> Reconstruction:
             facts = json.loads((file.metadata() or {})["attack"])
         return Reconstruction(**tensors, attack=facts.pop(_NAME), **facts)
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise AttackError(f"{path}: not a readable reconstruction: {' '.join(str(error).split())}") from error
+        raise AttackError(f"{path}: not a readable reconstruction: {one_line(error)}") from error

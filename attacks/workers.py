@@ -21,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from attacks.attack import AttackError, Reconstruction
 from attacks.observation import Observation
 from attacks.registry import create
+from fl_sim.errors import explain
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class AttackWorker:
         try:
             return create(name, arguments).reconstruct(observation, seed, device)
         except Exception as error:
-            return failure_reason(error)
+            return explain(error)
 
 
 class AttackPool:
@@ -217,7 +218,7 @@ class _Slot:
         try:
             self._started_actor()
         except Exception as error:
-            logger.warning("an attack worker did not start: %s", failure_reason(error))
+            logger.warning("an attack worker did not start: %s", explain(error))
             self._discard()
 
     def run(self, job: Job) -> Result:
@@ -233,7 +234,7 @@ class _Slot:
                     logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
                     self._discard()
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
-            return failure_reason(error)
+            return explain(error)
         return "skipped: pool closed" if self._closed else "attack worker died twice"
 
     def close(self) -> None:
@@ -281,9 +282,3 @@ def _ensure_ray() -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, log_to_driver=False)
-
-
-def failure_reason(error: Exception) -> str:
-    """One line; errors that are not the user's doing keep their type's name."""
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

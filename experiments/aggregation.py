@@ -13,8 +13,9 @@ from torch import Tensor
 
 from experiments.rehearsal import SAMPLE_SIZE, cause, rehearse
 from experiments.settings import ExperimentSettings
-from fl_sim.config import SettingsError, nearest
+from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
+from fl_sim.errors import nearest
 from fl_sim.wire import NUM_EXAMPLES, TRAIN_LOSS, Recipe
 from strategies.errors import ArgumentError, StrategyError
 from strategies.gossip import Gossip

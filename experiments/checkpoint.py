@@ -10,9 +10,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from experiments.package_data import data_file
-from experiments.run_directory import write_atomically
 from fl_sim.config import SettingsError
 from fl_sim.diffusion import CHECKPOINT, Checkpoint, ConfigError, check_network, read_checkpoint
+from fl_sim.files import write_atomically
 
 __all__ = ["BUNDLED", "Checkpoint", "load_checkpoint", "save_checkpoint"]
 

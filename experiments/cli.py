@@ -299,17 +299,16 @@ def main() -> None:
 
 
 def _names() -> Group:
-    from attacks.attack import attack_class, available
+    from attacks.registry import ATTACKS
     from experiments.settings import preset_names
-    from fl_sim.defences.registry import available as defences
-    from fl_sim.defences.registry import defence_class
+    from fl_sim.defences.registry import DEFENCES
     from fl_sim.images.bundled import PHOTOGRAPHS
     from strategies.registry import available as strategies
 
     kinds = {
-        "attack": {name: _summary_line(attack_class(name)) for name in available()},
+        "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "strategy": dict.fromkeys(strategies(), ""),
-        "defence": {name: _with_arguments(defence_class(name)) for name in defences()},
+        "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
             "folder": "the images under data.path",
@@ -401,8 +400,9 @@ def _attack(capture: Path, name: str, seed: int, overrides: list[str], out: Path
     from attacks.observation import Observation
     from attacks.reconstruction_file import save_reconstruction
     from experiments.pictures import save_grid
-    from experiments.run_directory import make_empty_folder, write_atomically
+    from experiments.run_directory import make_empty_folder
     from fl_sim.draws import derive_seed
+    from fl_sim.files import write_atomically
 
     chosen = create(name, _arguments(name, overrides))
     observation = Observation.load(capture)
@@ -469,16 +469,12 @@ def _one_line_errors(interrupted: Callable[[], str] | str, with_ray: bool = Fals
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    from attacks.attack import AttackError
-    from attacks.observation import CaptureError
-    from fl_sim.config import SettingsError
-    from fl_sim.diffusion import ConfigError
+    from fl_sim.errors import UserError
     from fl_sim.repeatable_grid import FederationError
-    from strategies.errors import StrategyError
 
     try:
         yield
-    except (SettingsError, CaptureError, AttackError, ConfigError, StrategyError) as error:
+    except UserError as error:
         errors.print(f"fl-sim: {error}")
         raise typer.Exit(2) from error
     except FederationError as error:

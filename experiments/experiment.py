@@ -9,13 +9,13 @@ from flwr.serverapp.strategy import Strategy
 from pydantic import ValidationError
 from torch import Tensor
 
-from attacks.registry import available, create
+from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
 from experiments.utility import Utility
 from fl_sim.client_app import check_images
-from fl_sim.config import NO_CHECKPOINT, DataSettings, SettingsError, nearest
+from fl_sim.config import NO_CHECKPOINT, DataSettings, SettingsError
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
@@ -32,6 +32,7 @@ from fl_sim.diffusion import (
     unet_config,
 )
 from fl_sim.draws import derive_seed
+from fl_sim.errors import first_error, nearest
 from fl_sim.wire import Recipe
 
 
@@ -151,7 +152,7 @@ def _check_size(checkpoint: str, side: int) -> None:
     except ValidationError as error:
         raise SettingsError(
             f"model.checkpoint = {checkpoint!r}: it takes images of {side}x{side} pixels, and of data.image_size the "
-            f"{error.errors()[0]['msg'].lower()}"
+            f"{first_error(error)['msg']}"
         ) from error
 
 
@@ -204,8 +205,8 @@ def _check_attacks(settings: ExperimentSettings) -> None:
     for name, arguments in attack.arguments.items():
         create(name, arguments, "attack")
     for name in attack.args.keys() - set(attack.names):
-        if name not in available():
-            known = sorted({*available(), *attack.names})
+        if name not in ATTACKS.names():
+            known = sorted({*ATTACKS.names(), *attack.names})
             raise SettingsError(
                 f"attack.args.{name}: unknown attack; available: {', '.join(known)}{nearest(name, known)}"
             )

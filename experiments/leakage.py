@@ -18,11 +18,11 @@ from torch import Tensor
 
 from attacks.attack import Reconstruction
 from experiments import metrics
-from experiments.run_directory import write_atomically
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.defences import registry
+from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
 OK = "ok"

@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import Strategy, strategy_utils
 from flwr.supercore.task_identity import TaskIdentity
 from typing_extensions import override
 
-from attacks.workers import failure_reason
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
+from fl_sim.errors import explain
 from fl_sim.local_grid import LocalGrid
 from fl_sim.repeatable_grid import reseed_sampling
 from fl_sim.wire import ARRAYS, CONFIG, RECIPE, ROUND
@@ -100,7 +100,7 @@ def _trained_at_first(
         messages = list(strategy.configure_train(1, arrays, config, grid))
         asked = {message.metadata.dst_node_id for message in messages}
     except Exception as error:
-        raise SettingsError(f"{subject}: cannot configure round 1: {failure_reason(error)}") from error
+        raise SettingsError(f"{subject}: cannot configure round 1: {explain(error)}") from error
     if not asked:
         raise SettingsError(f"{subject}: trains nobody")
     if strangers := asked - grid.nodes.keys():

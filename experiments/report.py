@@ -19,7 +19,7 @@ from experiments.experiment import build_recipe
 from experiments.leakage import OK, SERVER, Truth, match, observing_peer, read_leakage, summed_truth
 from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
-from experiments.run_directory import RunDirectory, write_atomically
+from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from experiments.summary import (
     NO_EVIDENCE,
@@ -34,6 +34,7 @@ from experiments.summary import (
 )
 from experiments.utility import DEFINITIONS
 from fl_sim.config import SettingsError
+from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
 

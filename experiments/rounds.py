@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.run_directory import write_atomically
 from experiments.summary import with_content
+from fl_sim.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -15,6 +14,7 @@ from typing import Any
 from attacks.observation import UpdateId
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError, dump_toml, load_settings
+from fl_sim.files import write_atomically
 
 REPORTED_PACKAGES = ("fl-sim", "torch", "torchvision", "diffusers", "flwr", "flwr-datasets", "ray", "numpy", "lpips")
 
@@ -148,13 +148,6 @@ def check_empty_folder(path: Path) -> None:
         raise SettingsError(f"--out {path}: {above} is no folder that can be written to")
     if occupied:
         raise SettingsError(f"--out {path}: the folder is not empty; allowed: a new or an empty folder")
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in the place of ``path`` in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)
 
 
 def environment() -> dict[str, Any]:

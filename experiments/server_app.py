@@ -29,11 +29,12 @@ from experiments.pictures import save_grid
 from experiments.progress import Progress
 from experiments.report import build_report
 from experiments.rounds import Round, save_rounds
-from experiments.run_directory import RunDirectory, write_atomically
+from experiments.run_directory import RunDirectory
 from experiments.settings import load_run
 from experiments.utility import Utility
 from fl_sim.config import SettingsError, flower_run_directory
 from fl_sim.defences.privacy import Privacy
+from fl_sim.files import write_atomically
 from fl_sim.images.partition import partition
 from fl_sim.repeatable_grid import FederationError, RepeatableGrid, RoundLog
 from fl_sim.wire import whole_model

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from experiments.package_data import data_file
-from fl_sim.config import Positive, Section, Settings, SettingsError, expand_home, load_settings, nearest, resolve
+from fl_sim.config import Positive, Section, Settings, SettingsError, expand_home, load_settings, resolve
+from fl_sim.errors import nearest
 from fl_sim.setting_layers import Tree, Void, look_up
 
 PRESETS = data_file("presets")
@@ -92,13 +93,13 @@ class ExperimentSettings(Settings):
 
         What is no attack's name stays, to be refused.
         """
-        from attacks.attack import available  # imported here: it brings in torch, which fl-sim --help does without
+        from attacks.registry import ATTACKS  # imported here: it brings in torch, which fl-sim --help does without
 
         kept = super().without_outlived_arguments(file, given)
         named = _names(look_up(given, "attack.name", look_up(file, "attack.name", cls().attack.name)))
         arguments = look_up(kept, "attack.args")
         if isinstance(arguments, dict):
-            others = {*available(), *_names(look_up(file, "attack.name"))} - set(named)
+            others = {*ATTACKS.names(), *_names(look_up(file, "attack.name"))} - set(named)
             kept["attack"]["args"] = {name: values for name, values in arguments.items() if name not in others}
         return kept
 

@@ -3,13 +3,12 @@
 Every key is described in docs/settings.md. A user's mistake is one line: the key, its value and what is allowed.
 """
 
-import difflib
 import math
 import os
 import re
 import secrets
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from fl_sim.errors import UserError, first_error, nearest
 from fl_sim.setting_layers import Tree, Void, drop_arguments, drop_void, look_up, remove
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ UserPath = Annotated[str, BeforeValidator(expand_home)]
 """A name or a path as somebody typed it."""
 
 
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message is one line."""
+class SettingsError(UserError):
+    """A setting that cannot be used."""
 
 
 class Section(BaseModel):
@@ -316,7 +316,7 @@ def load_settings(
     try:
         settings = cls.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_explain(cls, tree, error.errors()[0])) from error
+        raise SettingsError(_describe(cls, tree, first_error(error))) from error
     if refusals and not recorded:
         raise SettingsError(refusals[0])
     return settings
@@ -423,7 +423,7 @@ def _refuse_loose_types(cls: type[BaseModel], tree: Mapping[str, Any], prefix: s
             raise SettingsError(f"{prefix}{name} = {str(value).lower()}: neither true nor false is allowed here")
 
 
-def _explain(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
+def _describe(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
     """One line for one of pydantic's errors in a tree of settings."""
     key, value = _key_at(tree, error["loc"]), error["input"]
     if error["type"] == "value_error":
@@ -441,7 +441,7 @@ def _explain(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
         return f"{key} = {value!r}: a table, not a value; allowed in it: {fields}"
     choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
     reason = error["msg"].replace("valid tuple", "list").replace("path for <class 'pathlib.Path'>", "path")
-    return f"{key} = {value!r}: {reason[0].lower()}{reason[1:]}{nearest(str(value), choices)}"
+    return f"{key} = {value!r}: {reason}{nearest(str(value), choices)}"
 
 
 def _key_at(tree: Tree, location: tuple[int | str, ...]) -> str:
@@ -454,12 +454,6 @@ def _key_at(tree: Tree, location: tuple[int | str, ...]) -> str:
         found = found[part]
         key.append(str(part))
     return ".".join(key)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the one of ``names`` that was probably meant, to end an error message with; empty if none is close."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @cache

@@ -24,13 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fl_sim.errors import UserError, dotted, first_error, message
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MODEL_CLASSES = ("UNet2DModel",)
 LORA = "lora"
 """Key of a model's configuration, beside those of diffusers."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A model or scheduler configuration that cannot be built; the message is one line."""
 
 
@@ -159,9 +161,8 @@ def _lora(fields: Any) -> LoRA:
     try:
         return LoRA.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in (LORA, *first["loc"]))
-        raise ConfigError(f"model.{key} = {first['input']!r}: {first['msg']}") from error
+        first = first_error(error)
+        raise ConfigError(f"model.{dotted((LORA, *first['loc']))} = {first['input']!r}: {first['msg']}") from error
 
 
 def build_scheduler(config: Mapping[str, Any]) -> DDPMScheduler:
@@ -224,7 +225,7 @@ def _from_config(cls: Any, config: Mapping[str, Any], what: str) -> Any:
         with _quiet_diffusers():
             built, unused = cls.from_config(public, return_unused_kwargs=True)
     except Exception as error:  # diffusers stumbles over wrong values in as many ways as there are
-        raise ConfigError(f"{what} configuration cannot be built: {_one_line(error)}") from error
+        raise ConfigError(f"{what} configuration cannot be built: {message(error)}") from error
     if unused:
         raise ConfigError(f"{what} configuration has unknown keys: {', '.join(sorted(unused))}")
     return built
@@ -239,10 +240,6 @@ def _quiet_diffusers() -> Any:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -312,7 +309,7 @@ def _check_network(config: str, timesteps: int, image_shape: tuple[int, ...]) ->
         torch.autograd.grad(prediction.sum(), list(trainable_parameters(network).values()))
         reason = f"it predicts {list(prediction.shape[1:])}" if prediction.shape != x_t.shape else None
     except Exception as error:  # the network is diffusers' own, and so are its ways to fail
-        reason = _one_line(error)
+        reason = message(error)
     if reason is None:
         return
     levels, (height, width) = len(network.config.block_out_channels), image_shape[1:]
@@ -493,7 +490,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return "it is empty; allowed: a safetensors file"
     if path.suffix in _PICKLES or start == _ZIP:
         return "it is a pickle, which is never opened; allowed: a safetensors file"
-    return f"it is no whole safetensors file: {_one_line(error)}"
+    return f"it is no whole safetensors file: {message(error)}"
 
 
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:

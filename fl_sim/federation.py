@@ -25,7 +25,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.config import Settings, SettingsError
-from fl_sim.repeatable_grid import FederationError, GridProxy, one_line
+from fl_sim.errors import one_line
+from fl_sim.repeatable_grid import FederationError, GridProxy
 
 CONNECT_SECONDS = 10.0
 

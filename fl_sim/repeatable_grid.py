@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_sim.draws import derive_seed
+from fl_sim.errors import one_line
 from fl_sim.wire import CLIENT, DEVICE, METRICS, PARTITION, TRAIN_LOSS
 
 POLL_SECONDS = 0.05
@@ -236,8 +237,3 @@ def _stop_if_a_process_died(replies: Sequence[Message]) -> None:
 def _reason(reply: Message) -> str:
     """Why a client did not answer, in one line, without the traceback in which Flower and Ray hand on an exception."""
     return one_line(str(reply.error.reason).rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>"))
-
-
-def one_line(text: object) -> str:
-    """In one line, of 300 characters at most."""
-    return " ".join(str(text).split())[:300]

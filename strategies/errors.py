@@ -1,8 +1,10 @@
 """The errors of this room."""
 
+from fl_sim.errors import UserError
 
-class StrategyError(ValueError):
-    """A strategy that does not exist, has wrong arguments or does not fit another; the message is one line."""
+
+class StrategyError(UserError):
+    """A strategy that does not exist, has wrong arguments or does not fit another."""
 
 
 class ArgumentError(StrategyError):

@@ -1,6 +1,5 @@
 """Federated SGD (McMahan et al. 2017, arXiv 1602.05629, section 2): clients send gradients, the server steps."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from logging import INFO
@@ -26,6 +25,7 @@ from flwr.serverapp.strategy import (
 from flwr.supercore import log
 from torch import Tensor, nn
 
+from fl_sim.errors import nearest, one_line
 from strategies.errors import ArgumentError
 
 
@@ -133,7 +133,7 @@ class FedSGD(Strategy):
             try:
                 self._optimizer_class([parameter], **arguments).step()
             except (TypeError, ValueError, RuntimeError) as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 raise ArgumentError(argument, f"= {value!r}: refused by torch.optim.{name}: {reason}") from error
             if not parameter.isfinite().all():
                 raise ArgumentError(argument, f"= {value!r}: a step of torch.optim.{name} is not finite")
@@ -161,7 +161,6 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     }
     if name.lower() not in classes:
-        near = difflib.get_close_matches(name.lower(), classes, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name.lower(), classes)
         raise ArgumentError("optimizer", f"= {name!r}: torch.optim has {', '.join(sorted(classes))}{hint}")
     return classes[name.lower()]

@@ -16,7 +16,8 @@ from flwr.supercore import log
 from torch import Tensor
 
 from attacks.observation import Circumstances, DefenceDisclosure, Observation, UpdateId
-from attacks.workers import AttackPool, failure_reason
+from attacks.workers import AttackPool
+from fl_sim.errors import explain
 from fl_sim.wire import (
     CLIENT,
     CLIPPING_NORM,
@@ -183,7 +184,7 @@ class HonestButCurious(Strategy):
             assert self._recipe is not None  # configure_train saw to it
             self._sink.observe(make_observation(self._recipe, update_id, views, defence))
         except Exception as error:  # a reply that cannot be observed must not disturb the federation
-            reason = failure_reason(error)
+            reason = explain(error)
             log(WARNING, "%s not observed: %s", update_id, reason)
             self._sink.failed(update_id, reason)
 

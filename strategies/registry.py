@@ -1,7 +1,5 @@
 """Strategies by name: Flower's own, FedSGD, Gossip, or any other Flower ``Strategy`` by its dotted path."""
 
-import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +12,8 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from pydantic import TypeAdapter, ValidationError
 
-from attacks.workers import failure_reason
+from fl_sim.errors import explain, first_error, nearest
+from fl_sim.registry import import_by_path
 from strategies.errors import ArgumentError, StrategyError
 from strategies.fed_sgd import FedSGD
 from strategies.gossip import Gossip
@@ -80,7 +79,7 @@ def strategy_class(name: str, argument: str = "name") -> type[Strategy]:
         return _imported(name, argument)
     if name not in _named():
         allowed = f"{', '.join(available())}, or package.module:Class"
-        raise ArgumentError(argument, f"= {name!r}: unknown; allowed: {allowed}{_nearest(name, available())}")
+        raise ArgumentError(argument, f"= {name!r}: unknown; allowed: {allowed}{nearest(name, available())}")
     return _named()[name]
 
 
@@ -91,11 +90,10 @@ def _named() -> dict[str, type[Strategy]]:
 
 
 def _imported(path: str, argument: str) -> type[Strategy]:
-    module, _, attribute = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a stranger's module does while it is imported
-        raise ArgumentError(argument, f"= {path!r}: cannot be imported: {failure_reason(error)}") from error
+        found = import_by_path(path)
+    except ImportError as error:
+        raise ArgumentError(argument, f"= {path!r}: {error}") from error
     if (reason := _why_no_strategy(found)) is not None:
         raise ArgumentError(argument, f"= {path!r}: {reason}")
     return found
@@ -150,12 +148,7 @@ def _refuse_unknown(args: Mapping[str, Any], known: Iterable[str], owner: str, t
         if key not in known and not takes_any:
             allowed = sorted(known)
             listed = f"allowed: {', '.join(allowed)}" if allowed else "it takes none"
-            raise ArgumentError(key, f"= {value!r}: unknown to {owner}; {listed}{_nearest(key, allowed)}")
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(key, f"= {value!r}: unknown to {owner}; {listed}{nearest(key, allowed)}")
 
 
 _GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '(\w+)'")
@@ -179,7 +172,7 @@ def _construct(cls: type[Strategy], args: Mapping[str, Any], offers: Mapping[str
             elif twice and twice[1] in args:
                 raise ArgumentError(twice[1], f"= {args[twice[1]]!r}: {cls.__name__} sets it itself") from error
             else:
-                raise StrategyError(f"{cls.__name__}: {failure_reason(error)}") from error
+                raise StrategyError(f"{cls.__name__}: {explain(error)}") from error
 
 
 def _call(cls: type[Strategy], args: dict[str, Any]) -> Strategy:
@@ -205,5 +198,4 @@ def _refuse_wrong_type(key: str, value: Any, annotation: Any) -> None:
     try:
         TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise ArgumentError(key, f"= {value!r}: {problem[0].lower()}{problem[1:]}") from error
+        raise ArgumentError(key, f"= {value!r}: {first_error(error)['msg']}") from error

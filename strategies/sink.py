@@ -13,6 +13,7 @@ from attacks.reconstruction_file import save_reconstruction
 from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
 from fl_sim.draws import derive_seed
+from fl_sim.files import write_atomically
 from strategies.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class DirectorySink:
         """Write the capture and queue its attacks."""
         update_id = observation.circumstances.update_id
         capture = self._captures / f"{update_id.stem}.safetensors"
-        _write_whole(capture, observation.save)
+        write_atomically(capture, observation.save)
         if self._postpones:
             self._postponed.append((update_id, capture))
         else:
@@ -125,16 +126,9 @@ class DirectorySink:
     def _keep(self, update_id: UpdateId, attack: str, result: Result) -> None:
         if isinstance(result, Reconstruction):
             path = self._reconstructions / f"{update_id.stem}-{attack}.safetensors"
-            _write_whole(path, partial(save_reconstruction, reconstruction=result))
+            write_atomically(path, partial(save_reconstruction, reconstruction=result))
         self._tell(update_id, attack, result)
 
     def _tell(self, update_id: UpdateId, attack: str, result: Result) -> None:
         with self._telling:
             self._on_reconstruction(update_id, attack, result)
-
-
-def _write_whole(path: Path, save: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    save(unfinished)
-    unfinished.replace(path)

@@ -22,9 +22,11 @@ from typer.testing import CliRunner
 from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import create
 from experiments.cli import app
+from fl_sim import registry
 from fl_sim.client_app import local_training, private_draw
-from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence as ClientDefence
+from fl_sim.defences.registry import DEFENCES
+from fl_sim.defences.registry import create as create_defence
 from fl_sim.local_grid import Client
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
@@ -163,19 +165,19 @@ def test_its_registration_makes_it_known_by_name(folder: Path, monkeypatch: pyte
     lines = tomllib.loads(REGISTRATION.text)["project"]["entry-points"][group]
     entries = [EntryPoint(name, value, group) for name, value in lines.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "fl_sim.defences" else [])
-    registry._plugins.cache_clear()
+    registry.plugins.cache_clear()
     try:
-        found = registry.create("random-mask")
+        found = create_defence("random-mask")
         assert isinstance(found, ClientDefence)
         assert found.name == "random-mask"
         listed = CliRunner().invoke(app, ["list"]).output
         assert "random-mask" in listed
         assert "chance = 0.1" in listed
     finally:
-        registry._plugins.cache_clear()
+        registry.plugins.cache_clear()
 
 
 def test_the_page_has_every_defence_and_every_argument() -> None:
     rows = {row[1]: row[0] for row in re.finditer(r"^\| `(.+?)` \|.*$", PAGE.text, re.MULTILINE)}
-    for name in registry.available():
-        assert all(f"`{argument}`" in rows[name] for argument in registry.defence_class(name).model_fields)
+    for name in DEFENCES.names():
+        assert all(f"`{argument}`" in rows[name] for argument in DEFENCES.find(name).model_fields)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from attacks import attack
 from attacks.attack import AttackError
-from attacks.registry import create
+from attacks.registry import ATTACKS, create
 from experiments.cli import app
+from fl_sim import registry
 from tests.attacks.conftest import make_victim
 from tests.pages.pages import pages
 
@@ -34,9 +34,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
-        attack._plugins.cache_clear()
+        registry.plugins.cache_clear()
         yield folder
-    attack._plugins.cache_clear()
+    registry.plugins.cache_clear()
     sys.modules.pop("smooth", None)
 
 
@@ -48,9 +48,9 @@ def test_the_page_shows_one_file_one_test_and_one_registration_in_few_lines() ->
 
 
 def test_its_registration_makes_it_known_by_name(package: Path) -> None:
-    assert "smooth" in attack.available()
+    assert "smooth" in ATTACKS.names()
     assert Path(importlib.import_module("smooth").__file__ or "").parent == package / "site"
-    assert attack.attack_class("smooth") is attack.attack_class("smooth:Smooth")
+    assert ATTACKS.find("smooth") is ATTACKS.find("smooth:Smooth")
     assert "Cosine distance plus roughness" in CliRunner().invoke(app, ["list"]).output
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from attacks.attack import Needs
 from attacks.observation import ThreatModel
-from attacks.registry import attack_class
+from attacks.registry import ATTACKS
 from experiments.utility import strata
 from fl_sim.diffusion import LocalOptimizer, unet_config
 
@@ -82,7 +82,7 @@ class Contender:
 
     def applies(self, case: Case) -> bool:
         """Whether the threat model gives the attack what it needs; whatever else it refuses counts as a failure."""
-        return case.threat is KNOWN or Needs.NOISE_AND_TIMESTEPS not in attack_class(self.attack).needs
+        return case.threat is KNOWN or Needs.NOISE_AND_TIMESTEPS not in ATTACKS.find(self.attack).needs
 
 
 _PUBLISHED = {"recipe": "published"}

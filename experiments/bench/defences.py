@@ -17,8 +17,10 @@ from experiments.bench.pages import Table, markdown, rich_table
 from experiments.leakage import OK
 from experiments.summary import RECOGNISABLE_DB
 from experiments.utility import DISTANCE, LOSS
-from fl_sim.config import SettingsError, nearest
+from fl_sim.config import SettingsError
 from fl_sim.defences import registry
+from fl_sim.defences.registry import DEFENCES
+from fl_sim.errors import nearest
 
 CLIP_NORM = 0.5
 """About the median norm of the undefended clients' gradients after some rounds."""
@@ -188,8 +190,8 @@ def _chosen(names: Sequence[str]) -> list[Setup]:
     known = dict.fromkeys(setup.name for setup in SETUPS)
     strangers = [name for name in names if name not in known]
     for name in strangers:
-        if ":" not in name and name not in registry.available():
-            allowed = [*known, *(other for other in registry.available() if other not in known)]
+        if ":" not in name and name not in DEFENCES.names():
+            allowed = [*known, *(other for other in DEFENCES.names() if other not in known)]
             raise SettingsError(
                 f"--only {name}: unknown; allowed: {', '.join(allowed)}, package.module:Class{nearest(name, allowed)}"
             )

@@ -12,7 +12,6 @@ from attacks.attack import Reconstruction
 from attacks.observation import Observation, ThreatModel
 from attacks.registry import create
 from attacks.trace import Snapshot, Trace
-from attacks.workers import failure_reason
 from experiments import metrics
 from experiments.bench.cases import Case, Contender
 from experiments.bench.measuring import Row, device_name, software
@@ -20,6 +19,7 @@ from experiments.bench.victims import make_victim
 from experiments.leakage import OK, match
 from fl_sim.diffusion import count_parameters
 from fl_sim.draws import derive_seed
+from fl_sim.errors import explain
 
 REACHED_DB = 40.0
 """The PSNR that seconds and evaluations are counted up to."""
@@ -87,7 +87,7 @@ def attempt(
     try:
         return create(attack, arguments).reconstruct(observation, seed, device, trace)
     except Exception as error:
-        return failure_reason(error)
+        return explain(error)
 
 
 def compared(images: Tensor, timesteps: Tensor, found: Reconstruction | str, threat: ThreatModel) -> Row:

@@ -25,11 +25,12 @@ from rich.console import Console
 from attacks.workers import AttackPool
 from experiments.bench.measuring import device_name
 from experiments.experiment import Experiment, prepare
-from experiments.run_directory import environment, make_empty_folder, write_atomically
+from experiments.run_directory import environment, make_empty_folder
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
 from fl_sim.federation import AttackResources, run_federation
+from fl_sim.files import write_atomically
 from fl_sim.repeatable_grid import RepeatableGrid
 from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.bench.processes import side_by_side
-from experiments.run_directory import environment, make_empty_folder, write_atomically
+from experiments.run_directory import environment, make_empty_folder
+from fl_sim.files import write_atomically
 
 Row = dict[str, Any]
 

@@ -1,15 +1,15 @@
 """From the options of the command to the list of measurements."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attacks.registry import attack_class
+from attacks.registry import ATTACKS
 from experiments.bench.cases import CONTENDERS, GPU_NETWORKS, NETWORKS, SUITES, Contender, Entry
 from experiments.bench.jobs import Job
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from fl_sim.config import SettingsError
+from fl_sim.errors import nearest
 
 FULL_VICTIMS = 10
 _PUBLISHED_COST = 2
@@ -51,7 +51,7 @@ def make_plan(options: Options) -> Plan:
     """
     suites = [_one_of("--only", name, SUITES) for name in options.only or SUITES]
     networks = [_one_of("--networks", name, NETWORKS) for name in options.networks or NETWORKS]
-    named = [CONTENDERS.get(name) or Contender(attack_class(name).name, name) for name in options.attacks]
+    named = [CONTENDERS.get(name) or Contender(ATTACKS.find(name).name, name) for name in options.attacks]
     checkpoints = {"16": BUNDLED} | {_network_of(path): path for path in options.checkpoints}
     jobs: list[Job] = []
     left_out: list[str] = []
@@ -111,6 +111,4 @@ def _network_of(path: Path) -> str:
 def _one_of(option: str, name: str, allowed: Mapping[str, object]) -> str:
     if name in allowed:
         return name
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SettingsError(f"{option} {name}: unknown; allowed: {', '.join(allowed)}{hint}")
+    raise SettingsError(f"{option} {name}: unknown; allowed: {', '.join(allowed)}{nearest(name, allowed)}")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from fl_sim.config import DataSettings, SettingsError, nearest
+from fl_sim.config import DataSettings, SettingsError
+from fl_sim.errors import nearest
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import read_rgb
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fl_sim.config import DataSettings, SettingsError, nearest
+from fl_sim.config import DataSettings, SettingsError
+from fl_sim.errors import nearest, one_line
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import printable, read_rgb, square
 
@@ -58,7 +59,7 @@ def _load(settings: DataSettings) -> "Dataset":
             return datasets.load_dataset(settings.name, split=settings.split)
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
-        raise _not_loaded(settings, " ".join(str(error).split())) from error
+        raise _not_loaded(settings, one_line(error)) from error
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if settings.split not in splits:
         raise SettingsError(

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import attack
 from attacks.attack import AttackError, Needs, Outcome
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure, Observation
-from attacks.registry import attack_class, available, create
+from attacks.registry import ATTACKS, create
+from fl_sim import registry
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim, psnr, summed
 from tests.attacks.toy_attacks import Guess
@@ -24,24 +24,24 @@ BUILT_IN = {
 
 
 def test_the_built_in_attacks_are_registered_under_their_names():
-    assert set(BUILT_IN) == set(attack._BUILT_IN) <= set(available())
+    assert set(BUILT_IN) == set(ATTACKS.built_in) <= set(ATTACKS.names())
     assert [create(name).name for name in BUILT_IN] == list(BUILT_IN)
 
 
 def test_a_dotted_path_names_an_attack():
-    assert attack_class("tests.attacks.toy_attacks:Guess") is Guess
+    assert ATTACKS.find("tests.attacks.toy_attacks:Guess") is Guess
 
 
 def test_an_entry_point_names_an_attack(monkeypatch):
-    monkeypatch.setattr(attack, "_plugins", lambda: {"guess": "tests.attacks.toy_attacks:Guess"})
-    assert "guess" in available()
+    monkeypatch.setattr(registry, "plugins", lambda _: {"guess": "tests.attacks.toy_attacks:Guess"})
+    assert "guess" in ATTACKS.names()
     assert isinstance(create("guess"), Guess)
 
 
 def test_entry_points_of_the_documented_group_are_read(monkeypatch):
     groups = []
-    monkeypatch.setattr(attack, "entry_points", lambda group: groups.append(group) or [])
-    attack._plugins.__wrapped__()
+    monkeypatch.setattr(registry, "entry_points", lambda group: groups.append(group) or [])
+    registry.plugins.__wrapped__("fl_sim.attacks")
     assert groups == ["fl_sim.attacks"]
 
 
@@ -57,7 +57,7 @@ def test_entry_points_of_the_documented_group_are_read(monkeypatch):
 )
 def test_an_attack_that_is_none_is_refused(name, message):
     with pytest.raises(AttackError, match=message):
-        attack_class(name)
+        ATTACKS.find(name)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_single_sgd_step_is_as_good_as_a_gradient_and_an_adam_step_is_not(monk
 
 @pytest.mark.parametrize(("name", "needs"), BUILT_IN.items())
 def test_the_built_in_attacks_say_what_they_need(name, needs):
-    assert attack_class(name).needs == needs
+    assert ATTACKS.find(name).needs == needs
     if Needs.NOISE_AND_TIMESTEPS in needs:
         with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
             create(name).reconstruct(make_victim().observation, seed=100)

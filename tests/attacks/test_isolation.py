@@ -62,12 +62,39 @@ def test_the_federation_imports_no_other_room():
     assert [pair for pair in imports_of("fl_sim") if not within(pair[1], "fl_sim")] == []
 
 
+WORDS = ("fl_sim.errors", "fl_sim.registry")
+"""Error messages and classes by name; they know nobody."""
+
+
 def test_attacks_import_diffusion_alone_outside_themselves():
-    assert [pair for pair in imports_of("attacks") if not within(pair[1], "attacks", "fl_sim.diffusion")] == []
+    allowed = ("attacks", "fl_sim.diffusion", *WORDS)
+    assert [pair for pair in imports_of("attacks") if not within(pair[1], *allowed)] == []
 
 
 def test_diffusion_knows_nobody():
-    assert imports_of("fl_sim.diffusion") == []
+    allowed = ("fl_sim.diffusion", "fl_sim.errors")
+    assert [pair for pair in imports_of("fl_sim.diffusion") if not within(pair[1], *allowed)] == []
+    assert {name.rpartition(".")[0] for _, name in imports_of(*WORDS)} <= set(WORDS)
+
+
+CONTRACT = ("attack", "observation", "reconstruction_file", "registry", "trace", "workers")
+MAY_STAND_ON = {
+    "inversion": {"inversion"},
+    "timesteps": {"timesteps", "inversion"},
+    "published": {"published", "timesteps", "inversion"},
+    "residual": {"residual", "timesteps", "inversion"},
+}
+
+
+@pytest.mark.parametrize("room", MAY_STAND_ON)
+def test_a_room_of_attacks_stands_on_those_below_it(room):
+    used = {name.split(".")[1] for _, name in imports_of(f"attacks.{room}") if within(name, "attacks")}
+    assert used - set(CONTRACT) <= MAY_STAND_ON[room]
+
+
+def test_every_file_of_attacks_is_in_a_room_or_in_the_contract():
+    places = {module.split(".")[1] for module in IMPORTS if module.startswith("attacks.")}
+    assert places == {*MAY_STAND_ON, *CONTRACT}
 
 
 def test_strategies_see_neither_clients_nor_images_nor_settings():
@@ -77,7 +104,7 @@ def test_strategies_see_neither_clients_nor_images_nor_settings():
 def test_no_module_imports_what_attacks_do_not_name():
     """``importlib`` goes around the walk: it finds attacks, strategies and defences by name, and nothing else."""
     users = {module for module, file in modules().items() if "import_module(" in file.read_text(encoding="utf-8")}
-    assert users <= {"attacks.registry", "strategies.registry", "fl_sim.defences.registry"}
+    assert users == {"fl_sim.registry"}
 
 
 def test_importing_every_attack_loads_nothing_that_holds_the_truth(tmp_path):

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from attacks.attack import _BUILT_IN, AttackError, Needs
+from attacks.attack import AttackError, Needs
 from attacks.observation import CaptureError, Circumstances, DefenceDisclosure, Observation
 from attacks.published.gidm import RECIPES, Recipe
-from attacks.registry import attack_class, create
+from attacks.registry import ATTACKS, create
 from attacks.timesteps.recovery import HiddenTimestepsError
 from experiments.cli import app
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import Victim
 
-ATTACKS = sorted(_BUILT_IN)
+NAMES = sorted(ATTACKS.built_in)
 LINE_SEARCH = 26
 """Evaluations by which torch's strong Wolfe search may overrun, and the one for the final matching loss."""
 
@@ -85,8 +85,8 @@ def victims(draw: st.DrawFn) -> Victim:
     return Victim(Observation(circumstances, weights, update, noise, timesteps), images, noise, timesteps)
 
 
-CASES = [(name, True) for name in ATTACKS] + [
-    (name, False) for name in ATTACKS if Needs.NOISE_AND_TIMESTEPS not in attack_class(name).needs
+CASES = [(name, True) for name in NAMES] + [
+    (name, False) for name in NAMES if Needs.NOISE_AND_TIMESTEPS not in ATTACKS.find(name).needs
 ]
 
 
@@ -139,7 +139,7 @@ def lacking(needs: Needs, known: bool, training: str, signs: bool, num_clients: 
     return [need.name or "" for need in needs if lacks[need]]
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
 @many
 @given(
     known=st.booleans(),
@@ -213,7 +213,7 @@ SPOILT: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
 
 
 @pytest.mark.parametrize("complaint", SPOILT)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_command_line_says_in_one_line_what_is_wrong_with_an_update(
     name: str, complaint: str, known_victim: Victim, tmp_path: Path
 ):

@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from attacks.reconstruction_file import load_reconstruction
+from attacks.registry import ATTACKS
 from experiments.cli import app
 from fl_sim.draws import derive_seed
 from tests.attacks.toy_attacks import Guess, tiny_observation
@@ -103,11 +104,11 @@ def test_nothing_is_overwritten(tmp_path: Path, capture: Path) -> None:
 
 
 def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attacks.registry._BUILT_IN", {"guess": GUESS})
+    monkeypatch.setattr(ATTACKS, "built_in", {"guess": GUESS})
     output = fl_sim("list").output
     assert "Noise as image" in output
     assert all(name in output for name in ("guess", "FedSGD", "Krum", "bundled", "astronaut", "paper-cifar100"))
-    monkeypatch.setattr("attacks.registry._BUILT_IN", {"guess": "no.such:Attack"})
+    monkeypatch.setattr(ATTACKS, "built_in", {"guess": "no.such:Attack"})
     assert_refused(fl_sim("list"), "attack 'guess': cannot be imported")
 
 

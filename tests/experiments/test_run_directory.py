@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_directory import RunDirectory, make_empty_folder, write_atomically
+from experiments.run_directory import RunDirectory, make_empty_folder
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.config import SettingsError, load_settings
 from tests.experiments.made_up_run import tiny_settings
@@ -36,19 +36,6 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be used as a folder"):
         make_empty_folder(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "precious"
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "table.csv"
-    target.write_text("old")
-
-    def half(file: Path) -> None:
-        file.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, half)
-    assert target.read_text() == "old"
 
 
 def test_the_environment_says_what_is_missing_and_why(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ import typer
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from attacks import attack
 from attacks.published.gidm import RECIPES, Recipe
 from attacks.workers import Job, Result
 from experiments import train_checkpoint
@@ -32,8 +31,8 @@ from experiments.bench.cases import GPU_NETWORKS
 from experiments.cli import app
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings
+from fl_sim import registry
 from fl_sim.config import load_settings, resolve
-from fl_sim.defences import registry
 from tests.experiments.in_process import PoolInThisProcess, without_ray
 from tests.pages.benchmarks import quick_benchmarks
 from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
@@ -241,8 +240,7 @@ def _in_this_process(reader: Reader, environment: dict[str, str]) -> Iterator[No
 
 def _forget(reader: Reader) -> None:
     """Modules of the page's folder, and which plugins there are: the next page has others."""
-    for plugins in (attack._plugins, registry._plugins):
-        plugins.cache_clear()
+    registry.plugins.cache_clear()
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{reader.folder}/"):
             del sys.modules[name]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from attacks.observation import Circumstances
-from attacks.registry import attack_class, available
+from attacks.registry import ATTACKS
 from experiments.settings import ExperimentSettings
 from tests.pages.pages import HELP, REPOSITORY, Item, Page, help_page, pages
 
@@ -80,9 +80,9 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
 def test_every_argument_of_an_attack_is_in_its_table_with_its_default() -> None:
     tables = rows("docs/attacks.md", "argument")
     common = {"derivative"}  # described once, for all
-    for name in available():
-        fields = attack_class(name).model_fields
-        inherited = attack_class("gidm").model_fields if name == "gidm-plus" else {}
+    for name in ATTACKS.names():
+        fields = ATTACKS.find(name).model_fields
+        inherited = ATTACKS.find("gidm").model_fields if name == "gidm-plus" else {}
         table = dict(tables[name])
         assert table.keys() == fields.keys() - inherited.keys() - common, name
         for key, cell in table.items():

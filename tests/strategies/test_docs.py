@@ -2,7 +2,7 @@
 
 import pytest
 
-from attacks import attack
+from attacks.registry import ATTACKS
 from strategies import honest_but_curious
 from tests.pages.pages import pages
 from tests.strategies.stub_federation import NODES, StubGrid, client_of
@@ -21,7 +21,7 @@ def test_the_example_is_short(code):
 
 def test_the_example_attacks_every_client_in_every_round(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(attack._BUILT_IN, "residual", GUESS)
+    monkeypatch.setitem(ATTACKS.built_in, "residual", GUESS)
     monkeypatch.setattr(honest_but_curious, "AttackPool", lambda _workers: InlinePool())
     example: dict[str, object] = {}
     exec(code, example)

@@ -10,7 +10,6 @@ from attacks.reconstruction_file import load_reconstruction
 from attacks.registry import create
 from attacks.workers import Job, Result
 from fl_sim.draws import derive_seed
-from strategies import sink
 from strategies.errors import StrategyError
 from strategies.sink import DirectorySink, log_result
 from tests.attacks.toy_attacks import tiny_observation
@@ -106,16 +105,6 @@ def test_a_directory_with_captures_is_refused(tmp_path, told):
 def test_wrong_arguments_are_refused_at_once(tmp_path):
     with pytest.raises(AttackError, match="budget"):
         DirectorySink(tmp_path, {GUESS: {"budget": 1}}, InlinePool())
-
-
-def test_a_write_that_fails_leaves_no_half_file_under_the_final_name(tmp_path):
-    def save(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        sink._write_whole(tmp_path / "capture.safetensors", save)
-    assert not (tmp_path / "capture.safetensors").exists()
 
 
 def test_closing_releases_the_workers(tmp_path, told):

@@ -4,10 +4,10 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 
+from fl_sim import registry
 from fl_sim.config import SettingsError
-from fl_sim.defences import registry
 from fl_sim.defences.defence import Update, UpdateDefence
-from fl_sim.defences.registry import available, create, defence_class
+from fl_sim.defences.registry import DEFENCES, create
 from tests.fl_sim.defences.stub import RECIPES, flat, own_update, sent_update
 
 
@@ -22,15 +22,15 @@ class Halved(UpdateDefence):
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     entry = EntryPoint("halved", f"{__name__}:Halved", "fl_sim.defences")
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
-    registry._plugins.cache_clear()
+    registry.plugins.cache_clear()
     yield
-    registry._plugins.cache_clear()
+    registry.plugins.cache_clear()
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", DEFENCES.names())
 def test_every_defence_goes_by_its_own_name_and_needs_no_argument(name: str) -> None:
     assert create(name).name == name
-    assert defence_class(name).__doc__
+    assert DEFENCES.find(name).__doc__
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_what_came_from_settings_is_named_as_there() -> None:
 
 
 def test_a_third_partys_defence_is_found_by_its_entry_point(plugin: None) -> None:
-    assert "halved" in available()
+    assert "halved" in DEFENCES.names()
     assert create("halved") == Halved()
     own = own_update(RECIPES["gradient"])
     torch.testing.assert_close(flat(sent_update("halved", RECIPES["gradient"], own)), flat(own) / 2)
 
 
 def test_a_dotted_path_will_do() -> None:
-    assert defence_class(f"{__name__}:Halved") is Halved
+    assert DEFENCES.find(f"{__name__}:Halved") is Halved
 
 
 def test_without_a_defence_the_reply_is_not_touched() -> None:

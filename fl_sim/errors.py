@@ -1,0 +1,46 @@
+"""What a user can cause and mend: one base class, and the words that its messages are made of.
+
+It imports nothing of the project, so that every room may use it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that names what is wrong, its value and what is allowed."""
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """The text with all white space made single blanks, cut at ``most`` characters."""
+    return " ".join(str(text).split())[:most]
+
+
+def message(error: BaseException) -> str:
+    """The message of an exception in one line; the name of its class if it has none."""
+    return one_line(error) or type(error).__name__
+
+
+def explain(error: BaseException) -> str:
+    """The same with the name of its class in front, unless it is about a value that somebody gave."""
+    return message(error) if isinstance(error, ValueError) else one_line(f"{type(error).__name__}: {error}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the one of ``names`` that is close to ``name``, to end a message; else nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_error(error: ValidationError) -> ErrorDetails:
+    """The first of pydantic's errors, its message beginning with a small letter to follow a colon."""
+    first = error.errors()[0]
+    return first | {"msg": first["msg"][:1].lower() + first["msg"][1:]}
+
+
+def dotted(location: Iterable[int | str]) -> str:
+    """The place of one of pydantic's errors as a dotted key."""
+    return ".".join(map(str, location))

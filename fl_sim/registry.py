@@ -1,0 +1,112 @@
+"""Classes by name: those built in, those of entry points, or any by its dotted path ``package.module:Class``.
+
+It imports nothing of the project but fl_sim/errors.py.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fl_sim.errors import UserError, dotted, first_error, nearest, one_line
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def import_by_path(path: str) -> Any:
+    """The attribute at ``package.module:attribute``.
+
+    Raises:
+        ImportError: in one line, whatever the module raises while it is imported.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise ImportError(one_line(f"cannot be imported: {type(error).__name__}: {error}")) from error
+
+
+class Registry(Generic[Kind]):
+    """The classes of one kind; each is a pydantic model whose fields are its arguments.
+
+    Args:
+        kind: what they are called in messages, such as ``attack``.
+        base: their base class.
+        built_in: paths by name; they come before those of the entry points.
+        group: of entry points.
+        error: what is raised.
+    """
+
+    def __init__(
+        self, kind: str, base: type[Kind], built_in: Mapping[str, str], group: str, error: type[UserError]
+    ) -> None:
+        self.kind, self.base, self.built_in, self.group, self.error = kind, base, dict(built_in), group, error
+
+    def names(self) -> list[str]:
+        """Names of all that are registered, sorted."""
+        return sorted({**plugins(self.group), **self.built_in})
+
+    def find(self, name: str, table: str | None = None) -> type[Kind]:
+        """The class under ``name``, or at that path.
+
+        ``table``: of settings, such as "attack", from which the name came and which errors are to speak of.
+
+        Raises:
+            UserError: with the nearest name if there is none, or the reason why there is no such class at the path.
+        """
+        subject = f"{self.kind} {name!r}" if table is None else f"{table}.name = {name!r}"
+        path = name if ":" in name else {**plugins(self.group), **self.built_in}.get(name)
+        if path is None:
+            available = self.names()
+            raise self.error(f"{subject}: unknown; available: {', '.join(available)}{nearest(name, available)}")
+        try:
+            found = import_by_path(path)
+        except ImportError as error:
+            raise self.error(f"{subject}: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise self.error(f"{subject}: no subclass of {self.base.__module__}.{self.base.__name__}")
+        if inspect.isabstract(found):
+            raise self.error(f"{subject}: abstract, it lacks {', '.join(sorted(found.__abstractmethods__))}")
+        return found
+
+    def create(self, name: str, arguments: Mapping[str, Any] | None = None, table: str | None = None) -> Kind:
+        """The class under ``name`` with its arguments.
+
+        ``table``: the arguments' own table of settings, such as "attack.args.dlg"; the name came from the first part.
+
+        Raises:
+            UserError: as ``find``, or naming the argument that is wrong and what is allowed.
+        """
+        cls = self.find(name, None if table is None else table.partition(".")[0])
+        try:
+            return cls(**(arguments or {}))
+        except ValidationError as error:
+            first = first_error(error)
+            key = (f"{self.kind} {name!r}: " if table is None else f"{table}.") + dotted(first["loc"])
+            if first["type"] == "missing":
+                raise self.error(f"{key} is not set; {self.kind} {name!r} needs it") from error
+            problem = first["msg"]
+            if first["type"] == "extra_forbidden":
+                taken = _fields_at(cls, first["loc"][:-1])
+                hint = nearest(str(first["loc"][-1]), taken)
+                problem = f"unknown argument; {name} takes: {', '.join(taken) or 'none'}{hint}"
+            raise self.error(f"{key} = {first['input']!r}: {problem}") from error
+
+
+def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the model at that place."""
+    for name in location:
+        kind = cls.model_fields[str(name)].annotation
+        assert isinstance(kind, type)
+        cls = kind
+    return list(cls.model_fields)
+
+
+@cache
+def plugins(group: str) -> dict[str, str]:
+    """Paths by name of the entry points of a group, read once."""
+    return {entry.name: entry.value for entry in entry_points(group=group)}
