@@ -9,12 +9,18 @@ from flwr.supercore.task_identity import TaskIdentity
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Side by side (pytest -n 2 --dist loadgroup), tests that start Ray still follow one another."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    if item.get_closest_marker("ray"):
+        item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long."""
+    if not session.config.getoption("loadgroup", False):
+        return
+    if any(item.get_closest_marker("ray") and not item.nodeid.endswith("@ray") for item in session.items):
+        raise pytest.UsageError("pytest-xdist does not group tests under this pytest; see [dev] in pyproject.toml")
 
 
 @pytest.fixture(autouse=True, scope="session")

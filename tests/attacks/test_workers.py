@@ -168,7 +168,7 @@ class TestOnRay:
     def test_failures_are_one_line(self, pool, capture):
         assert self.run(pool, capture, "Fail") == "RuntimeError: no luck today"
         assert "not a readable capture" in self.run(pool, Path("nowhere"), "Guess")
-        assert "extra" in self.run(pool, capture, "Guess", budget=1).lower()
+        assert "unknown argument" in self.run(pool, capture, "Guess", budget=1)
 
     def test_a_dead_worker_is_replaced_and_its_job_tried_again(self, pool, capture, tmp_path):
         result = self.run(pool, capture, "Die", graves=str(tmp_path), times=1)
