@@ -396,7 +396,7 @@ def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
 def _attack(capture: Path, name: str, seed: int, overrides: list[str], out: Path, device: str, threads: int) -> None:
     import torch
 
-    from attacks.attack import create
+    from attacks.registry import create
     from attacks.observation import Observation
     from attacks.reconstruction_file import save_reconstruction
     from experiments.pictures import save_grid

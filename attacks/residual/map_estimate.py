@@ -58,11 +58,11 @@ class MapObjective:
         self._unknowns, self._matching, self._weight = unknowns, matching, 1 / z
         self.images, self.value, self.gradient = matching.images, matching.value, matching.gradient
 
-    def __call__(self, point: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """A detached scalar and its derivative for each unknown; one evaluation, which takes half more than others."""
-        value, derivatives = self._matching(point)
-        energy = self._weight * self._unknowns.energy(point)
-        slopes = torch.autograd.grad(energy, list(point))
+        value, derivatives = self._matching(unknowns)
+        energy = self._weight * self._unknowns.energy(unknowns)
+        slopes = torch.autograd.grad(energy, list(unknowns))
         return value + energy.detach(), [a + b for a, b in zip(derivatives, slopes, strict=True)]
 
 
