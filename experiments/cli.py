@@ -396,9 +396,9 @@ def _run(preset: str, overrides: list[str], out: Path, verbose: bool) -> None:
 def _attack(capture: Path, name: str, seed: int, overrides: list[str], out: Path, device: str, threads: int) -> None:
     import torch
 
-    from attacks.registry import create
     from attacks.observation import Observation
     from attacks.reconstruction_file import save_reconstruction
+    from attacks.registry import create
     from experiments.pictures import save_grid
     from experiments.run_directory import make_empty_folder
     from fl_sim.draws import derive_seed
