@@ -73,12 +73,14 @@ class Residual(Attack):
     layer_balance_power: float = Field(
         1.5, ge=0, le=2, description="0: plain squared error; 2: all parameter tensors count the same"
     )
-    history: int = Field(300, ge=1, description="L-BFGS history; long pays, the search is ill-conditioned")
+    history: int = Field(
+        300, ge=1, description="curvature pairs of L-BFGS; long histories pay, the search is ill-conditioned"
+    )
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
     search_timestep: bool = Field(
         True, description="find a single image's timestep by matching where it cannot be read off the update"
     )
-    sign_temperature: float = Field(0.1, gt=0, description="of the sign loss; the first stages use it for signs alone")
+    sign_temperature: float = Field(0.1, gt=0, description="temperature of the sign loss, before the last stage")
     rules: CandidateRules = Field(CandidateRules(), description="when a candidate is on track, and samples fit")
     patience: Patience = Field(Patience(), description="how often a candidate is looked at")
     kfac_metric: KFACMetric = Field(KFACMetric(), description="the metric at the end of a search")

@@ -33,7 +33,7 @@ class KFACMetric(BaseModel):
     )
     damping: float = Field(0.1, gt=0, description="added to the second moments, relative to their mean")
     largest_noise: float = Field(
-        1e-5, ge=0, description="matching loss that noise may leave; under more the metric amplifies noise"
+        1e-5, ge=0, description="matching loss that noise may leave; with more the metric would amplify the noise"
     )
 
     def applies_to(self, problem: InversionProblem) -> bool:

@@ -31,7 +31,9 @@ from attacks.residual.unknowns import CleanImage, NoisyImageAndResidual, Unknown
 class MapEstimate(Stage):
     """Continues on the posterior, where the gradient has noise of a known size."""
 
-    budget_share: float = Field(1 / 8, ge=0, lt=1, description="part of the attack's evaluations")
+    budget_share: float = Field(
+        1 / 8, ge=0, lt=1, description="part of the attack's evaluations that is kept for this stage"
+    )
     stall_ratio: float = Field(1 + 1e-5, gt=1, description="ends when the objective falls by less over two slices")
 
     @override

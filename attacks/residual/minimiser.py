@@ -34,13 +34,19 @@ class CandidateRules(BaseModel):
         100, ge=1, description="a candidate is on track below so many times the matching loss of a solved one"
     )
     noise_allowance: float = Field(
-        1.05, ge=1, description="and always below so many times the matching loss that noise alone leaves"
+        1.05,
+        ge=1,
+        description="a candidate is also on track below so many times the matching loss that noise alone leaves",
     )
     fits_below: float = Field(
-        1e-2, gt=0, description="misfit below which a sample is on track; samples that are stuck have 0.4 to 0.9"
+        1e-2,
+        gt=0,
+        description="misfit below which a sample of a batch is on track; samples that are stuck have 0.4 to 0.9",
     )
     swap_gain: float = Field(
-        0.5, gt=0, description="samples change places if the sum of their squared cosines grows by more than this"
+        0.5,
+        gt=0,
+        description="samples of a batch change places if the sum of their squared cosines grows by more than this",
     )
 
 

@@ -30,7 +30,7 @@ class Polish(Stage):
 class SignPolish(Polish):
     """The same on the sign loss at lower temperatures, at which wrong signs count more; for signs alone."""
 
-    temperatures: tuple[float, ...] = Field((0.01,), description="of ``sign_distance``, one after the other")
+    temperatures: tuple[float, ...] = Field((0.01,), description="temperatures of the sign loss, one after the other")
 
     @override
     def run(self, candidate: Candidate, budget: Budget) -> Candidate:

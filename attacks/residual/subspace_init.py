@@ -37,20 +37,28 @@ class SubspaceInit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    starts: int = Field(8, ge=0, description="random smooth images to start from; 0 leaves this out")
-    start_noise: float = Field(0.3, ge=0, description="noise on them; from as much as x_t has, searches get stuck")
-    slice_evaluations: int = Field(40, ge=1, description="evaluations between two looks at the share outside")
-    stall_ratio: float = Field(2.0, gt=1, description="a start is given up when a slice shrinks the share by less")
-    solved_below: float = Field(1e-6, gt=0, description="share outside at which a start ends")
+    starts: int = Field(8, ge=0, description="starts from random smooth images; 0 leaves out the search by row spaces")
+    start_noise: float = Field(
+        0.3, ge=0, description="deviation of the noise on these images; with as much as x_t has, searches get stuck"
+    )
+    slice_evaluations: int = Field(
+        40, ge=1, description="evaluations between two looks at the share of the inputs outside the row spaces"
+    )
+    stall_ratio: float = Field(2.0, gt=1, description="a start is given up when a slice divides the share by less")
+    solved_below: float = Field(1e-6, gt=0, description="share at which a start ends")
     accept_below: float = Field(
-        3e-3, gt=0, description="share outside of an x_t that is taken; searches that are stuck end above 0.01"
+        3e-3, gt=0, description="share below which an x_t is accepted; searches that are stuck end above 0.01"
     )
     duplicate_distance: float = Field(
-        0.1, ge=0, description="relative distance of two images below which they are one, found twice, and not taken"
+        0.1,
+        ge=0,
+        description="relative distance of two images of a batch below which they are the same one, and not accepted",
     )
-    min_equations: float = Field(2.0, gt=0, description="equations for every unknown below which it is not tried")
+    min_equations: float = Field(2.0, gt=0, description="equations per unknown below which it is not tried")
     clear_of_noise: float = Field(
-        10.0, ge=1, description="a singular value counts above so many times the largest one of the noise"
+        10.0,
+        ge=1,
+        description="a singular value of the gradient counts above so many times the largest one of the noise",
     )
     residual_evaluations: int = Field(80, ge=1, description="evaluations for r at the x_t that was found")
 

@@ -29,11 +29,14 @@ class TimestepTournament(Stage):
     halving_share: float = Field(
         1 / 64, gt=0, le=1, description="part of the attack's evaluations for each search in a round of halving"
     )
-    budget_factor: float = Field(2.0, gt=0, description="times the attack's evaluations, for tournaments")
-    polish_share: float = Field(0.5, gt=0, description="part of the attack's evaluations for what follows")
+    budget_factor: float = Field(2.0, gt=0, description="budget of tournaments, in times of the attack's evaluations")
+    polish_share: float = Field(
+        0.5, gt=0, description="budget of the stages that follow, as a part of the attack's evaluations"
+    )
     first_timesteps: int = Field(24, ge=1, description="timesteps of the first round")
     distances: tuple[int, ...] = Field(
-        (20, 10, 5, 3, 2, 1), description="of the winner's neighbours, round by round, for T = 1000; they scale with T"
+        (20, 10, 5, 3, 2, 1),
+        description="distances of the winner's neighbours, round by round, for T = 1000; they scale with T",
     )
     stall_ratio: float = Field(2.0, gt=1, description="a winner stalls when its loss falls by less over two slices")
 

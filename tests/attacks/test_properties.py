@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from attacks.attack import AttackError, Needs
 from attacks.observation import CaptureError, Circumstances, DefenceDisclosure, Observation
-from attacks.published.gidm import RECIPES, Recipe
+from attacks.published.gidm import RECIPES, Phases
 from attacks.registry import ATTACKS, create
 from attacks.timesteps.recovery import HiddenTimestepsError
 from experiments.cli import app
@@ -50,7 +50,7 @@ many = settings(few, max_examples=40)
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_recipe() -> Any:
-    recipe = Recipe(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
+    recipe = Phases(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "short", recipe)
         yield
