@@ -26,7 +26,7 @@ def test_it_finds_image_and_timestep(prediction_type):
 @pytest.mark.parametrize("shown", [lambda observation: observation, summed], ids=["a batch", "a sum of clients"])
 def test_it_finds_every_image_of(shown):
     victim = make_victim((600, 80), model_config=WIDE)
-    result = create("residual", {"max_evaluations": 1000}).reconstruct(shown(victim.observation), seed=101)
+    result = create("residual", {"max_evaluations": 250}).reconstruct(shown(victim.observation), seed=101)
     assert result.timesteps.tolist() == [80, 600]
     assert matched_psnr(victim, result.images) > 40
 
@@ -41,7 +41,7 @@ def test_it_finds_the_image_under_a_fourier_embedding():
 def test_dictated_local_steps_are_simulated_in_their_order():
     optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
     victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE, known=True)
-    result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=101)
+    result = create("residual", {"max_evaluations": 200}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [400, 150]
     assert victim.psnr(result.images) > 40
 
@@ -113,7 +113,7 @@ def matched_psnr(victim: Victim, images: torch.Tensor) -> float:
 def test_two_local_steps_are_told_apart_and_simulated():
     optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
     victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE)
-    result = create("residual", {"max_evaluations": 400}).reconstruct(victim.observation, seed=101)
+    result = create("residual", {"max_evaluations": 250}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [150, 400]
     assert matched_psnr(victim, result.images) > 35
 
@@ -137,7 +137,7 @@ def without_time_layers(update: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 def test_a_timestep_that_cannot_be_read_off_is_matched():
     victim = make_victim((700,), defend=without_time_layers, model_config=WIDE)
-    result = Residual().reconstruct(victim.observation, seed=100)
+    result = Residual(max_evaluations=600).reconstruct(victim.observation, seed=100)
     assert result.timesteps.tolist() == [700]
     assert victim.psnr(result.images) > 40
 

@@ -93,7 +93,7 @@ def victim_entries(problem: InversionProblem) -> int:
 def test_it_beats_least_squares_where_the_noise_is_known(known, clipped, monkeypatch):
     victim = noisy_victim(known=known, clipped=clipped)
     assert InversionProblem(victim.observation, "cpu").scale_known != clipped
-    attack = create("residual", {"max_evaluations": 900})
+    attack = create("residual", {"max_evaluations": 400})
     probable = attack.reconstruct(victim.observation, seed=101)
     monkeypatch.setattr(InversionProblem, "noisy", False)
     least_squares = attack.reconstruct(victim.observation, seed=101)
