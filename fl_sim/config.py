@@ -70,6 +70,7 @@ class DataSettings(Section):
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
+    tiles_per_side: int = Field(4, ge=1, le=64)
     image_column: str | None = None
     label_column: str | None = None
     image_size: int = Field(16, ge=11, le=1024)
@@ -204,7 +205,7 @@ class Settings(Section):
         Void(
             "data.name",
             lambda name: name != "bundled",
-            ("data.photographs",),
+            ("data.photographs", "data.tiles_per_side"),
             "no bundled photograph is used",
             "data.name = 'bundled'",
         ),

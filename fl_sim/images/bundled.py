@@ -32,9 +32,6 @@ TRAINING_PHOTOGRAPHS = ("china", "flower", "motorcycle")
 HELD_OUT_PHOTOGRAPHS = ("hopper", "retina", "ihc", "hubble")
 """Neither in the bundled checkpoint nor held by the default clients."""
 
-TILES_PER_SIDE = 4
-"""A photograph's shorter side holds this many tiles: few enough to recognise what they show."""
-
 
 def list_bundled(settings: DataSettings) -> ImageSet:
     """The tiles of ``data.photographs``, row by row; their photograph is their class.
@@ -46,17 +43,17 @@ def list_bundled(settings: DataSettings) -> ImageSet:
         if name not in PHOTOGRAPHS:
             allowed = ", ".join(PHOTOGRAPHS)
             raise SettingsError(f"data.photographs = {name!r}: unknown; allowed: {allowed}{nearest(name, PHOTOGRAPHS)}")
-    size = settings.image_size
+    size, side = settings.image_size, settings.tiles_per_side * settings.image_size
     tiles = [
         (name, corner)
         for name in dict.fromkeys(settings.photographs)
-        for corner in _corners(_reduced_size(_size(name), size), size)
+        for corner in _corners(_reduced_size(_size(name), side), size)
     ]
     used = tiles[: settings.limit]
 
     def crop(index: int) -> Image.Image:
         name, (x, y) = used[index]
-        return _reduced(name, size).crop((x, y, x + size, y + size))
+        return _reduced(name, side).crop((x, y, x + size, y + size))
 
     owners = tuple(name for name, _ in used)
     return ImageSet(size, owners, owners, "name several in data.photographs", crop, found=len(tiles))
@@ -81,9 +78,9 @@ def _size(name: str) -> tuple[int, int]:
         return picture.size
 
 
-def _reduced_size(full: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height once the shorter side is TILES_PER_SIDE tiles of ``size`` pixels long."""
-    scale = TILES_PER_SIDE * size / min(full)
+def _reduced_size(full: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height once the shorter side is ``side`` pixels long."""
+    scale = side / min(full)
     return round(full[0] * scale), round(full[1] * scale)
 
 
@@ -94,6 +91,6 @@ def _corners(reduced: tuple[int, int], size: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4)
-def _reduced(name: str, size: int) -> Image.Image:
+def _reduced(name: str, side: int) -> Image.Image:
     full = photograph(name)
-    return full.resize(_reduced_size(full.size, size), Image.Resampling.LANCZOS)
+    return full.resize(_reduced_size(full.size, side), Image.Resampling.LANCZOS)

@@ -15,6 +15,7 @@ from fl_sim.setting_layers import Void, has, look_up
 EXAMPLES: dict[str, Any] = {
     "data.path": "/photos",
     "data.photographs": ["chelsea"],
+    "data.tiles_per_side": 2,
     "data.split": "test",
     "data.image_column": "img",
     "data.label_column": "label",

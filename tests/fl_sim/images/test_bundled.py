@@ -56,3 +56,12 @@ def test_a_limit_beyond_what_there_is_takes_everything() -> None:
     assert len(held) == held.found == 88
     assert len(list_images(DataSettings(limit=3))) == 3
     assert list_images(DataSettings(limit=3)).found == 88
+
+
+def test_a_single_tile_is_as_much_of_the_photograph_as_a_square_holds() -> None:
+    names = ("astronaut", "chelsea", "flower")
+    held = list_images(DataSettings(photographs=names, tiles_per_side=1, image_size=32))
+    assert held.photographs == names
+    tiles = list_images(DataSettings(photographs=("astronaut",), tiles_per_side=2, image_size=16)).decode(range(4))
+    rows = torch.cat([torch.cat(list(row), dim=-1) for row in tiles.split(2)], dim=-2)
+    torch.testing.assert_close(rows, held.decode([0])[0])
