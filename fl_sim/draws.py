@@ -27,7 +27,7 @@ def derive_seed(root: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A CPU generator, so that a draw is the same wherever the training runs."""
+    """A generator on the CPU, so that a draw is the same on whatever device the training runs."""
     return torch.Generator().manual_seed(seed)
 
 

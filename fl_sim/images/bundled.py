@@ -37,7 +37,7 @@ TILES_PER_SIDE = 4
 
 
 def list_bundled(settings: DataSettings) -> ImageSet:
-    """The tiles of ``data.photographs``, row by row; their photograph is their class.
+    """The tiles of ``data.photographs``, row by row; a tile's label is its photograph.
 
     Raises:
         SettingsError: if a photograph is unknown.
