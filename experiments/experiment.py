@@ -27,6 +27,7 @@ from fl_sim.diffusion import (
     build_model,
     build_scheduler,
     check_network,
+    outline,
     scheduler_config,
     trainable_names,
     unet_config,
@@ -118,8 +119,7 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
             f"client.lora.rank = {lora.rank}: the checkpoint has adapters, which are trained; allowed: 0"
         )
     fields = LoRA(rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
-    model = build_model(checkpoint.model)
-    model.load_state_dict(checkpoint.weights)
+    model = checkpoint.build()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "adapters"))
         try:
@@ -158,8 +158,7 @@ def _check_size(checkpoint: str, side: int) -> None:
 
 def _network_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the settings of ``[model]`` would have to be for this network and noise schedule."""
-    with torch.device("meta"):
-        network: Any = build_model(checkpoint.model).config
+    network: Any = outline(checkpoint.model).config
     schedule = build_scheduler(checkpoint.scheduler).config
     return {
         "prediction_type": schedule.prediction_type,

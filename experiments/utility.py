@@ -75,18 +75,15 @@ def heldout_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> 
 
 
 def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, ...], count: int) -> Tensor:
-    """Images [count, *image_shape] in [0, 1] by DDIM (Song et al. 2020, arXiv 2010.02502, sigma = 0) from fixed noise.
+    """Images [count, *image_shape] in [0, 1] that ``diffusion.DDIMSampler`` makes of fixed noise.
 
-    Predicted images are clipped to their range on the way, as in DDPM's own sampler.
+    x0 is clipped to its range in every step, as in DDPM's own sampler.
     """
-    sampler = diffusion.ddim_sampler(scheduler, SAMPLER_STEPS, clip=True)
+    sampler = diffusion.DDIMSampler(model, scheduler, SAMPLER_STEPS, clip=True)
     device = next(model.parameters()).device
-    images = torch.randn(count, *image_shape, generator=generator(derive_seed(0, "samples"))).to(device)
+    latents = torch.randn(count, *image_shape, generator=generator(derive_seed(0, "samples"))).to(device)
     with torch.no_grad():
-        for timestep in sampler.timesteps:
-            prediction = diffusion.predict(model, images, timestep.to(device))
-            images = sampler.step(prediction, timestep, images, return_dict=False)[0]
-    return ((images + 1) / 2).clamp(0, 1).cpu()
+        return ((sampler(latents) + 1) / 2).clamp(0, 1).cpu()
 
 
 def patch_distance(first: Tensor, second: Tensor) -> float:

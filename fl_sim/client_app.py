@@ -71,13 +71,12 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
 def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor, Tensor]:
     """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
 
-    All on the CPU; N = batch size x local steps, and step k takes the k-th batch: an epoch does not end in a batch that
-    is smaller, the next one fills it up. A pure function, so that the
-    evaluator can repeat it. In the known threat model only the images are the client's own: the server dictates the
-    rest.
+    All are on the CPU. N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the
+    last batch of an epoch is filled up from the next. In the known threat model the server dictates noise and
+    timesteps. The function is pure, so that the evaluator can repeat the draw.
 
     Raises:
-        SettingsError: if ``client.seed`` is not resolved, or the images cannot be had.
+        SettingsError: if ``client.seed`` is not resolved, or the images cannot be listed or read.
     """
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
@@ -91,10 +90,10 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
-    """Find every image that a run with these (resolved) settings cannot read, before it starts.
+    """Check that a run with these (resolved) settings can read its images, before it starts.
 
-    Of all images the header is read where that is cheap. Those are decoded that a client draws in any round, and
-    ``others``, which somebody else is to decode.
+    It reads the header of every image of a folder, and decodes the images that a client draws in any round and
+    ``others``, the indices of those that the evaluator will decode.
 
     Raises:
         SettingsError: naming the image, or why there are none to draw from.
@@ -128,12 +127,13 @@ def local_training(
     batch_gradient: BatchGradient = diffusion.gradient_and_loss,
     dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
-    """One client's update and its mean training loss, from a draw as ``private_draw`` makes it.
+    """What one client sends, by parameter, and its mean training loss, from a draw that ``private_draw`` makes.
 
-    The update is the gradient of all N samples by trained parameter, or the state after ``recipe.local_steps`` steps of
-    the recipe's optimiser, one batch each: the whole state, or those parameters where only a part travels. Parameters
-    that ``batch_gradient`` leaves out are not trained. A model with dropout draws its masks from ``dropout_seed``: of
-    one device they repeat bit for bit, a CPU and a GPU have different ones. Torch's global generators stay as they are.
+    With ``recipe.update`` "gradient" it sends the mean gradient over all N samples; with "weights", the weights after
+    ``recipe.local_steps`` steps of the recipe's optimiser, one batch each: the whole state, or the trained parameters
+    where only these travel. Parameters that ``batch_gradient`` leaves out are not trained. Dropout draws its masks from
+    ``dropout_seed``: the same on every run on one device, but a CPU and a GPU draw different ones. Torch's global
+    generators keep their state.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = diffusion.build_model(recipe.model)
@@ -176,7 +176,7 @@ def _local_steps(
 
 
 def _clip_as_dictated(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Clip the update where the server sends a norm for it: the clients' part in Flower's differential privacy."""
+    """Clip the update if the server sends a clipping norm: the clients' part in Flower's differential privacy."""
     dictated = any(CLIPPING_NORM in config for config in message.content.config_records.values())
     return adaptiveclipping_mod(message, context, call_next) if dictated else call_next(message, context)
 
@@ -228,7 +228,7 @@ def _config_path(context: Context) -> Path:
 
 @cache
 def _read_settings(path: Path) -> Settings:
-    """The federation's part of a run's config.toml; other sections are none of a client's business."""
+    """The federation's settings in a run's config.toml; a client ignores the other sections."""
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

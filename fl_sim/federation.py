@@ -1,7 +1,7 @@
 """Runs a federation on Ray, on this machine or on an existing cluster.
 
-Flower starts as many client actors as fit the cluster, so the attack workers' share is set aside before: they ask for
-the custom resource ``attack`` and no CPU, and the GPUs are split between both.
+Flower starts as many client actors as fit the cluster, so the share of the attack workers is reserved first: they ask
+for the custom resource ``attack`` and no CPU, and the GPUs are split between clients and attack workers.
 """
 
 import faulthandler
@@ -29,11 +29,12 @@ from fl_sim.errors import one_line
 from fl_sim.repeatable_grid import FederationError, GridProxy
 
 CONNECT_SECONDS = 10.0
+"""How long an existing cluster may take to accept a connection."""
 
 
 @dataclass(frozen=True)
 class AttackResources:
-    """What is set aside for attack workers: how many, and the share of a GPU that each takes."""
+    """What is reserved for attack workers: how many there are, and the share of a GPU that each takes."""
 
     workers: int = 0
     gpus_per_worker: float = 0.0
@@ -42,11 +43,11 @@ class AttackResources:
 def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackResources) -> tuple[int, float]:
     """How many client actors run at once, and the share of a GPU each gets, on a machine with ``cpus`` and ``gpus``.
 
-    No more actors than clients train in a round: each pays for importing torch. With ``federation.client_gpus`` unset,
-    the actors share what the attack workers leave of the GPUs.
+    There are at most as many actors as clients train in a round, because each spends seconds on importing torch. With
+    ``federation.client_gpus`` unset, the actors share the GPUs that the attack workers leave.
 
     Raises:
-        SettingsError: if the attack workers leave too little of the GPUs.
+        SettingsError: if the attack workers need more GPUs than there are, or leave less than a client asks for.
     """
     federation = settings.federation
     actors = min(federation.clients_per_round or federation.clients, max(1, int(cpus / federation.client_cpus)))
@@ -69,7 +70,7 @@ def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackReso
 
 
 def check_resources(settings: Settings, attack: AttackResources = AttackResources()) -> None:
-    """See that this machine can be split as asked, or that somebody listens at ``ray.address``; SettingsError else."""
+    """SettingsError if this machine has too few GPUs for the settings, or nothing listens at ``ray.address``."""
     if settings.ray.address is None:
         split_resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), attack)
         return
@@ -86,23 +87,23 @@ def run_federation(
     attack: AttackResources = AttackResources(),
     verbose: bool = False,
 ) -> None:
-    """Run both apps to the end on Ray, which is shut down again before this returns.
+    """Run both apps to the end on Ray, and shut Ray down.
 
     Raises:
-        SettingsError: if the machine cannot be split as asked, or there is no cluster at ``ray.address``.
+        SettingsError: if there are too few GPUs for the settings, or there is no cluster at ``ray.address``.
         FederationError: if the backend fails.
         Exception: whatever the ServerApp raised.
     """
     import ray
 
-    # Imported late: it brings in half of Flower, which the command line's help and the clients do without.
+    # Imported late: it loads half of Flower, which the command line's help and the clients do not need.
     from flwr.simulation import run_simulation
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
 
-    # What Flower ends its actors with looks like a death to Ray: not that too is to be retried (see _RESTARTS).
+    # To Ray, an actor that Flower terminates has died: that must not be retried (see _RESTARTS).
     ClientAppActor.__ray_metadata__.method_meta.max_task_retries["terminate"] = 0  # type: ignore[attr-defined]
     if not verbose:
-        # What goes wrong is raised, once; Flower would also log every client's traceback.
+        # An error is raised once; Flower would also log the traceback of every client.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     guard = _Guard(server_app)
     BasicActorPool.fetch_result_and_return_actor_to_pool = _fetch_until(guard.ended)  # type: ignore[assignment]
@@ -129,12 +130,12 @@ def run_federation(
 
 @contextmanager
 def _own_signal_handler() -> Iterator[None]:
-    """Put the process's handler of SIGTERM back once Ray has started.
+    """Restore the process's handler of SIGTERM once Ray has started.
 
-    Starting it replaces the handler twice: in Python by one that exits without a word, in C++ by one that prints a
-    stack. A SIGTERM that meets the former is handed on.
+    Ray replaces the handler twice while it starts: in Python by one that exits silently, in C++ by one that prints a
+    stack trace. A SIGTERM that reaches the former is raised again for the restored handler.
     """
-    if threading.current_thread() is not threading.main_thread():  # where nobody can set a handler
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
@@ -149,7 +150,7 @@ def _own_signal_handler() -> Iterator[None]:
 
 
 def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> dict[str, float]:
-    """Start or join Ray, before Flower would; returns what each client actor is to ask for."""
+    """Start or join Ray before Flower does; returns the resources that each client actor asks for."""
     import ray
 
     logs: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
@@ -164,7 +165,7 @@ def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> di
         return {"num_cpus": settings.federation.client_cpus, "num_gpus": client_gpus}
     gpus = torch.cuda.device_count()
     actors, client_gpus = split_resources(settings, os.cpu_count() or 1, gpus, attack)
-    # Flower starts one actor per client's share of the CPUs. Ray only keeps the books, so one CPU is one actor here.
+    # Flower starts one actor per client's share of the CPUs. To Ray a CPU is only a number: one stands for one actor.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         ray.init(
@@ -178,22 +179,22 @@ def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> di
 
 
 def _check_reachable(address: str) -> None:
-    """OSError where nobody listens: Ray itself would try for minutes. Addresses without a port are for Ray to find."""
+    """OSError if nothing listens there; Ray itself would try for minutes. Addresses without a port are left to Ray."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-# Flower hands these on to Ray as options of its client actors. A dead process is started again, and what waits for it
-# waits on: without the retry it would fail at once. _Supervised turns the retry of the work that died into an error.
+# Flower passes these to Ray as options of its client actors. Ray restarts a dead process. The messages that wait for it
+# need a retry, or they would fail at once; _Supervised refuses the retry of the message that the process died of.
 _RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
 
 
 class _Supervised(ClientApp):
-    """A ClientApp in whose process a client may die, or never end, without taking the other clients along.
+    """A ClientApp whose process may die or hang without harm to the other clients.
 
-    What it was at then is given up, not begun again: the round goes on without that client. A process that is at work
-    on one message for ``limit`` seconds ends itself, and messages that nobody waits for any more are refused.
+    The message that the process was working on is not retried: the round goes on without that client. A process that
+    works on one message for more than ``limit`` seconds ends itself. Messages of an earlier round are refused.
     """
 
     def __init__(self, client_app: ClientApp, limit: float) -> None:
@@ -201,12 +202,12 @@ class _Supervised(ClientApp):
         self.client_app, self.limit = client_app, limit
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer the message, unless it has cost a process before."""
+        """Answer the message, unless a process died of it before."""
         if _attempts_before():
             raise FederationError(f"the client's process died, or was ended after {self.limit:g} s")
         if time.time() > message.metadata.created_at + message.metadata.ttl:
             raise FederationError("asked in an earlier round, which did not wait")
-        # From C, and so even where Python itself hangs.
+        # Its timer is in C, so it ends the process even if Python hangs.
         faulthandler.dump_traceback_later(self.limit, exit=True)
         try:
             return self.client_app(message, context)
@@ -215,16 +216,16 @@ class _Supervised(ClientApp):
 
 
 def _attempts_before() -> int:
-    """How often Ray began the task that this process works on before, in processes that have died."""
+    """How often the task that this process works on was begun before, in processes that died."""
     from ray._private.worker import global_worker
 
     return global_worker.core_worker.get_current_task_attempt_number()  # type: ignore[attr-defined]  # set once connected
 
 
 def _fetch_until(ended: threading.Event) -> Callable[[Any, Any], tuple[Message, Context]]:
-    """How Flower's actor pool is to wait for a client: no longer than there is a server, which Flower would.
+    """Replaces the wait of Flower's actor pool for a client's reply; this one stops when the server has ended.
 
-    Where the cluster has nothing free, a client's process never starts.
+    If the cluster has no free resources, the client's process never starts, and Flower would wait for ever.
     """
     import ray
 
@@ -266,7 +267,7 @@ class _Guard:
 
 
 class _StoppableGrid(GridProxy):
-    """Raises at the next poll once the backend is gone: no reply will come, and the thread would outlive the run."""
+    """Raises at the next poll after the backend has stopped; else the ServerApp's thread would wait for ever."""
 
     def __init__(self, grid: Grid, stopped: threading.Event) -> None:
         super().__init__(grid)

@@ -17,7 +17,7 @@ Client = Callable[[Message, Context], Message]
 
 
 class LocalGrid(Grid):
-    """Every client keeps its state from round to round, and what it raises is raised here.
+    """A Grid that calls the clients in this process. They keep their state from round to round; errors pass through.
 
     Attributes:
         nodes: node id -> client, a partition index from 0.
@@ -63,12 +63,12 @@ class LocalGrid(Grid):
         return ids
 
     def answer(self, message: Message) -> Message | None:
-        """What the client says to that; None if it does not answer."""
+        """The client's reply to a message; None if it does not answer."""
         return self.client_app(message, self.contexts[message.metadata.dst_node_id])
 
     @override
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these messages that are there; each is handed out once."""
+        """The replies to these messages so far; each is returned once."""
         ids = set(message_ids)
         replies = [reply for reply in self.replies if reply.metadata.reply_to_message_id in ids]
         self.replies = [reply for reply in self.replies if reply not in replies]
@@ -80,7 +80,7 @@ class LocalGrid(Grid):
 
 
 def _be_within_a_run() -> None:
-    """Messages can be made within a run only; one that Flower's own entry points have begun goes on."""
+    """Begin a run unless Flower's own entry points have: only within a run can messages be made."""
     try:
         _ = TaskIdentity.run_id
     except RuntimeError:

@@ -51,12 +51,12 @@ class Registry(Generic[Kind]):
         return sorted({**plugins(self.group), **self.built_in})
 
     def find(self, name: str, table: str | None = None) -> type[Kind]:
-        """The class under ``name``, or at that path.
+        """The class called ``name``, or at that path.
 
-        ``table``: of settings, such as "attack", from which the name came and which errors are to speak of.
+        ``table``: the table of settings, such as "attack", that error messages name.
 
         Raises:
-            UserError: with the nearest name if there is none, or the reason why there is no such class at the path.
+            UserError: if there is none, with the nearest name, or no such class at the path, with the reason.
         """
         subject = f"{self.kind} {name!r}" if table is None else f"{table}.name = {name!r}"
         path = name if ":" in name else {**plugins(self.group), **self.built_in}.get(name)
@@ -74,9 +74,9 @@ class Registry(Generic[Kind]):
         return found
 
     def create(self, name: str, arguments: Mapping[str, Any] | None = None, table: str | None = None) -> Kind:
-        """The class under ``name`` with its arguments.
+        """An object of the class called ``name`` with these arguments.
 
-        ``table``: the arguments' own table of settings, such as "attack.args.dlg"; the name came from the first part.
+        ``table``: the arguments' table of settings, such as "attack.args.dlg", that error messages name.
 
         Raises:
             UserError: as ``find``, or naming the argument that is wrong and what is allowed.

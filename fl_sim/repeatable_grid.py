@@ -1,4 +1,4 @@
-"""A Grid on which the same federation runs twice alike, and which writes down who took part in every round."""
+"""A Grid on which equal settings give equal runs, and which records who took part in every round."""
 
 import logging
 import random
@@ -16,9 +16,10 @@ from fl_sim.errors import one_line
 from fl_sim.wire import CLIENT, DEVICE, METRICS, PARTITION, TRAIN_LOSS
 
 POLL_SECONDS = 0.05
+"""Wait between two looks for nodes or replies."""
 
 POLLS = 5
-"""A strategy that asks for the nodes more often than this before it sends anything is waiting for more of them."""
+"""Requests for the nodes, without a message in between, above which a strategy counts as waiting for more nodes."""
 
 
 class FederationError(RuntimeError):
@@ -29,7 +30,7 @@ class FederationError(RuntimeError):
 class RoundLog:
     """Who took part in one training round; clients are partition indices, in order.
 
-    ``losses`` and ``devices`` follow ``replied``; ``failed`` says why a client that was asked did not.
+    ``losses`` and ``devices`` are in the order of ``replied``; ``failed`` says why the others did not reply.
     """
 
     round: int
@@ -41,14 +42,14 @@ class RoundLog:
 
 
 class GridProxy(Grid):
-    """A Grid that hands everything to another one; subclasses change a part of it."""
+    """A Grid that delegates everything to another one; subclasses change a part of it."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
     @property
     def run(self) -> Run:
-        """The run of the Grid behind."""
+        """Delegates."""
         return self.grid.run
 
     def set_run(self, run: Run) -> None:
@@ -79,20 +80,21 @@ class GridProxy(Grid):
 
 
 class RepeatableGrid(GridProxy):
-    """A Grid on which the same federation runs twice alike, and which stops loudly where Flower would go on quietly.
+    """A Grid on which equal settings give equal runs, and which raises an error where Flower would only log one.
 
-    Flower's node ids are random and replies come as they please. This Grid waits for all ``clients``, asks each once
-    for its partition index, and returns node ids and replies in that order. Flower's strategies sample with Python's
-    global ``random`` and draw their noise from numpy's: both are reseeded from (``seed``, "sampling", round) whenever a
-    strategy asks for the nodes.
+    Flower's node ids are random, and replies arrive in any order. This Grid waits for all ``clients``, asks each once
+    for its partition index, and returns node ids and replies in that order. Flower's strategies sample clients with
+    Python's global ``random`` and draw noise from numpy's; both are reseeded from (``seed``, "sampling", round) each
+    time a strategy asks for the nodes.
 
     Attributes:
         rounds: one RoundLog per training round so far.
     """
 
     def __init__(self, grid: Grid, seed: int, clients: int, timeout: float = 600.0) -> None:
-        """``timeout``: seconds, at most, that a round may take, the wait for the clients before the first, and the wait
-        of a strategy for more clients than there are.
+        """``timeout``: the most seconds that a round may take.
+
+        It also limits the wait for the clients before the first round, and that of a strategy for more clients.
         """
         super().__init__(grid)
         self.seed = seed
@@ -103,10 +105,10 @@ class RepeatableGrid(GridProxy):
         self._asked_at: list[float] = []
 
     def get_node_ids(self) -> list[int]:
-        """Node ids in partition order; reseeds the sampler for the coming round.
+        """Node ids in partition order; reseeds the sampling for the next round.
 
         Raises:
-            FederationError: if a strategy asks again and again, and has sent nothing for longer than the timeout.
+            FederationError: if a strategy asks more than POLLS times for longer than the timeout, and sends nothing.
         """
         partitions = self.partitions()
         self._asked_at.append(time.monotonic())
@@ -127,7 +129,7 @@ class RepeatableGrid(GridProxy):
         """Node id -> partition index, in partition order; waits for all clients the first time.
 
         Raises:
-            FederationError: if they do not all register and answer in time, or are not 0..clients-1, each once.
+            FederationError: if not all register and answer in time, or their indices are not 0..clients-1, each once.
         """
         if not self._partitions:
             nodes = self._wait_for_nodes()
@@ -151,10 +153,10 @@ class RepeatableGrid(GridProxy):
         return self._partitions
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send, and return the replies in partition order; training rounds are written down in ``rounds``.
+        """Send, and return the replies in partition order; a training round is appended to ``rounds``.
 
         Raises:
-            FederationError: if nobody trained, or a client's process died that the backend does not start again.
+            FederationError: if no client trained, or a client's process died and the backend does not restart it.
         """
         messages = list(messages)
         self._asked_at = []
@@ -184,7 +186,7 @@ class RepeatableGrid(GridProxy):
         return nodes
 
     def _exchange(self, messages: Sequence[Message], timeout: float) -> list[Message]:
-        """Push and poll; Flower's own Grids do the same at twice the interval or more."""
+        """Push and poll, as Flower's own Grids do, but at less than half their interval."""
         end = time.monotonic() + timeout
         for message in messages:
             message.metadata.ttl = timeout
@@ -194,7 +196,7 @@ class RepeatableGrid(GridProxy):
             arrived = list(self.grid.pull_messages(waiting))
             replies += arrived
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if not arrived:  # what has come is taken even where the server was slow to look
+            if not arrived:  # replies that arrived in time count even if the server polls late
                 if time.monotonic() > end:
                     break
                 time.sleep(POLL_SECONDS)
@@ -202,7 +204,7 @@ class RepeatableGrid(GridProxy):
 
 
 def reseed_sampling(seed: int, server_round: int) -> None:
-    """Set the global generators that strategies sample clients and draw noise with: Python's and numpy's."""
+    """Seed Python's and numpy's global generators, with which strategies sample clients and draw noise."""
     derived = derive_seed(seed, "sampling", server_round)
     random.seed(derived)
     np.random.seed(derived % 2**32)
@@ -225,9 +227,10 @@ def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], pa
 
 
 def _stop_if_a_process_died(replies: Sequence[Message]) -> None:
-    """A process that died for good, as under ``flwr run``, where nothing can tell Ray to start it again.
+    """Raise FederationError if a client's process died for good.
 
-    Flower's actor pool hands its actor out again and again, so every later round would fail quietly.
+    This happens under ``flwr run``, where Ray is not told to restart it. Flower's actor pool would go on using the dead
+    actor, and every later round would fail with no more than a log line.
     """
     for reply in replies:
         if reply.has_error() and "ActorDiedError" in str(reply.error.reason):
@@ -235,5 +238,5 @@ def _stop_if_a_process_died(replies: Sequence[Message]) -> None:
 
 
 def _reason(reply: Message) -> str:
-    """Why a client did not answer, in one line, without the traceback in which Flower and Ray hand on an exception."""
+    """Why a client did not answer, in one line, without the traceback that Flower and Ray put around an exception."""
     return one_line(str(reply.error.reason).rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>"))

@@ -55,13 +55,13 @@ class Recipe(BaseModel):
     """How clients train, dictated by the server and therefore known to it.
 
     ``noise_seed`` is set in the known threat model only: clients then draw noise and timesteps from it instead of from
-    their private seed. With ``epochs`` a client takes as many local steps as that many passes over its images have, and
-    ``local_steps`` is not used. ``optimizer`` has the learning rate of round 1; ``lr_schedule`` lets it fall towards 0
-    over so many ``rounds``.
+    their private seed. ``epochs``, if set, replaces ``local_steps``: a client takes as many steps as there are batches
+    in that many passes over its images. ``optimizer`` has the learning rate of round 1; with a ``lr_schedule`` it
+    falls towards 0 over ``rounds`` rounds.
 
-    ``trainable`` are glob patterns of the parameters that clients train. Where these are not all of them, or the model
-    has adapters, the chosen parameters alone travel, both ways; ``base`` is then a safetensors file with the whole
-    model, which both sides have had from the start, as one has a pretrained model.
+    ``trainable`` holds glob patterns of the parameters that clients train. If these are not all, or the model has
+    adapters, only the trained parameters travel, in both directions. ``base`` is then a safetensors file with the whole
+    model, which server and clients have from the start, like a pretrained model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,7 +86,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def from_config(cls, config: ConfigRecord) -> "Recipe":
-        """Read back what ``to_config`` wrote, and what FedProx added; KeyError where there is no recipe."""
+        """Read what ``to_config`` wrote and FedProx added; KeyError if there is no recipe."""
         recipe = cls.model_validate_json(str(config[RECIPE]))
         if PROXIMAL_MU not in config or recipe.optimizer is None:
             return recipe
@@ -94,7 +94,7 @@ class Recipe(BaseModel):
         return recipe.model_copy(update={"optimizer": optimizer})
 
     def in_round(self, server_round: int) -> "Recipe":
-        """The same with the learning rate of that round, counted from 1, and no schedule any more."""
+        """The recipe with the learning rate of that round, counted from 1, and a constant schedule."""
         if self.optimizer is None or self.lr_schedule == "constant":
             return self
         done = min(server_round - 1, self.rounds - 1) / self.rounds
@@ -103,13 +103,13 @@ class Recipe(BaseModel):
         return self.model_copy(update={"optimizer": optimizer, "lr_schedule": "constant"})
 
     def samples(self, images: int) -> int:
-        """How many samples a client draws that holds so many images: N = batch size x local steps."""
+        """N = batch size x local steps: how many samples a client draws that holds ``images`` images."""
         if self.epochs is None:
             return self.batch_size * self.local_steps
         return self.batch_size * max(1, self.epochs * images // self.batch_size)
 
     def trained_names(self) -> list[str]:
-        """Names of the parameters that clients train, in the model's own order; they are not built in memory."""
+        """Names of the parameters that clients train, in the model's own order; the model is not built in memory."""
         return matching_names(trainable_names(self.model), self.trainable)
 
     @property
@@ -118,7 +118,7 @@ class Recipe(BaseModel):
         return self.trainable != ("*",) or LORA in self.model
 
     def of_samples(self, samples: int) -> "Recipe":
-        """The recipe of a client that drew so many samples: its epochs have become local steps."""
+        """The recipe of a client that drew ``samples`` samples, with local steps in place of epochs."""
         if self.epochs is None:
             return self
         return self.model_copy(update={"local_steps": samples // self.batch_size, "epochs": None})
@@ -138,7 +138,7 @@ def pack_reply(
 
 
 def whole_model(recipe: Recipe, sent: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's whole state: what was sent, and from ``recipe.base`` what never travels."""
+    """The model's whole state: ``sent``, and for parameters that do not travel, those of ``recipe.base``."""
     return sent if recipe.base is None else {**_read_base(recipe.base), **sent}
 
 
@@ -148,14 +148,14 @@ def _read_base(path: str) -> dict[str, Tensor]:
 
 
 def arrays_in(content: RecordDict) -> dict[str, Array]:
-    """What the one ArrayRecord of a message holds now: some strategies empty it while they aggregate."""
+    """A copy of the one ArrayRecord of a message, because some strategies empty it while they aggregate."""
     return dict(next(iter(content.array_records.values()), {}))
 
 
 def read_update(sent: dict[str, Tensor], arrays: Mapping[str, Array], recipe: Recipe) -> dict[str, Tensor]:
     """The update in a reply's ``arrays``, float32 by trainable parameter: the gradient, or weights after minus before.
 
-    A gradient may leave parameters out; weights may come with more than the model has, which is not looked at.
+    A gradient may leave parameters out. Weights must be complete; arrays beyond them are ignored.
 
     Raises:
         ValueError: if arrays are missing, not the model's, of another shape than the model's, or not of numbers.
@@ -174,10 +174,10 @@ def read_update(sent: dict[str, Tensor], arrays: Mapping[str, Array], recipe: Re
 
 
 def read_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    """What ``ArrayRecord.to_torch_state_dict`` reads, which takes twenty times as long: it parses every header anew.
+    """The same tensors as ``ArrayRecord.to_torch_state_dict``, twenty times as fast: it parses equal headers once.
 
     Raises:
-        ValueError, TypeError: if an array is none of numbers.
+        ValueError, TypeError: if an array does not hold numbers.
     """
     return {name: _tensor(name, array) for name, array in arrays.items()}
 
@@ -200,13 +200,13 @@ def _tensor(name: str, array: Array) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, type and size in a header of NumPy's format 1.0, from its length on; all clients send the same."""
+    """Shape, order, type and size from a header of NumPy's format 1.0 without its first 8 bytes."""
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(BytesIO(header))
     return shape, fortran_order, dtype, math.prod(shape)
 
 
 def replace_update(sent: dict[str, Tensor], reply: Message, update: dict[str, Tensor], recipe: Recipe) -> None:
-    """Put another update into a reply, in place: ``read_update`` then gives it back, up to rounding in weights."""
+    """Replace the update in a reply, in place. ``read_update`` then returns ``update``, up to rounding for weights."""
     arrays = next(iter(reply.content.array_records.values()))
     for name, value in update.items():
         arrays[name] = Array(value if recipe.update == "gradient" else sent[name] + value)

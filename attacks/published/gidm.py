@@ -26,7 +26,8 @@ from attacks.inversion.adam import adam_search
 from attacks.inversion.gradient_matching import Derivative, GradientMatching, Objective, match_pixels
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Observation
-from attacks.published.ddim_prior import GLOBAL, Prior, load_prior, read_prior
+from attacks.published.ddim_prior import GLOBAL, load_prior, read_prior
+from fl_sim.diffusion import DDIMSampler
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class GIDM(Attack):
         return unknowns
 
 
-def through_prior(matching: GradientMatching, prior: Prior) -> Objective:
+def through_prior(matching: GradientMatching, prior: DDIMSampler) -> Objective:
     """``matching`` with its first unknown, the images, replaced by latents."""
 
     def objective(unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -1,1 +1,1 @@
-"""What clients do so that their updates tell less: one defence a file, found by name (registry.py)."""
+"""Defences of clients against attacks on their updates: one a file, found by name (registry.py)."""

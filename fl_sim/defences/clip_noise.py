@@ -14,8 +14,10 @@ from fl_sim.wire import Recipe
 class ClipNoise(UpdateDefence):
     """The update, scaled down to a largest L2 norm, with Gaussian noise on every entry.
 
-    The privacy spent is towards the server, which gets each update by itself: whatever a client's images are, its
-    clipped updates differ by 2 ``clip_norm`` at most. That the server samples clients hides nothing from the server.
+        update * min(1, clip_norm / ||update||) + noise_multiplier * clip_norm * N(0, I)
+
+    The privacy spent is towards the server, which sees each client's update. For any two sets of images the clipped
+    updates differ by at most 2 ``clip_norm``. Sampling of clients adds no privacy, because the server does it.
     """
 
     name: ClassVar[str] = "clip-noise"

@@ -1,7 +1,7 @@
 """The interface of every defence.
 
-Adding one: subclass Defence (or UpdateDefence) in a file of its own, give it a ``name`` and override what it changes,
-and register it, with an entry point of group ``fl_sim.defences`` from another package, or in registry.py.
+To add one, subclass Defence (or UpdateDefence) in a file of its own, give it a ``name``, and override the methods that
+it changes. Then register it in registry.py or, from another package, as an entry point of group ``fl_sim.defences``.
 """
 
 # ruff: noqa: ARG002 (the base class needs nothing of what its subclasses are given)
@@ -26,10 +26,10 @@ Update = dict[str, Tensor]
 
 
 class Defence(BaseModel):
-    """What a client does to tell less; as it stands, nothing.
+    """A client-side defence. This base class changes nothing; a subclass overrides what it changes.
 
-    The fields of a subclass are its arguments, validated when it is made. ``sum_only``: the server sees the sum of the
-    round's updates, and none of them by itself.
+    The fields of a subclass are its arguments, validated when it is made. ``sum_only``: the server sees only the sum of
+    a round's updates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,10 +38,10 @@ class Defence(BaseModel):
     sum_only: ClassVar[bool] = False
 
     def check(self, recipe: Recipe) -> None:
-        """Raise SettingsError if this defence does not go with how clients train."""
+        """Raise SettingsError if this defence cannot be used with how clients train."""
 
     def mod(self, private_seed: int) -> Mod:
-        """What is wrapped around a client's training; all randomness derives from ``private_seed``."""
+        """The Flower mod around a client's training; all its randomness derives from ``private_seed``."""
         return _pass_on
 
     def batch_gradient(
@@ -53,9 +53,9 @@ class Defence(BaseModel):
         timesteps: Tensor,
         source: torch.Generator,
     ) -> tuple[Update, float]:
-        """The gradient that a client trains with or sends, by parameter, and the loss of a batch.
+        """The gradient of a batch that a client trains with or sends, by parameter, and the batch's loss.
 
-        Parameters that are left out are not trained. All randomness comes from ``source``, on the CPU.
+        Parameters that it leaves out are not trained. All randomness comes from ``source``, a CPU generator.
         """
         return diffusion.gradient_and_loss(model, scheduler, images, noise, timesteps)
 
@@ -64,7 +64,7 @@ class Defence(BaseModel):
         return {}
 
     def privacy(self, recipe: Recipe, images: int, rounds: int) -> Privacy | None:
-        """What a client with so many ``images`` has spent after taking part in ``rounds``; None: nothing is proven."""
+        """The privacy of a client with ``images`` images after ``rounds`` rounds; None if nothing is proven."""
         return None
 
 
@@ -79,7 +79,7 @@ class UpdateDefence(Defence, ABC):
 
     @abstractmethod
     def protect(self, update: Update, source: torch.Generator) -> Update:
-        """What is sent in place of ``update``, float32 by parameter; all randomness comes from ``source``."""
+        """The update that is sent instead, float32 by parameter; all randomness comes from ``source``."""
 
     @override
     def mod(self, private_seed: int) -> Mod:
@@ -100,7 +100,7 @@ class UpdateDefence(Defence, ABC):
 
 
 def private_source(private_seed: int, client: int, server_round: int, *purpose: str) -> torch.Generator:
-    """A client's own randomness for its defence in a round, which nobody without its private seed can repeat."""
+    """The generator of a client's defence in a round; without the private seed nobody can repeat its draws."""
     return generator(derive_seed(private_seed, "defence", client, server_round, *purpose))
 
 

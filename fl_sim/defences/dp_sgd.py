@@ -18,10 +18,10 @@ from fl_sim.wire import Recipe
 
 
 class DPSGD(Defence):
-    """The gradient of every image clipped, and Gaussian noise on each batch's sum, before a client trains with it.
+    """Clip every image's gradient, add Gaussian noise to each batch's sum, and train with that.
 
-    The privacy spent is that of one image, which a client has or has not, if every batch takes each of its images with
-    the same probability, independently, and nobody sees which.
+    The privacy is that of one image which a client has or has not. It holds if each batch takes every image of the
+    client independently with the same probability, and nobody sees which images it takes.
     """
 
     name: ClassVar[str] = "dp-sgd"
@@ -43,8 +43,8 @@ class DPSGD(Defence):
         source: torch.Generator,
     ) -> tuple[Update, float]:
         parameters = diffusion.trainable_parameters(model)
-        # Opacus' own rule for convolutions is wrong, without a word, on the channels-last tensors behind an attention
-        # layer; functorch is right everywhere.
+        # Opacus' own rule for convolutions gives wrong gradients for the channels-last tensors behind an attention
+        # layer, without an error; functorch is right everywhere.
         per_image = GradSampleModule(model, force_functorch=True)
         optimizer = DPOptimizer(
             torch.optim.SGD(parameters.values()),

@@ -1,4 +1,4 @@
-"""How much differential privacy is left, by Opacus' accountant (Mironov 2017, arXiv 1702.07476)."""
+"""Differential privacy of Gaussian noise, by Opacus' Rényi accountant (Mironov 2017, arXiv 1702.07476)."""
 
 import math
 import warnings
@@ -14,11 +14,11 @@ class Privacy:
 
 
 def gaussian_privacy(noise_multiplier: float, steps: int, delta: float, sampling_rate: float = 1.0) -> Privacy:
-    """What ``steps`` Gaussian mechanisms spend together.
+    """The (epsilon, delta) of ``steps`` Gaussian mechanisms together.
 
     Args:
         noise_multiplier: standard deviation of the noise over the sensitivity; 0 leaves no privacy at all.
-        steps: how many of them.
+        steps: how many mechanisms.
         delta: the probability with which epsilon may fail to hold.
         sampling_rate: the probability with which a step uses an element, drawn independently (Poisson sampling).
     """
@@ -30,6 +30,6 @@ def gaussian_privacy(noise_multiplier: float, steps: int, delta: float, sampling
     accountant = RDPAccountant()
     accountant.history = [(noise_multiplier, sampling_rate, steps)] if steps else []
     with warnings.catch_warnings():
-        # With hardly any noise the best order lies outside Opacus' list; what it gives is still an upper bound.
+        # With little noise the best order lies outside Opacus' list; its epsilon is still an upper bound.
         warnings.filterwarnings("ignore", message="Optimal order is the")
         return Privacy(accountant.get_epsilon(delta), delta)

@@ -28,7 +28,7 @@ DEFENCES: Registry[Defence] = Registry(
 def create(name: str, arguments: Mapping[str, Any] | None = None, table: str | None = None) -> Defence:
     """The defence ``name`` with its arguments.
 
-    ``table``: of settings, such as "defence", from which all this came and which errors are to speak of.
+    ``table``: the table of settings, such as "defence", that error messages name.
 
     Raises:
         SettingsError: naming the defence or the argument that is wrong and what is allowed.

@@ -1,4 +1,4 @@
-"""Secure aggregation (Bonawitz et al. 2017, ACM CCS), as what it leaves the server to see."""
+"""Secure aggregation (Bonawitz et al. 2017, ACM CCS), modelled by what the server sees of it."""
 
 from typing import ClassVar
 
@@ -6,10 +6,10 @@ from fl_sim.defences.defence import Defence
 
 
 class SecureAggregation(Defence):
-    """The server sees the sum of a round's updates alone.
+    """The server sees only the sum of a round's updates.
 
-    The protocol's masks cancel in the sum, so that nothing but the view changes: the clients train and the server
-    aggregates as without it. That is modelled here; no update is masked.
+    The protocol masks each update, and the masks cancel in the sum. So clients train and the server aggregates as
+    without it, and only what the server sees is different. That alone is modelled: no update is masked here.
     """
 
     name: ClassVar[str] = "secure-aggregation"

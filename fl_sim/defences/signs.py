@@ -14,8 +14,8 @@ from fl_sim.wire import Recipe
 class Signs(UpdateDefence):
     """The sign of every entry, times one magnitude for each tensor.
 
-    The mean magnitude of a tensor's entries makes it the multiple of the signs that is nearest to the tensor, so that
-    learning rates stay what they were; it tells the server that mean. A fixed magnitude tells nothing but signs.
+    "mean" is the mean of |entry| over a tensor: of all multiples of the signs this one is nearest to the tensor, so
+    learning rates keep their meaning. The server then knows that mean; with a fixed magnitude it knows signs alone.
     """
 
     name: ClassVar[str] = "signs"

@@ -12,7 +12,7 @@ from fl_sim.wire import Recipe
 
 
 class StochasticQuantisation(UpdateDefence):
-    """Every entry rounded up or down at random to few levels, right on average.
+    """Every entry rounded up or down at random to few levels, so that the expected value is the entry.
 
     The levels are the 2**bits - 1 multiples of s / L from -s to s, where s is the tensor's largest magnitude and
     L = 2**(bits - 1) - 1.

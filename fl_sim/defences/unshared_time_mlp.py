@@ -1,4 +1,4 @@
-"""Without the layers that see nothing but the timestep, whose gradients give it away (docs/attacks.md)."""
+"""Keep back the layers whose only input is the timestep: their gradients reveal it (docs/attacks.md)."""
 
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ _STATE = "own-time-mlp"
 
 
 class UnsharedTimeMLP(Defence):
-    """The time embedding's MLP and the residual blocks' time projections stay as they are, or with their client."""
+    """The time embedding's MLP and the blocks' time projections are not trained, or stay with their client."""
 
     name: ClassVar[str] = "unshared-time-mlp"
 
@@ -63,7 +63,7 @@ class UnsharedTimeMLP(Defence):
         return self._with_own_layers if self.keep == "own" else super().mod(private_seed)
 
     def _with_own_layers(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Train with the client's own layers, keep what became of them, and return those that were sent."""
+        """Train with the client's own layers, store them as trained, and reply with those that the server sent."""
         sent = message.content.array_records[ARRAYS]
         own = context.state.array_records.get(_STATE, ArrayRecord())
         message.content = RecordDict({**message.content, ARRAYS: ArrayRecord({**sent, **own})})

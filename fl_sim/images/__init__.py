@@ -1,4 +1,4 @@
-"""The clients' private images: where they come from (one source a file), how pixels are read, who holds which.
+"""The clients' private images: their sources (one a file), the reading of pixels, the partition among clients.
 
-Everything here is a pure function of the settings and the private seed, so that the evaluator can repeat it.
+All of it is a pure function of the settings and the private seed, so that the evaluator can repeat it.
 """

@@ -34,7 +34,7 @@ HELD_OUT_PHOTOGRAPHS = ("hopper", "retina", "ihc", "hubble")
 
 
 def list_bundled(settings: DataSettings) -> ImageSet:
-    """The tiles of ``data.photographs``, row by row; their photograph is their class.
+    """The tiles of ``data.photographs``, row by row; a tile's label is its photograph.
 
     Raises:
         SettingsError: if a photograph is unknown.

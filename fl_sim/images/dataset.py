@@ -21,7 +21,7 @@ def list_dataset(settings: DataSettings) -> ImageSet:
     Raises:
         SettingsError: if there is no such dataset, split or column, or several columns could be meant.
     """
-    import datasets  # here, because it takes seconds that the other sources spare
+    import datasets  # imported late: it takes seconds, which the other sources do not need
 
     rows = _load(settings).with_format(None)
     if len(rows) == 0:
@@ -92,7 +92,7 @@ def _image_column(settings: DataSettings, rows: "Dataset") -> str:
 
 
 def _label_column(settings: DataSettings, rows: "Dataset") -> str | None:
-    """The column chosen; else the only one of classes; else one called "label"; else none."""
+    """The column in the settings; else the only column of classes; else one called "label"; else None."""
     if settings.label_column is not None:
         return _chosen("data.label_column", settings.label_column, _label_columns(rows), rows, "labels")
     classes = _class_columns(rows)
@@ -133,7 +133,7 @@ def _remedy(rows: "Dataset") -> str:
 
 
 def _source(value: dict[str, Any] | None, name: str) -> Path | bytes:
-    """The image file of a row, or its path."""
+    """The content of a row's image file, or its path."""
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise SettingsError(f"{name}: no image")
     return Path(value["path"]) if value["bytes"] is None else value["bytes"]

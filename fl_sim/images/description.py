@@ -11,7 +11,7 @@ from fl_sim.images.pixels import printable
 from fl_sim.images.sources import list_images
 
 LISTED = 8
-"""So many clients or names are listed one by one; of more, a summary."""
+"""Clients or names up to which each is listed; more are summarised."""
 
 
 def describe_images(settings: Settings) -> list[str]:
@@ -43,7 +43,7 @@ def _held(numbers: Sequence[int]) -> str:
 
 
 def _unheld(settings: Settings, images: ImageSet, used: Set[int]) -> str:
-    """What no client holds: sub-folders where they are split by folder, else photographs."""
+    """What no client holds: sub-folders if the partition is by folder, else photographs."""
     if settings.data.partition == "folder":
         names = list(images.folders[settings.federation.clients :])
     else:

@@ -19,7 +19,7 @@ _IMAGE, _FOLDER, _HIDDEN, _BROKEN, _LOOP = "image", "folder", "hidden", "broken 
 
 
 def list_folder(settings: DataSettings) -> ImageSet:
-    """Every image under ``data.path``, sorted by path, each cropped to its central square; its folder is its class.
+    """Every image under ``data.path``, sorted by path, cropped to its central square; an image's label is its folder.
 
     Raises:
         SettingsError: if there is no such folder, no image in it, or a folder in it that cannot be read.
@@ -56,7 +56,7 @@ def list_folder(settings: DataSettings) -> ImageSet:
 
 
 def count_skipped(skipped: Counter[str]) -> str:
-    """What was skipped, to go on a line: ``; skipped: 6 .gif, 2 hidden``; empty where nothing was."""
+    """What was skipped, to end a line: ``; skipped: 6 .gif, 2 hidden``; empty if nothing was."""
     kinds = ", ".join(
         f"{number} {kind}" for kind, number in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     )
@@ -73,9 +73,9 @@ def _root(settings: DataSettings) -> Path:
 
 
 def _walk(root: Path, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    """(path below ``root``, kind) of everything in a folder and below; ``above`` are the folders that lead to it.
+    """(path below ``root``, kind) of everything in a folder and below it; ``above`` are the folders around it.
 
-    Links are followed, but to none of these: that would never end.
+    Links are followed, except to a folder in ``above``: that would never end.
     """
     try:
         found = list(os.scandir(root / folder))
@@ -97,7 +97,7 @@ def _walk(root: Path, folder: str, above: frozenset[tuple[int, int]]) -> Iterato
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Of what an entry is or links to; None where a link leads nowhere."""
+    """The status of an entry, or of what it links to; None for a broken link."""
     try:
         return entry.stat()
     except PermissionError as error:

@@ -1,4 +1,4 @@
-"""What is known of the federation's images without decoding any, and the way to decode some."""
+"""The images of a federation: listed without decoding any, decoded on request."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,18 +14,23 @@ from torch import Tensor
 from fl_sim.images.pixels import to_tensor
 
 CACHE_BYTES = 64 * 2**20
-"""Decoded crops that a process keeps, so that images drawn again are not decoded again."""
+"""Size of the decoded crops that a process keeps, so that an image that is drawn again is not decoded again."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """The images of a federation in a fixed order, listed; ``decode`` reads those that are asked for.
+    """The images of a federation in a fixed order; ``decode`` reads some of them.
 
-    ``photographs`` and ``labels`` name for each image what it was cut from and its class; ``labels`` is empty where
-    there are none, and ``remedy`` says what to set for more than one class. ``crop`` gives one image as RGB picture of
-    ``size`` x ``size`` pixels, ``identify`` looks at every image without decoding; both raise SettingsError, naming the
-    image. ``found`` images were there before ``data.limit``; ``skipped`` counts what is no image, by kind; ``folders``
-    are the top-level sub-folders, sorted.
+    Attributes:
+        size: side of every image in pixels, S.
+        photographs: for each image, the photograph or file from which it was cropped.
+        labels: for each image, its class; empty if there are no classes.
+        remedy: which setting would give more than one class, for messages.
+        crop: the image at an index, RGB, S x S pixels; SettingsError, naming the image, if it cannot be read.
+        identify: checks the headers of all images without decoding; SettingsError likewise.
+        found: number of images before ``data.limit``.
+        skipped: number of files that are no images, by kind.
+        folders: the top-level sub-folders, sorted.
     """
 
     size: int
@@ -42,7 +47,7 @@ class ImageSet:
         return len(self.photographs)
 
     def decode(self, indices: Iterable[int]) -> Tensor:
-        """These images, float32 [N,3,S,S] in [-1, 1].
+        """The images at ``indices``, float32 [N,3,S,S] in [-1, 1].
 
         Raises:
             SettingsError: naming an image that cannot be read.

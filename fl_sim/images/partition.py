@@ -13,10 +13,14 @@ from fl_sim.images.sources import list_images
 
 @cache
 def partition(settings: DataSettings, clients: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """For each of ``clients``, the indices into ``list_images(settings)`` that it holds; ``seed`` is the private one.
+    """For each of ``clients`` clients, the indices into ``list_images(settings)`` that it holds.
 
-    ``iid`` deals the shuffled images out evenly, ``dirichlet`` gives every client its own mixture of the classes,
-    ``photo`` gives client i every crop of photograph i modulo their number, ``folder`` what lies in sub-folder i.
+    - ``iid`` deals out the shuffled images evenly.
+    - ``dirichlet`` gives every client its own mixture of classes (arXiv 1905.12022).
+    - ``photo`` gives client i all crops of photograph i, modulo the number of photographs.
+    - ``folder`` gives client i the images in sub-folder i.
+
+    ``seed`` is the private one; ``photo`` and ``folder`` do not use it.
 
     Raises:
         SettingsError: if a client would be left without an image, or there is nothing to split by.

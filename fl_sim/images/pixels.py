@@ -1,4 +1,4 @@
-"""From an image file of any kind to RGB pixels: upright, opaque, eight bits; the same rules for every source."""
+"""Image files of any kind to RGB pixels: upright, opaque, eight bits. All sources of images use these rules."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa",
 
 
 def identify(source: Path | bytes, name: str) -> None:
-    """Read the header of an image file, given by its path or content; ``name`` is what an error calls it.
+    """Read the header of an image file, given by its path or content; error messages call it ``name``.
 
     Raises:
         SettingsError: if it is no image, or one whose pixels have no known range.
@@ -32,9 +32,9 @@ def identify(source: Path | bytes, name: str) -> None:
 
 
 def read_rgb(source: Path | bytes, name: str) -> Image.Image:
-    """The (first) picture in an image file, RGB; ``name`` is what an error calls it.
+    """The first picture in an image file, RGB; error messages call the file ``name``.
 
-    Turned as its EXIF orientation says; what is transparent shows white; 16-bit grey is scaled by its range.
+    It is turned as its EXIF orientation says. Transparent pixels become white. 16-bit grey is scaled by its range.
 
     Raises:
         SettingsError: if it cannot be read, or its pixels have no known range.
@@ -61,7 +61,7 @@ def to_tensor(pictures: Sequence[Any]) -> Tensor:
 
 
 def printable(text: str) -> str:
-    """The text as it is, or with escapes where it would break a line or cannot be encoded."""
+    """The text, or with escapes if it has characters that would break a line or cannot be encoded."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
@@ -70,7 +70,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of panoramas, damaged EXIF data …; what cannot be read is an error
-            # Not by its path: Pillow maps some files into memory then, and turns such a TIFF file twice.
+            # A file object, not the path: given a path, Pillow maps some files into memory and turns such a TIFF twice.
             with (
                 source.open("rb") if isinstance(source, Path) else BytesIO(source) as file,
                 Image.open(file, formats=FORMATS) as picture,
@@ -82,7 +82,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
 
 
 def _check_pixels(picture: Image.Image) -> None:
-    """Refuse pixels without a known range; a 32-bit image has one only in formats that hold no more than 16 bits."""
+    """Refuse pixels without a known range. Pillow's mode "I" has one only for formats of at most 16 bits."""
     if picture.mode in _EIGHT_BITS | _SIXTEEN_BITS or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         return
     if kind := {"F": "floating-point", "I": "32-bit integer"}.get(picture.mode):
@@ -107,7 +107,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _photometric(picture: Image.Image) -> int | None:
-    """What a TIFF file's values mean, 0 that white is zero, which Pillow heeds at eight bits only; else None."""
+    """A TIFF file's PhotometricInterpretation, else None. 0: white is zero, which Pillow inverts at eight bits only."""
     return getattr(picture, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
 
 

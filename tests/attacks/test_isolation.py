@@ -5,6 +5,7 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_diffusion_knows_nobody():
     allowed = ("fl_sim.diffusion", "fl_sim.errors")
     assert [pair for pair in imports_of("fl_sim.diffusion") if not within(pair[1], *allowed)] == []
     assert {name.rpartition(".")[0] for _, name in imports_of(*WORDS)} <= set(WORDS)
+
+
+def test_no_circle_inside_diffusion():
+    own = [module for module in IMPORTS if within(module, "fl_sim.diffusion") and module != "fl_sim.diffusion"]
+    used = {module: {name.rpartition(".")[0] for name in IMPORTS[module]} for module in own}
+    TopologicalSorter(used).prepare()
+    assert len(own) > 1
 
 
 CONTRACT = ("attack", "observation", "reconstruction_file", "registry", "trace", "workers")

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,6 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(build_model(MODEL).state_dict(), MODEL, scheduler_config(), {"photographs": ["china"]})
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    saved = checkpoint()
-    save_checkpoint(tmp_path / "model.safetensors", saved)
-    loaded = load_checkpoint(tmp_path / "model.safetensors")
-    assert (loaded.model, loaded.scheduler, loaded.notes) == (saved.model, saved.scheduler, saved.notes)
-    assert loaded.image_size == 16
-    assert all(torch.equal(loaded.weights[name], value) for name, value in saved.weights.items())
-
-
 def truncated(path: Path) -> None:
     save_checkpoint(path, checkpoint())
     path.write_bytes(path.read_bytes()[:5000])
@@ -52,16 +42,6 @@ def of_another_model(path: Path) -> None:
 
 def of_a_strange_class(path: Path) -> None:
     save_checkpoint(path, Checkpoint(checkpoint().weights, {"_class_name": "os.system"}, scheduler_config(), {}))
-
-
-def of_nan(path: Path) -> None:
-    spoilt = {name: value * torch.nan for name, value in checkpoint().weights.items()}
-    save_checkpoint(path, Checkpoint(spoilt, MODEL, scheduler_config(), {}))
-
-
-def with_a_prefix(path: Path) -> None:
-    weights = {f"unet.{name}": value for name, value in checkpoint().weights.items()}
-    save_checkpoint(path, Checkpoint(weights, MODEL, scheduler_config(), {}))
 
 
 def no_tensors_at_all(path: Path) -> None:
@@ -90,16 +70,6 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[Pa
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"model\.checkpoint = .*not a usable checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_are_trained_in_float32_and_it_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
-    stored = {name: value.to(dtype) for name, value in checkpoint().weights.items()}
-    save_checkpoint(tmp_path / "model.safetensors", Checkpoint(stored, MODEL, scheduler_config(), {}))
-    loaded = load_checkpoint(tmp_path / "model.safetensors")
-    assert f"torch.{loaded.dtype}" == str(dtype)
-    assert all(torch.equal(loaded.weights[name], value.float()) for name, value in stored.items())
-    assert {value.dtype for value in loaded.weights.values()} == {torch.float32}
 
 
 def save_network(path: Path, size: int = 16, **changes: Any) -> str:
@@ -166,12 +136,6 @@ def test_a_28_pixel_checkpoint_of_three_levels_runs(tmp_path: Path) -> None:
     assert set(pd.read_csv(run.leakage_csv)["status"]) == {"ok"}
 
 
-def test_a_configuration_that_leaves_the_schedule_to_diffusers_runs(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "model.safetensors", Checkpoint(checkpoint().weights, MODEL, {}, {}))
-    loaded = load_checkpoint(tmp_path / "model.safetensors")
-    assert loaded.scheduler == {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
-
-
 def test_dropout_is_drawn_from_the_private_seed(tmp_path: Path) -> None:
     where = save_network(tmp_path / "model.safetensors", dropout=0.3)
     settings = [
@@ -198,30 +162,3 @@ def test_held_out_losses_and_samples_are_without_dropout(tmp_path: Path) -> None
     )
     assert utility.loss(experiment.weights) == without.loss(experiment.weights)
     assert torch.equal(utility.sample(experiment.weights)[0], without.sample(experiment.weights)[0])
-
-
-def a_folder_of_diffusers(path: Path) -> None:
-    path.mkdir()
-    (path / "config.json").write_text("{}")
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "reason"),
-    [
-        ("model", Path.mkdir, "it is a folder; allowed: a safetensors file"),
-        ("model", a_folder_of_diffusers, "it is a folder of diffusers, which cannot be read yet; allowed"),
-        ("model.safetensors", Path.touch, "it is empty"),
-        ("model.bin", lambda path: torch.save({}, path), "it is a pickle, which is never opened"),
-        ("model.ckpt", lambda path: path.write_bytes(b"\x80\x02}."), "it is a pickle, which is never opened"),
-        ("model.safetensors", lambda path: os.mkfifo(path), "it is no regular file"),
-        ("model.safetensors", of_nan, "holds NaN"),
-        ("model.safetensors", with_a_prefix, r"unet\.conv_in\.bias is no parameter .* without 'unet\.' in front"),
-    ],
-)
-def test_what_is_no_checkpoint_is_called_by_its_name(
-    tmp_path: Path, name: str, make: Callable[[Path], Any], reason: str
-) -> None:
-    make(tmp_path / name)
-    with pytest.raises(SettingsError, match=reason) as refusal:
-        load_checkpoint(tmp_path / name)
-    assert "\n" not in str(refusal.value)

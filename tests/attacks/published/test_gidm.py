@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.attack import AttackError
 from attacks.inversion.gradient_matching import match_pixels
 from attacks.inversion.problem import InversionProblem
-from attacks.published.ddim_prior import Prior, load_prior
+from attacks.published.ddim_prior import load_prior
 from attacks.published.gidm import GIDM, RECIPES, Phases, through_prior
 from attacks.registry import create
 from fl_sim import diffusion
@@ -39,22 +39,6 @@ def test_the_derivative_goes_through_the_sampler():
     problem = double_problem(victim.observation)
     objective = through_prior(match_pixels(problem, "double-backward"), load_prior(problem, "global", steps=3))
     assert_derivative(objective, [(1, *SHAPE)], relative=1e-3, step=1e-6)
-
-
-class NoNoise(nn.Module):
-    """Predicts that there is none."""
-
-    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
-        return (torch.zeros_like(sample),)
-
-
-@pytest.mark.parametrize(("timesteps", "steps"), [(1000, 10), (16, 16), (4, 16)])
-def test_the_sampler_starts_at_the_last_timestep_and_does_not_clip(timesteps, steps):
-    scheduler = diffusion.build_scheduler(diffusion.scheduler_config(timesteps))
-    prior = Prior(NoNoise(), scheduler, steps)
-    assert len(prior.sampler.timesteps) == min(timesteps, steps)
-    latent = torch.full((1, *SHAPE), 3.0)
-    torch.testing.assert_close(prior(latent), latent / scheduler.alphas_cumprod[-1].sqrt())
 
 
 def test_it_finds_the_image(monkeypatch, known_victim):

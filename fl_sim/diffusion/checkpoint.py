@@ -1,0 +1,114 @@
+"""The checkpoint file: a trained model's weights with all it takes to rebuild it, and what it was trained on.
+
+A safetensors file of the model's state dict; the metadata key ``checkpoint`` holds JSON with ``model`` and
+``scheduler`` (diffusers configurations), ``photographs`` (what it was trained on) and whatever else its maker noted.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fl_sim.diffusion.configuration import ConfigError
+from fl_sim.diffusion.network import build_model, outline, sample_size
+from fl_sim.diffusion.network_check import check_network
+from fl_sim.diffusion.noise_schedule import build_scheduler
+from fl_sim.diffusion.parameters import misfit
+from fl_sim.diffusion.safetensors_file import read_safetensors
+
+CHECKPOINT = "checkpoint"
+"""Metadata key of a checkpoint file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model: its weights by name, its configuration, its noise schedule, and notes such as ``photographs``.
+
+    ``dtype``: the types of the weights in the file; here they are float32.
+    """
+
+    weights: dict[str, Tensor]
+    model: dict[str, Any]
+    scheduler: dict[str, Any]
+    notes: dict[str, Any]
+    dtype: str = "float32"
+
+    @property
+    def image_size(self) -> int | None:
+        """The side in pixels of the square images that the model is for; None if it does not say."""
+        return sample_size(self.model)
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Check that the model is for images [C,H,W] and can be trained on them; ConfigError if not."""
+        size = self.image_size
+        if size is not None and (size, size) != image_shape[1:]:
+            wanted = "x".join(map(str, image_shape[1:]))
+            raise ConfigError(f"it makes images of {size}x{size} pixels, not of {wanted}")
+        check_network(self.model, self.scheduler, image_shape)
+
+    def build(self) -> nn.Module:
+        """The network with these weights."""
+        model = build_model(self.model)
+        model.load_state_dict(self.weights)
+        return model
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        facts = {"model": self.model, "scheduler": self.scheduler, **self.notes}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
+        save_file(tensors, path, metadata={CHECKPOINT: json.dumps(facts)})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file, its floating-point weights converted to float32.
+
+    Raises:
+        ConfigError: if it cannot be read, is no checkpoint, or its weights do not fit its model.
+    """
+    tensors, metadata = read_safetensors(path)
+    facts = _checkpoint_facts(metadata)
+    schedule = build_scheduler(facts["scheduler"]).config
+    settled = {"num_train_timesteps": schedule.num_train_timesteps, "prediction_type": schedule.prediction_type}
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    network = outline(facts["model"])
+    sample_size(facts["model"])
+    _check_weights(weights, network)
+    types = ", ".join(sorted({_type(value) for value in tensors.values()}))
+    model, scheduler = facts.pop("model"), facts.pop("scheduler") | settled
+    return Checkpoint(weights, model, scheduler, facts, types)
+
+
+def _checkpoint_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    if CHECKPOINT not in metadata:
+        other = "it is a capture" if "observation" in metadata else "weights that diffusers saved cannot be read yet"
+        raise ConfigError(
+            f"its metadata has no {CHECKPOINT!r}, the configuration of network and noise schedule; {other}"
+        )
+    try:
+        facts = json.loads(metadata[CHECKPOINT])
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"its metadata {CHECKPOINT!r} is not JSON: {error}") from error
+    for key in ("model", "scheduler"):
+        if not isinstance(facts, dict) or not isinstance(facts.get(key), dict):
+            raise ConfigError(
+                f"its metadata {CHECKPOINT!r} has no table {key!r}, the configuration as diffusers has it"
+            )
+    return dict(facts)
+
+
+def _check_weights(weights: Mapping[str, Tensor], network: nn.Module) -> None:
+    if reason := misfit(weights, network, network.state_dict()):
+        raise ConfigError(reason)
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise ConfigError(f"{name} is {_type(value)}; allowed: floating-point weights")
+        if not value.isfinite().all():
+            raise ConfigError(f"{name} holds NaN, infinite values, or such as leave the range of float32")
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,33 @@
+"""The optimiser of a client's local steps."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+
+class LocalOptimizer(BaseModel):
+    """The optimiser of a client's local steps; all fields but the last two mean what they mean in torch.optim.
+
+    ``proximal_mu`` is the weight mu of FedProx's term mu/2 ||w - w_sent||^2 in the loss (arXiv 1812.06127, eq. 2).
+    A step's gradient, that term included, is then scaled down to the norm ``max_grad_norm`` if it exceeds it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    proximal_mu: float = Field(0.0, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimiser over ``parameters``."""
+        if self.name == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)

@@ -1,0 +1,71 @@
+"""Whether a network can be trained on images of a shape, found out without memory or time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fl_sim.diffusion.configuration import ConfigError, cached_by_value
+from fl_sim.diffusion.network import outline, predict
+from fl_sim.diffusion.noise_schedule import num_train_timesteps
+from fl_sim.diffusion.parameters import trainable_parameters
+from fl_sim.errors import message
+
+
+@cached_by_value
+def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+    """Check that a network can be trained on images [C,H,W] with a noise schedule, by a pass on torch's meta device.
+
+    Raises:
+        ConfigError: if either cannot be built, or the network cannot be trained so; the line says why.
+    """
+    timesteps = num_train_timesteps(scheduler)
+    network: Any = outline(model)
+    _check_inputs(network, timesteps, image_shape[0])
+    reason = _why_training_fails(network, image_shape)
+    if reason is None:
+        return
+    levels, (height, width) = len(network.config.block_out_channels), image_shape[1:]
+    multiple = 2 ** (levels - 1)
+    if height % multiple or width % multiple:
+        raise ConfigError(
+            f"images of {height}x{width} pixels do not go through a network of {levels} levels; "
+            f"allowed: sides that are multiples of {multiple}, or fewer levels (block_out_channels)"
+        )
+    raise ConfigError(f"the network cannot be trained on images of shape {list(image_shape)}: {reason}")
+
+
+def _check_inputs(network: Any, timesteps: int, channels: int) -> None:
+    facts = network.config
+    if network.class_embedding is not None:
+        key = "num_class_embeds" if facts.class_embed_type is None else "class_embed_type"
+        raise ConfigError(
+            f"the network takes class labels ({key} = {facts[key]!r}), which neither clients nor attacks can give yet; "
+            "allowed: a network without"
+        )
+    if facts.out_channels == 2 * facts.in_channels:
+        raise ConfigError(
+            f"the network predicts a variance beside the noise (out_channels = {facts.out_channels}, in_channels = "
+            f"{facts.in_channels}), which the loss does not train; allowed: out_channels = {facts.in_channels}"
+        )
+    if not facts.in_channels == facts.out_channels == channels:
+        raise ConfigError(
+            f"the network takes images of {facts.in_channels} channels and predicts {facts.out_channels}, the images "
+            f"have {channels}; allowed: in_channels = out_channels = {channels}"
+        )
+    embedded = getattr(network.time_proj, "num_embeddings", timesteps)
+    if embedded < timesteps:
+        raise ConfigError(
+            f"the network's learned embedding knows {embedded} timesteps, the noise schedule has {timesteps}; "
+            f"allowed: model.num_train_timesteps = {timesteps}"
+        )
+
+
+def _why_training_fails(network: Any, image_shape: tuple[int, int, int]) -> str | None:
+    try:
+        x_t = torch.empty(2, *image_shape, device="meta")
+        prediction = predict(network, x_t, torch.zeros(2, dtype=torch.int64, device="meta"))
+        torch.autograd.grad(prediction.sum(), list(trainable_parameters(network).values()))
+    except Exception as error:  # the network may raise anything
+        return message(error)
+    return f"it predicts {list(prediction.shape[1:])}" if prediction.shape != x_t.shape else None

@@ -1,0 +1,55 @@
+"""The one reader of files from outside: safetensors only, and a plain reason where a file is something else."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fl_sim.diffusion.configuration import ConfigError
+from fl_sim.errors import message
+
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+"""Names of files that hold pickled weights end so."""
+ZIP = b"PK\x03\x04"
+"""First bytes of a file that torch.save wrote."""
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata; nothing is ever unpickled.
+
+    Raises:
+        ConfigError: if it is no whole safetensors file; the line, which does not name the file, says what it is.
+    """
+    if reason := _no_file(path):
+        raise ConfigError(f"{reason}; allowed: a safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(_why_unreadable(path, error)) from error
+
+
+def _no_file(path: Path) -> str | None:
+    """What is at ``path`` instead of a regular file; None if it is one. A named pipe would block whoever opens it."""
+    try:
+        if path.is_dir():
+            of_diffusers = any((path / name).exists() for name in ("config.json", "model_index.json"))
+            return f"it is a folder{' of diffusers, which cannot be read yet' if of_diffusers else ''}"
+        if not path.exists():
+            return "there is no such file"
+        return None if path.is_file() else "it is no regular file"
+    except OSError as error:
+        return f"it cannot be looked at: {error.strerror}"
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(ZIP))
+    except OSError as denied:
+        return f"it cannot be read: {denied.strerror}"
+    if not start:
+        return "it is empty; allowed: a safetensors file"
+    if path.suffix in PICKLE_SUFFIXES or start == ZIP:
+        return "it is a pickle, which is never opened; allowed: a safetensors file"
+    return f"it is no whole safetensors file: {message(error)}"

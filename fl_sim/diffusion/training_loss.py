@@ -1,0 +1,36 @@
+"""The DDPM training loss (arXiv 2006.11239, eq. 14) and its gradient."""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from fl_sim.diffusion.network import predict
+from fl_sim.diffusion.noise_schedule import add_noise
+from fl_sim.diffusion.parameters import trainable_parameters
+from fl_sim.diffusion.prediction import target
+
+
+def loss(model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """L = mean((model(x_t, t) - target)^2) over batch and pixels (arXiv 2006.11239, eq. 14); a scalar.
+
+    ``x0`` and ``noise`` are [B,C,H,W], ``timesteps`` [B]. The target is the noise, or that of another prediction type.
+    """
+    x_t = add_noise(scheduler, x0, noise, timesteps)
+    return nn.functional.mse_loss(predict(model, x_t, timesteps), target(scheduler, x0, noise, timesteps))
+
+
+def gradient(
+    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
+) -> dict[str, Tensor]:
+    """dL/dw of ``loss`` by trainable parameter's name; the model's ``.grad`` is untouched."""
+    return gradient_and_loss(model, scheduler, x0, noise, timesteps)[0]
+
+
+def gradient_and_loss(
+    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
+) -> tuple[dict[str, Tensor], float]:
+    """``gradient``, and the loss itself."""
+    parameters = trainable_parameters(model)
+    value = loss(model, scheduler, x0, noise, timesteps)
+    gradients = torch.autograd.grad(value, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True)), value.item()

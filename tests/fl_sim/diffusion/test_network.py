@@ -1,0 +1,58 @@
+from typing import Any
+
+import pytest
+import torch
+
+from fl_sim import diffusion
+from fl_sim.diffusion import ConfigError
+from tests.fl_sim.diffusion.toy import tiny_config
+
+
+def test_the_default_network_is_as_large_as_the_demo_promises() -> None:
+    network = diffusion.build_model(diffusion.unet_config(16))
+    assert diffusion.count_parameters(network.parameters()) >= 500_000
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_networks_are_built_with_and_without_attention(attention: bool) -> None:
+    network = diffusion.build_model(diffusion.unet_config(16, 1, (8, 16), norm_num_groups=4, attention=attention))
+    assert diffusion.predict(network, torch.zeros(2, 1, 16, 16), torch.tensor([1, 2])).shape == (2, 1, 16, 16)
+    assert any("attentions" in name for name, _ in network.named_parameters()) is attention
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "StableDiffusionPipeline"}, "'StableDiffusionPipeline' is not allowed"),
+        ({"_class_name": None}, "None is not allowed"),
+        ({"norm_num_groups": 5}, "cannot be built"),
+        ({"down_block_types": ["NoSuchBlock"]}, "cannot be built"),
+        ({"no_such_key": 1}, "unknown keys: no_such_key"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        diffusion.build_model(tiny_config(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_private_keys_of_a_configuration_are_ignored() -> None:
+    diffusion.build_scheduler(diffusion.scheduler_config() | {"_diffusers_version": "0.0.0"})
+    diffusion.build_model(tiny_config(_name_or_path="/somewhere"))
+
+
+@pytest.mark.parametrize(("given", "side"), [(16, 16), ([16, 16], 16), ((8, 8), 8), (None, None)])
+def test_the_size_of_a_network_is_the_side_of_a_square(given: Any, side: int | None) -> None:
+    assert diffusion.sample_size(tiny_config(sample_size=given)) == side
+
+
+@pytest.mark.parametrize("given", [[16, 32], "16", 0, True, [16], [16, 16, 3], 16.0])
+def test_what_is_no_square_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model.sample_size = .*allowed: the side of a square"):
+        diffusion.sample_size(tiny_config(sample_size=given))
+
+
+@pytest.mark.parametrize(("dropout", "share"), [(0.3, 0.3), (None, 0.0), (0, 0.0)])
+def test_the_dropout_of_a_network_is_told(dropout: float | None, share: float) -> None:
+    assert diffusion.dropout_of(tiny_config(dropout=dropout)) == share
+    assert diffusion.dropout_of(tiny_config()) == 0.0

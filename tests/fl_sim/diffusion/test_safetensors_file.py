@@ -1,0 +1,34 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fl_sim.diffusion import ConfigError, read_safetensors
+
+
+def a_folder_of_diffusers(path: Path) -> None:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("model", Path.mkdir, "it is a folder; allowed: a safetensors file"),
+        ("model", a_folder_of_diffusers, "it is a folder of diffusers, which cannot be read yet; allowed"),
+        ("model.safetensors", Path.touch, "it is empty"),
+        ("model.bin", lambda path: torch.save({}, path), "it is a pickle, which is never opened"),
+        ("model.ckpt", lambda path: path.write_bytes(b"\x80\x02}."), "it is a pickle, which is never opened"),
+        ("model.safetensors", lambda path: os.mkfifo(path), "it is no regular file"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_called_by_its_name(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], reason: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(ConfigError, match=reason) as refusal:
+        read_safetensors(tmp_path / name)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,13 @@
+import doctest
+from importlib import import_module
+
+import pytest
+
+MODULES = ["fl_sim.diffusion.noise_schedule", "fl_sim.diffusion.parameters", "fl_sim.draws"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_are_what_comes(name: str) -> None:
+    failed, tried = doctest.testmod(import_module(name))
+    assert tried > 0
+    assert failed == 0
