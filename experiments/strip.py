@@ -1,8 +1,7 @@
-"""A strip to show to others: private images, the same under the clients' noise, and what an attack made of the updates."""
+"""A strip to show to others: private images, the same under the clients' noise, and what an attack found."""
 
 from pathlib import Path
 
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
