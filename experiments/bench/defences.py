@@ -1,6 +1,5 @@
 """The benchmark of the defences: each at several strengths, whether the attacker knows it or not, and its cost."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from rich.console import Console
 
 from attacks.attack import AttackError, Needs
 from attacks.registry import create as create_attack
-from experiments.bench.federations import Job, Setup, measure
-from experiments.bench.measuring import Row, RowFile, about, measure_missing, preface, write_results
-from experiments.bench.pages import Table, markdown, rich_table
-from experiments.leakage import OK
+from experiments.bench.attack_tables import describe_verdicts
+from experiments.bench.benchmark import Benchmark, Plan, Row
+from experiments.bench.federations import DefenceMeasurement, Setup
+from experiments.bench.summary import count_failures, count_verdicts
+from experiments.bench.tables import Table
 from experiments.summary import RECOGNISABLE_DB
 from experiments.utility import DISTANCE, LOSS
 from fl_sim.config import SettingsError
@@ -93,9 +93,9 @@ class Cell:
     """One line of the table: a federation, seen in one round by an attacker who knows of the defence or does not.
 
     Attributes:
-        told: None where there is nothing to know.
+        defence_known: None where there is nothing to know.
         median_psnr: in dB over all images of all victims; an image that the attack failed on counts as 0 dB.
-        timesteps: how many were told exactly, not at all and wrongly.
+        timesteps: how many were recovered exactly, not at all and wrongly.
         heldout_loss, patch_distance: of the model before the first round and after the last; None: not finite.
         privacy: (epsilon, delta) after the last round; epsilon is None where it is infinite.
     """
@@ -103,18 +103,21 @@ class Cell:
     defence: str
     strength: str
     round: int
-    told: bool | None
+    defence_known: bool | None
     images: int
     median_psnr: float
     share_recognisable: float
-    timesteps: dict[str, int]
+    timesteps: dict[str, int] | None
     heldout_loss: tuple[float | None, float | None]
     patch_distance: tuple[float | None, float | None]
     privacy: dict[str, float | None] | None
     failures: dict[str, int]
+    attack: str
+    arguments: dict[str, Any]
+    revision: str
 
 
-def make_plan(options: Options) -> list[Job]:
+def make_plan(options: Options) -> list[DefenceMeasurement]:
     """The measurements that the options ask for, in the order of the table.
 
     Raises:
@@ -128,7 +131,7 @@ def make_plan(options: Options) -> list[Job]:
     residual = attack.name == "residual"
     rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
     return [
-        Job(
+        DefenceMeasurement(
             setup=setup,
             rounds=rounds,
             attacked=(rounds,) if options.quick else tuple(sorted({1, rounds})),
@@ -146,42 +149,35 @@ def make_plan(options: Options) -> list[Job]:
 def bench_defences(options: Options, out: Path, jobs: int, console: Console) -> None:
     """Measure what ``options`` ask for, ``jobs`` federations side by side; ``out`` gets defences.json and defences.md.
 
-    What ``out`` already holds of it is not measured again. Interrupted, it writes the table of what there is.
-
     Raises:
         SettingsError, AttackError: if the options ask for what is not there, or ``out`` holds something else.
     """
-    plan = make_plan(options)
-    file = RowFile(out)
-    longest_first = sorted(plan, key=lambda job: -job.setup.images)
-    try:
-        measure_missing(file, "federations", measure, longest_first, jobs, console, _announcement)
-    finally:
-        table = _write_results(options, file.rows_of(plan), jobs, out)
-    console.print(rich_table(table, console.width))
+    BENCHMARK.run(Plan(make_plan(options)), asdict(options), out, jobs, console)
 
 
 def cells(row: Row) -> Iterator[Cell]:
     """What the table says of one federation: round after round, who knows of the defence first."""
     groups: dict[tuple[int, bool | None], list[Row]] = {}
     for attack in row["attacks"]:
-        groups.setdefault((attack["round"], attack["told"]), []).append(attack)
-    for (server_round, told), attacks in groups.items():
+        groups.setdefault((attack["round"], attack["defence_known"]), []).append(attack)
+    for (server_round, known), attacks in groups.items():
         psnr = [value for attack in attacks for value in attack["psnr"]]
-        verdicts: list[dict[str, int]] = [attack["timesteps_verdict"] for attack in attacks]
         yield Cell(
             defence=row["defence"],
             strength=row["strength"],
             round=server_round,
-            told=told,
+            defence_known=known,
             images=len(psnr),
             median_psnr=median(psnr),
             share_recognisable=sum(value >= RECOGNISABLE_DB for value in psnr) / len(psnr),
-            timesteps={name: sum(verdict[name] for verdict in verdicts) for name in ("exact", "unknown", "wrong")},
+            timesteps=count_verdicts(attacks),
             heldout_loss=(row["before"][LOSS], row["after"][LOSS]),
             patch_distance=(row["before"][DISTANCE], row["after"][DISTANCE]),
             privacy=row["privacy"],
-            failures=dict(Counter(attack["status"] for attack in attacks if attack["status"] != OK)),
+            failures=count_failures(attacks),
+            attack=row["attack"],
+            arguments=row["arguments"],
+            revision=row["revision"],
         )
 
 
@@ -200,20 +196,10 @@ def _chosen(names: Sequence[str]) -> list[Setup]:
     return [*(setup for setup in SETUPS if not names or setup.name in names), *own]
 
 
-def _write_results(options: Options, rows: list[Row], jobs: int, out: Path) -> Table:
-    """The table of the rows, after writing it down."""
-    found = [cell for row in rows for cell in cells(row)]
-    table = _table(found, rows)
-    made_on = about(asdict(options), jobs)
-    content = {"about": made_on, "cells": [asdict(cell) for cell in found], "rows": rows}
-    write_results(out, "defences", content, "\n".join([preface(made_on), "", markdown(table)]))
-    return table
-
-
 _HEADINGS = (
     "defence",
     "round",
-    "told",
+    "known",
     "n",
     "dB",
     f">= {RECOGNISABLE_DB:.0f} dB",
@@ -221,44 +207,47 @@ _HEADINGS = (
     "held-out loss",
     "patch distance",
     "epsilon",
+    "revision",
 )
-_BRIEF = ("defence", "round", "told", "dB", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps", "held-out loss")
-_TOLD = {True: "yes", False: "no", None: "-"}
-_KNOWLEDGE = {True: ", attacker told", False: ", attacker not told", None: ""}
+_BRIEF = ("defence", "round", "known", "dB", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps", "held-out loss")
+_KNOWN = {True: "yes", False: "no", None: "-"}
+_KNOWLEDGE = {True: ", defence known", False: ", defence unknown", None: ""}
 _LEGEND = (
-    "told: whether the attacker knows of the defence; timesteps: exact / unknown / wrong; held-out loss and patch "
+    "known: whether the attacker knows of the defence; timesteps: exact / unknown / wrong; held-out loss and patch "
     "distance: before the first round -> after the last; epsilon at delta: of the client that has spent most, after "
     "the last round"
 )
 
 
-def _table(found: Sequence[Cell], rows: Sequence[Row]) -> Table:
+def _tables(rows: Sequence[Row]) -> list[Table]:
+    found = [cell for row in rows for cell in cells(row)]
     notes = [_LEGEND]
     notes += [
-        f"{_where(cell.defence, cell.strength)}, round {cell.round}{_KNOWLEDGE[cell.told]}: {count} failed: {reason}"
+        f"{_where(cell)}, round {cell.round}{_KNOWLEDGE[cell.defence_known]}: {count} failed: {reason}"
         for cell in found
         for reason, count in cell.failures.items()
     ]
-    limited: dict[str, list[str]] = {}
-    for row in rows:
-        for key, value in row["arguments"].items():
-            limited.setdefault(f"{row['attack']}, {key} = {value}", []).append(_where(row["defence"], row["strength"]))
+    limited: dict[str, dict[str, None]] = {}
+    for cell in found:
+        for key, value in cell.arguments.items():
+            limited.setdefault(f"{cell.attack}, {key} = {value}", {})[_where(cell)] = None
     notes += [f"{limit}: {', '.join(where)}" for limit, where in limited.items()]
-    return Table("defences", _HEADINGS, [_cell_row(cell) for cell in found], notes, _BRIEF)
+    return [Table("defences", _HEADINGS, [_cell_row(cell) for cell in found], notes, _BRIEF)]
 
 
 def _cell_row(cell: Cell) -> tuple[str, ...]:
     return (
-        _where(cell.defence, cell.strength),
+        _where(cell),
         str(cell.round),
-        _TOLD[cell.told],
+        _KNOWN[cell.defence_known],
         str(cell.images),
         f"{cell.median_psnr:.1f}",
         f"{100 * cell.share_recognisable:.0f} %",
-        "/".join(str(cell.timesteps[name]) for name in ("exact", "unknown", "wrong")),
+        describe_verdicts(cell.timesteps),
         _change(*cell.heldout_loss),
         _change(*cell.patch_distance),
         _epsilon(cell.privacy),
+        cell.revision,
     )
 
 
@@ -273,11 +262,20 @@ def _epsilon(privacy: dict[str, float | None] | None) -> str:
     return f"{epsilon} at {privacy['delta']:.0e}"
 
 
-def _where(defence: str, strength: str) -> str:
-    return f"{defence} ({strength})" if strength else defence
+def _where(cell: Cell) -> str:
+    return f"{cell.defence} ({cell.strength})" if cell.strength else cell.defence
 
 
-def _announcement(row: Row) -> str:
-    found = [f"{cell.median_psnr:.1f} dB in round {cell.round}{_KNOWLEDGE[cell.told]}" for cell in cells(row)]
-    loss = _change(row["before"][LOSS], row["after"][LOSS])
-    return f"{_where(row['defence'], row['strength'])}: {', '.join(found)}; held-out loss {loss}"
+def _announce(row: Row) -> str:
+    found = list(cells(row))
+    psnr = [f"{cell.median_psnr:.1f} dB in round {cell.round}{_KNOWLEDGE[cell.defence_known]}" for cell in found]
+    return f"{_where(found[0])}: {', '.join(psnr)}; held-out loss {_change(*found[0].heldout_loss)}"
+
+
+BENCHMARK = Benchmark(
+    "defences",
+    "federations",
+    _announce,
+    figures=lambda rows: [asdict(cell) for row in rows for cell in cells(row)],
+    tables=_tables,
+)

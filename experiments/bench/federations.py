@@ -1,4 +1,4 @@
-"""The benchmark of the defences, one measurement: a federation is trained, attacked, and its model looked at.
+"""One measurement of the benchmark of the defences: a federation is trained, attacked, and its model evaluated.
 
 Nothing of it is played: client, defence, strategy and curious server are those of a run, in one process.
 """
@@ -10,14 +10,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
 from attacks.attack import Reconstruction
 from attacks.observation import DefenceDisclosure, Observation, ThreatModel, UpdateId
-from experiments.bench.jobs import attempt, compared
-from experiments.bench.measuring import Row, device_name, software
+from experiments.bench.attack_measurement import attempt, compared
+from experiments.bench.benchmark import Measurement, Row
 from experiments.experiment import Experiment, prepare
 from experiments.leakage import Truth, client_truth, summed_truth
 from experiments.server_app import most_spent, privacy_spent
@@ -56,7 +55,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Job:
+class DefenceMeasurement(Measurement):
     """One federation of so many ``rounds``; in those of ``attacked``, the first so many ``victims`` are attacked."""
 
     setup: Setup
@@ -68,8 +67,13 @@ class Job:
     arguments: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
 
-    def identity(self) -> Row:
-        """What makes two measurements the same one, as the first part of their row."""
+    @property
+    def cost(self) -> float:
+        """Grows with the images behind what is attacked."""
+        return self.setup.images
+
+    def subject(self) -> Row:
+        """The federation, whom of it is attacked, and how."""
         return {
             "defence": self.setup.name,
             "strength": self.setup.strength,
@@ -80,44 +84,40 @@ class Job:
             "attack": self.attack,
             "arguments": self.arguments,
             "seed": self.seed,
-            "device": device_name(self.device),
-            "software": software(),
         }
 
     def settings(self) -> ExperimentSettings:
-        """Those of the federation; no attack is told the seed that the clients draw from."""
+        """Those of the federation; no attack learns the seed that the clients draw from."""
         private = derive_seed(self.seed, "clients")
         given = [f"seed={self.seed}", f"client.seed={private}", f"federation.rounds={self.rounds}"]
         return resolve(load_settings(ExperimentSettings, UNDEFENDED, [*given, *self.setup.overrides]))
 
+    def measure(self) -> Row:
+        """Train, attack what was seen, with the defence known and not, and look at the model.
 
-def measure(job: Job) -> Row:
-    """Train with one torch thread, attack what was seen, with the defence told and not, and look at the model.
-
-    ``before`` and ``after`` are held-out loss and patch distance of the model, None where they are not finite.
-    ``privacy`` is None where nothing is proven; its epsilon is None where it is infinite.
-    """
-    torch.set_num_threads(1)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    experiment = prepare(job.settings())
-    utility = Utility(experiment.settings, experiment.recipe)
-    sink = SightingSink(job.attacked, job.victims)
-    started = time.perf_counter()
-    weights, rounds = _train(experiment, sink)
-    training_seconds = time.perf_counter() - started
-    privacy = most_spent(privacy_spent(experiment, rounds))
-    attacks = [row for update_id, seen in sink.seen.items() for row in _attack(job, experiment, update_id, seen)]
-    return job.identity() | {
-        "disclosed": experiment.defence.disclosure(experiment.recipe),
-        "training_seconds": training_seconds,
-        "before": _figures(utility, experiment.weights),
-        "after": _figures(utility, weights),
-        "privacy": privacy and {"epsilon": _finite(privacy.epsilon), "delta": privacy.delta},
-        "attacks": attacks,
-    }
+        ``before`` and ``after`` are held-out loss and patch distance of the model, None where they are not finite.
+        ``privacy`` is None where nothing is proven; its epsilon is None where it is infinite.
+        """
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        experiment = prepare(self.settings())
+        utility = Utility(experiment.settings, experiment.recipe)
+        sink = ObservationSink(self.attacked, self.victims)
+        started = time.perf_counter()
+        weights, rounds = _train(experiment, sink)
+        training_seconds = time.perf_counter() - started
+        privacy = most_spent(privacy_spent(experiment, rounds))
+        attacks = [row for update_id, seen in sink.seen.items() for row in _attack(self, experiment, update_id, seen)]
+        return {
+            "disclosed": experiment.defence.disclosure(experiment.recipe),
+            "training_seconds": training_seconds,
+            "before": _figures(utility, experiment.weights),
+            "after": _figures(utility, weights),
+            "privacy": privacy and {"epsilon": _finite(privacy.epsilon), "delta": privacy.delta},
+            "attacks": attacks,
+        }
 
 
-class SightingSink:
+class ObservationSink:
     """Keeps what the server saw in some rounds of the first few clients, or of their sum, or why it saw nothing."""
 
     def __init__(self, rounds: Collection[int], clients: int) -> None:
@@ -143,14 +143,17 @@ class SightingSink:
             self.seen[update_id] = seen
 
 
-def _train(experiment: Experiment, sink: SightingSink) -> tuple[dict[str, Tensor], list[RoundLog]]:
+def _train(experiment: Experiment, sink: ObservationSink) -> tuple[dict[str, Tensor], list[RoundLog]]:
     """The weights after the last round, and who took part in which."""
     settings, defence = experiment.settings, experiment.defence
     clients = settings.federation.clients
     grid = RepeatableGrid(LocalGrid(build_client_app(settings), range(1, clients + 1)), settings.seed, clients)
-    told = defence.disclosure(experiment.recipe)
+    disclosed = defence.disclosure(experiment.recipe)
     curious = HonestButCurious(
-        experiment.strategy, defence=DefenceDisclosure(**told) if told else None, sum_only=defence.sum_only, sink=sink
+        experiment.strategy,
+        defence=DefenceDisclosure(**disclosed) if disclosed else None,
+        sum_only=defence.sum_only,
+        sink=sink,
     )
     result = curious.start(
         grid,
@@ -162,24 +165,26 @@ def _train(experiment: Experiment, sink: SightingSink) -> tuple[dict[str, Tensor
     return result.arrays.to_torch_state_dict(), grid.rounds
 
 
-def _attack(job: Job, experiment: Experiment, update_id: UpdateId, seen: Observation | str) -> list[Row]:
+def _attack(of: DefenceMeasurement, experiment: Experiment, update_id: UpdateId, seen: Observation | str) -> list[Row]:
     """A row for the attacker who knows of the defence and one for who does not; one alone if nothing is to be known."""
     truth = _truth(experiment, update_id)
-    seed = derive_seed(job.seed, "attack", job.attack, update_id.round, update_id.client)
+    seed = derive_seed(of.seed, "attack", of.attack, update_id.round, update_id.client)
     threat = ThreatModel(experiment.settings.threat)
     rows = []
-    for told in (True, False) if experiment.defence.disclosure(experiment.recipe) else (None,):
+    for known in (True, False) if experiment.defence.disclosure(experiment.recipe) else (None,):
         found: Reconstruction | str
         if isinstance(seen, str):
             found = seen
         else:
-            found = attempt(job.attack, job.arguments, _untold(seen) if told is False else seen, seed, job.device)
-        whom = {"round": update_id.round, "client": update_id.client, "told": told}
+            found = attempt(
+                of.attack, of.arguments, _without_defence(seen) if known is False else seen, seed, of.device
+            )
+        whom = {"round": update_id.round, "client": update_id.client, "defence_known": known}
         rows.append(whom | compared(truth.images, truth.timesteps, found, threat))
     return rows
 
 
-def _untold(observation: Observation) -> Observation:
+def _without_defence(observation: Observation) -> Observation:
     """The same update, as it looks to who does not know of the defence."""
     return replace(observation, circumstances=observation.circumstances.model_copy(update={"defence": None}))
 

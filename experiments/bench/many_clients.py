@@ -1,19 +1,19 @@
-"""A federation of many clients on a small machine: does it end, does its memory grow, do attacks hold up its rounds?
+"""The benchmark of many clients on a small machine: does the federation end, its memory grow, an attack hold it up?
 
-Federations with and without attacks take turns on the same Ray: one core for the only client process and the server,
+Federations without and with attacks take turns: one core for the only client process and the server,
 one for the only attack worker, whose queue is full all the time. Rounds are compared from the fifth on.
 """
 
-import json
 import math
 import os
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -23,14 +23,13 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from attacks.workers import AttackPool
-from experiments.bench.measuring import device_name
+from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row, revisions
+from experiments.bench.tables import Table
 from experiments.experiment import Experiment, prepare
-from experiments.run_directory import environment, make_empty_folder
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
 from fl_sim.federation import AttackResources, run_federation
-from fl_sim.files import write_atomically
 from fl_sim.repeatable_grid import RepeatableGrid
 from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink
@@ -55,45 +54,65 @@ class Round:
     queued: int
 
 
-def bench_many_clients(clients: int, per_round: int, rounds: int, turns: int, out: Path, console: Console) -> None:
-    """Measure ``turns`` pairs of federations, without attacks and with; ``out`` gets many-clients.json.
+@dataclass(frozen=True)
+class PairMeasurement(Measurement):
+    """Two federations on one Ray, the first without attacks and the second with."""
 
-    ``load_before`` in it is the number of other processes that wanted to run: with as many as cores, times mean little.
+    clients: int
+    clients_per_round: int
+    rounds: int
+    pair: int
+
+    def subject(self) -> Row:
+        """The federations, and which pair it is."""
+        return asdict(self) | {"queue_limit": QUEUE_LIMIT}
+
+    def prepare(self) -> Experiment:
+        """A tiny network; one client process on a machine of two cores."""
+        sizes = {"clients": self.clients, "clients_per_round": self.clients_per_round, "rounds": self.rounds}
+        tree = {
+            "federation": {**sizes, "client_cpus": 2},
+            "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
+            "data": {"partition": "photo"},
+            "client": {"seed": 1, "batch_size": 2},
+            "attack": {"name": _ATTACK},
+        }
+        return prepare(resolve(load_settings(ExperimentSettings, tree)))
+
+    def measure(self) -> Row:
+        """All rounds of both federations.
+
+        ``load_before`` is how many other processes wanted to run: with as many as cores, times mean little.
+        """
+        load = os.getloadavg()[0]
+        experiment = self.prepare()
+        measured: list[Round] = []
+        server_app = ServerApp()
+
+        @server_app.main()
+        def main(grid: Grid, _: Context) -> None:
+            torch.set_num_threads(1)
+            for federation in (2 * self.pair, 2 * self.pair + 1):
+                measured.extend(_federation(experiment, grid, federation))
+
+        settings = experiment.settings
+        run_federation(server_app, build_client_app(settings), settings, AttackResources(1))
+        return {"load_before": load, "measured": [asdict(entry) for entry in measured]}
+
+
+def bench_many_clients(clients: int, per_round: int, rounds: int, turns: int, out: Path, console: Console) -> None:
+    """Measure ``turns`` pairs of federations, without attacks and with; ``out`` gets many-clients.json and .md.
 
     Raises:
-        SettingsError: if ``out`` is not an empty folder, or more clients are to train in a round than there are.
+        SettingsError: if ``out`` holds something else, or more clients are to train in a round than there are.
     """
-    experiment = prepare(_settings(clients, per_round, rounds))
-    make_empty_folder(out)
-    load = os.getloadavg()[0]
-    measured: list[Round] = []
-    server_app = ServerApp()
-
-    @server_app.main()
-    def main(grid: Grid, _: Context) -> None:
-        torch.set_num_threads(1)
-        for federation in range(2 * turns):
-            for entry in _federation(experiment, grid, federation, out):
-                measured.append(entry)
-                kind = "attacked" if entry.attacked else "alone"
-                console.print(f"federation {federation} ({kind}), round {entry.round}: {entry.seconds:.2f} s")
-
-    settings = experiment.settings
-    run_federation(server_app, build_client_app(settings), settings, AttackResources(1))
-    figures = summarise(measured)
-    options = {"clients": clients, "clients_per_round": per_round, "rounds": rounds, "turns": turns}
-    about = environment() | {
-        "device": device_name("cpu"),
-        "options": options,
-        "queue_limit": QUEUE_LIMIT,
-        "load_before": load,
-    }
-    content = {"about": about, "figures": figures, "rounds": [asdict(entry) for entry in measured]}
-    write_atomically(out / "many-clients.json", lambda file: file.write_text(json.dumps(content, indent=1) + "\n"))
-    console.print_json(data=figures)
+    sizes = {"clients": clients, "clients_per_round": per_round, "rounds": rounds}
+    plan = [PairMeasurement(**sizes, pair=pair) for pair in range(turns)]
+    plan[0].prepare()
+    BENCHMARK.run(Plan(plan), sizes | {"turns": turns}, out, 1, console)
 
 
-def summarise(measured: list[Round]) -> dict[str, Any]:
+def summarise(measured: Sequence[Round]) -> dict[str, Any]:
     """The figures of all rounds from the fifth on.
 
     ``slowdown`` is the mean time of an attacked round over that of one without, less 1, its standard error that over
@@ -122,25 +141,31 @@ def summarise(measured: list[Round]) -> dict[str, Any]:
     }
 
 
-def _settings(clients: int, per_round: int, rounds: int) -> ExperimentSettings:
-    """A tiny network; one client process on a machine of two cores."""
-    tree = {
-        "federation": {"clients": clients, "clients_per_round": per_round, "rounds": rounds, "client_cpus": 2},
-        "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
-        "data": {"partition": "photo"},
-        "client": {"seed": 1, "batch_size": 2},
-        "attack": {"name": _ATTACK},
-    }
-    return resolve(load_settings(ExperimentSettings, tree))
+def _figures(rows: Sequence[Row]) -> dict[str, Any]:
+    measured = [Round(**entry) for row in rows for entry in row["measured"]]
+    return summarise(measured) if measured else {}
 
 
-def _federation(experiment: Experiment, grid: Grid, number: int, out: Path) -> Iterator[Round]:
+def _tables(rows: Sequence[Row]) -> list[Table]:
+    shown = [(name.replace("_", " "), f"{value:.4g}") for name, value in _figures(rows).items() if value is not None]
+    return [Table("many-clients", ("figure", "value"), [*shown, ("revision", "; ".join(revisions(rows)))])]
+
+
+def _announce(row: Row) -> str:
+    found = _figures([row])
+    return f"pair {row['pair']}: {found['seconds_alone']:.2f} s a round, {found['seconds_attacked']:.2f} s attacked"
+
+
+BENCHMARK = Benchmark("many-clients", "pairs of federations", _announce, _figures, _tables)
+
+
+def _federation(experiment: Experiment, grid: Grid, number: int) -> list[Round]:
     settings = experiment.settings
     attacked = number % 2 == 1
     repeatable = RepeatableGrid(grid, settings.seed, settings.federation.clients, settings.federation.timeout)
     measured: list[Round] = []
     repeatable.partitions()
-    with _idle_pool() as pool:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, _idle_pool() as pool:
         started = time.perf_counter()
 
         def after_round(server_round: int, _: ArrayRecord) -> None:
@@ -152,8 +177,7 @@ def _federation(experiment: Experiment, grid: Grid, number: int, out: Path) -> I
 
         strategy = experiment.strategy
         if attacked:
-            folder = out / f"federation-{number}"
-            sink = DirectorySink(folder, {_ATTACK: {}}, pool, settings.seed, on_reconstruction=_say_nothing)
+            sink = DirectorySink(Path(folder), {_ATTACK: {}}, pool, settings.seed, on_reconstruction=_say_nothing)
             strategy = _Abandoning(strategy, sink=sink)
         strategy.start(
             repeatable,
@@ -162,7 +186,7 @@ def _federation(experiment: Experiment, grid: Grid, number: int, out: Path) -> I
             train_config=experiment.recipe.to_config(),
             evaluate_fn=after_round,
         )
-    yield from measured
+    return measured
 
 
 def _say_nothing(*_: Any) -> None:

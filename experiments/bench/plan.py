@@ -1,23 +1,27 @@
-"""From the options of the command to the list of measurements."""
+"""The benchmark of the attacks, from the options of its command to the list of measurements."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from attacks.registry import ATTACKS
-from experiments.bench.cases import CONTENDERS, GPU_NETWORKS, NETWORKS, SUITES, Contender, Entry
-from experiments.bench.jobs import Job
+from experiments.bench.attack_measurement import AttackMeasurement
+from experiments.bench.benchmark import Plan
+from experiments.bench.cases import CONTENDERS, GPU_NETWORKS, NETWORKS, Contender
+from experiments.bench.suites import ALL_BUT_MAIN, SUITES, Entry
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from fl_sim.config import SettingsError
 from fl_sim.errors import nearest
 
-FULL_VICTIMS = 10
 _PUBLISHED_COST = 2
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure. Empty sequences mean everything; ``attacks`` replaces every suite's own contenders."""
+    """What to measure. Empty sequences mean everything; ``attacks`` replaces every suite's own contenders.
+
+    Everything is all suites but ``main``, whose cases are theirs.
+    """
 
     only: Sequence[str] = ()
     attacks: Sequence[str] = ()
@@ -30,30 +34,21 @@ class Options:
     checkpoints: Sequence[Path] = ()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All measurements in their order, and what had to be left out, in one line each.
+def make_plan(options: Options) -> Plan:
+    """The measurements that the options ask for.
 
     The cheap attacks come first, of these the small networks, and every cell gets a victim before any gets the next: a
     benchmark that is stopped early has a bit of everything.
-    """
-
-    jobs: list[Job] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-
-def make_plan(options: Options) -> Plan:
-    """The measurements that the options ask for.
 
     Raises:
         SettingsError: if a suite, a network or a checkpoint is not there, or nothing is left to measure.
         AttackError: if an attack is not there.
     """
-    suites = [_one_of("--only", name, SUITES) for name in options.only or SUITES]
+    suites = [_one_of("--only", name, SUITES) for name in options.only or ALL_BUT_MAIN]
     networks = [_one_of("--networks", name, NETWORKS) for name in options.networks or NETWORKS]
     named = [CONTENDERS.get(name) or Contender(ATTACKS.find(name).name, name) for name in options.attacks]
     checkpoints = {"16": BUNDLED} | {_network_of(path): path for path in options.checkpoints}
-    jobs: list[Job] = []
+    measurements: list[AttackMeasurement] = []
     left_out: list[str] = []
     for entry in (entry for suite in suites for entry in SUITES[suite] if entry.case.network in networks):
         contenders = list(_contenders(entry, named, options))
@@ -62,17 +57,18 @@ def make_plan(options: Options) -> Plan:
         if reason := _reason_to_leave_out(entry, options.device, checkpoints):
             left_out += [] if reason in left_out else [reason]
             continue
-        victims = options.victims or (entry.quick_victims if options.quick else FULL_VICTIMS)
+        victims = options.victims or (entry.quick_victims if options.quick else entry.victims)
         checkpoint = checkpoints[entry.case.network] if entry.case.model == "trained" else None
-        jobs += [
-            Job(entry.case, contender, index, options.seed, options.device, checkpoint)
+        measurements += [
+            AttackMeasurement(entry.case, contender, index, options.seed, options.device, checkpoint)
             for contender in contenders
             for index in range(victims)
         ]
-    if not jobs:
+    if not measurements:
         raise SettingsError("; ".join(["nothing to measure under these options", *left_out]))
     order = list(NETWORKS)
-    return Plan(sorted(jobs, key=lambda job: (job.contender.cost, order.index(job.case.network), job.index)), left_out)
+    measurements.sort(key=lambda each: (each.contender.cost, order.index(each.case.network), each.index))
+    return Plan(measurements, left_out)
 
 
 def _contenders(entry: Entry, named: Sequence[Contender], options: Options) -> Iterator[Contender]:

@@ -4,13 +4,13 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from experiments.bench.benchmark import Row, revisions
 from experiments.bench.cases import Case
-from experiments.bench.measuring import Row
 from experiments.leakage import OK
 from experiments.summary import RECOGNISABLE_DB
 
@@ -39,6 +39,7 @@ class Summary:
     evaluations_to_40_db: float | None
     seconds_to_40_db: float | None
     failures: dict[str, int]
+    revision: str
 
     @property
     def case(self) -> Case:
@@ -49,10 +50,6 @@ class Summary:
     def attack(self) -> str:
         """The contender's name."""
         return str(self.cell["attack"])
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures under their names."""
-        return asdict(self)
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -66,7 +63,6 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 def _summarise(rows: Sequence[Row]) -> Summary:
     psnr = np.concatenate([row["psnr"] for row in rows])
     least, lower, median, upper = np.quantile(psnr, [0, 0.25, 0.5, 0.75]).tolist()
-    verdicts: list[dict[str, int]] = [row["timesteps_verdict"] for row in rows if row["timesteps_verdict"] is not None]
     return Summary(
         cell=rows[0]["cell"],
         victims=len(rows),
@@ -77,13 +73,25 @@ def _summarise(rows: Sequence[Row]) -> Summary:
         upper_quartile=upper,
         least_psnr=least,
         share_recognisable=float((psnr >= RECOGNISABLE_DB).mean()),
-        timesteps={name: sum(verdict[name] for verdict in verdicts) for name in verdicts[0]} if verdicts else None,
+        timesteps=count_verdicts(rows),
         evaluations=_median_of_finished(rows, "evaluations"),
         seconds=_median_of_finished(rows, "seconds"),
         evaluations_to_40_db=_median_of_all(rows, "evaluations_to_40_db"),
         seconds_to_40_db=_median_of_all(rows, "seconds_to_40_db"),
-        failures=dict(Counter(row["status"] for row in rows if row["status"] != OK)),
+        failures=count_failures(rows),
+        revision="; ".join(revisions(rows)),
     )
+
+
+def count_verdicts(rows: Iterable[Row]) -> dict[str, int] | None:
+    """How many timesteps of the rows were recovered exactly, not at all and wrongly; None if all were given."""
+    verdicts: list[dict[str, int]] = [row["timesteps_verdict"] for row in rows if row["timesteps_verdict"] is not None]
+    return {name: sum(verdict[name] for verdict in verdicts) for name in verdicts[0]} if verdicts else None
+
+
+def count_failures(rows: Iterable[Row]) -> dict[str, int]:
+    """How many of the rows failed, by their reason."""
+    return dict(Counter(row["status"] for row in rows if row["status"] != OK))
 
 
 def _median_of_finished(rows: Sequence[Row], name: str) -> float | None:

@@ -14,7 +14,8 @@ from experiments.checkpoint import Checkpoint, load_checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
 from fl_sim.diffusion import build_model, scheduler_config, trainable_names
-from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps, generator
+from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.draws import generator as seeded_generator
 from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 
@@ -70,7 +71,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         batch_size=case.batch_size,
         local_steps=case.local_steps,
         local_optimizer=case.optimizer,
-        defence=defence if case.told else None,
+        defence=defence if case.defence_known else None,
         prediction_type=start.scheduler.get("prediction_type", "epsilon"),
         image_shape=recipe.image_shape,
         scheduler=start.scheduler,
@@ -95,22 +96,22 @@ def _sent(
 ) -> tuple[Update, DefenceDisclosure | None]:
     """What the server receives: every client's update after its defence, summed over the clients."""
     sent: list[Update] = []
-    defence, source = None, generator(seed)
+    defence, generator = None, seeded_generator(seed)
     per_client = (values.split(case.samples_per_client) for values in draw)
     for images, noise, timesteps in zip(*per_client, strict=True):
         update, _ = local_training(recipe, weights, images, noise, timesteps, "cpu")
         if case.optimizer:
             update = {name: update[name] - weights[name] for name in trainable_names(recipe.model)}
         if case.defence != "none":
-            update, defence = _DEFENCES[case.defence](update, case.strength, source)
+            update, defence = _DEFENCES[case.defence](update, case.strength, generator)
         sent.append(update)
     return {name: sum((update[name] for update in sent[1:]), sent[0][name]) for name in sent[0]}, defence
 
 
-def _noise(update: Update, strength: float, source: torch.Generator) -> tuple[Update, DefenceDisclosure]:
+def _noise(update: Update, strength: float, generator: torch.Generator) -> tuple[Update, DefenceDisclosure]:
     """Gaussian noise whose norm is expected to be ``strength`` times the update's."""
     std = strength * _norm(update) / math.sqrt(sum(value.numel() for value in update.values()))
-    noised = {name: value + std * torch.randn(value.shape, generator=source) for name, value in update.items()}
+    noised = {name: value + std * torch.randn(value.shape, generator=generator) for name, value in update.items()}
     return noised, DefenceDisclosure(noise_std=std)
 
 

@@ -34,9 +34,8 @@ def quick_benchmarks() -> Iterator[None]:
     """The benchmarks that are started meanwhile take seconds."""
     bench = "experiments.bench"
     with ExitStack() as stack:
-        for place in ("measuring", "timesteps"):
-            stack.enter_context(patch(f"{bench}.{place}.side_by_side", _in_turn))
-        for place in ("jobs", "federations"):
+        stack.enter_context(patch(f"{bench}.benchmark.side_by_side", _in_turn))
+        for place in ("attack_measurement", "federations"):
             stack.enter_context(patch(f"{bench}.{place}.attempt", _guess))
         stack.enter_context(patch.dict(UNDEFENDED, model=TINY, utility={"samples": 2}))
         stack.enter_context(patch(f"{bench}.timesteps.cases", lambda: iter(CASES)))

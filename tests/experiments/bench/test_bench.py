@@ -13,10 +13,11 @@ from torch import Tensor
 from attacks.attack import Attack, Reconstruction
 from attacks.observation import Observation
 from attacks.trace import Snapshot, Trace
-from experiments.bench import bench
-from experiments.bench.cases import CONTENDERS, NETWORKS, SUITES, Case
-from experiments.bench.jobs import Job, measure, psnr
-from experiments.bench.summary import summarise
+from experiments.bench import provenance
+from experiments.bench.attack_measurement import AttackMeasurement, psnr
+from experiments.bench.bench import BENCHMARK
+from experiments.bench.cases import CONTENDERS, NETWORKS, Case
+from experiments.bench.suites import ALL_BUT_MAIN
 from experiments.bench.victims import make_victim
 from experiments.checkpoint import BUNDLED
 from tests.experiments.test_cli import assert_refused, fl_sim
@@ -26,23 +27,24 @@ QUICK = ("bench", "attacks", "--quick", "--only", "signs", "--seed", "3", "--vic
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs that are measured from now on."""
-    jobs: list[Job] = []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[AttackMeasurement]:
+    """What is measured from now on."""
+    made: list[AttackMeasurement] = []
+    measure = AttackMeasurement.measure
 
-    def watched(job: Job) -> dict[str, Any]:
-        jobs.append(job)
-        return measure(job)
+    def watched(measurement: AttackMeasurement) -> dict[str, Any]:
+        made.append(measurement)
+        return measure(measurement)
 
-    monkeypatch.setattr(bench, "measure", watched)
-    return jobs
+    monkeypatch.setattr(AttackMeasurement, "measure", watched)
+    return made
 
 
 def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:
     result = fl_sim(*QUICK, "--attacks", f"{TOYS}:Guess,{TOYS}:Fail", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out" / "attacks.json").read_text())
-    guess, fail = content["cells"]
+    guess, fail = content["figures"]
     assert (guess["cell"]["attack"], guess["cell"]["suite"], guess["victims"]) == ("guess", "signs", 2)
     assert 0 < guess["median_psnr"] < 20
     assert guess["timesteps"] == {"exact": 0, "unknown": 2, "wrong": 0}
@@ -52,14 +54,14 @@ def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:
     assert content["about"]["options"]["seed"] == 3
     assert content["about"]["packages"]["torch"]
     assert content["about"]["device"]
-    assert [summary.to_json() for summary in summarise(content["rows"])] == content["cells"]
+    assert BENCHMARK.figures(content["rows"]) == content["figures"]
     page = (tmp_path / "out" / "attacks.md").read_text()
     assert "| guess | 2 |" in page
     assert "fail: 2 of 2 failed: RuntimeError: no luck today" in page
     assert str(tmp_path) not in page + json.dumps(content)
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path: Path, measured: list[Job]) -> None:
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, measured: list[AttackMeasurement]) -> None:
     command = (*QUICK, "--attacks", f"{TOYS}:Guess", "--out", tmp_path)
     assert fl_sim(*command).exit_code == 0
     assert len(measured) == 2
@@ -70,14 +72,28 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, measured: list[
     assert rows.read_text() == before
     rows.write_text(before[:-20])  # killed in the middle of a line
     assert fl_sim(*command).exit_code == 0
-    assert [job.index for job in measured] == [0, 1, 1]
+    assert [one.index for one in measured] == [0, 1, 1]
     assert fl_sim(*command, "--seed", "4", "--victims", "1").exit_code == 0
-    assert [job.seed for job in measured] == [3, 3, 3, 4]
+    assert [one.seed for one in measured] == [3, 3, 3, 4]
     assert len(json.loads((tmp_path / "attacks.json").read_text())["rows"]) == 1
 
 
-def job(**case: Any) -> Job:
-    return Job(Case(suite="test", **case), CONTENDERS["residual"], 0, 3, "cpu", BUNDLED)
+def test_a_row_of_another_revision_does_not_count(
+    tmp_path: Path, measured: list[AttackMeasurement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*QUICK, "--attacks", f"{TOYS}:Guess", "--out", tmp_path)
+    assert fl_sim(*command).exit_code == 0
+    first = json.loads((tmp_path / "attacks.json").read_text())["rows"][0]["revision"]
+    assert first == provenance.revision()
+    monkeypatch.setattr(provenance, "revision", lambda: "0.1.0+another")
+    assert fl_sim(*command).exit_code == 0
+    assert len(measured) == 4
+    assert {row["revision"] for row in json.loads((tmp_path / "attacks.json").read_text())["rows"]} == {"0.1.0+another"}
+    assert "Revision: 0.1.0+another." in (tmp_path / "attacks.md").read_text()
+
+
+def measurement(**case: Any) -> AttackMeasurement:
+    return AttackMeasurement(Case(suite="test", **case), CONTENDERS["residual"], 0, 3, "cpu", BUNDLED)
 
 
 def rehearse(monkeypatch: pytest.MonkeyPatch, images: list[Tensor], timesteps: list[int]) -> None:
@@ -92,26 +108,26 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, images: list[Tensor], timesteps: l
     monkeypatch.setattr("attacks.attack.Attack.reconstruct", reconstruct)
 
 
-def test_the_way_to_40_db_is_seen_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = make_victim(job().case, BUNDLED, 3, 0).images
+def test_the_time_to_40_db_is_seen_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = make_victim(measurement().case, BUNDLED, 3, 0).images
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
     # 20, 40.1 and 60 dB but for the clamping of a few pixels
     rehearse(monkeypatch, [truth + error * noise for error in (0.1, 0.0095, 0.001)], [5])
-    row = measure(job())
+    row = measurement().measure()
     assert (row["evaluations_to_40_db"], row["seconds_to_40_db"]) == (100, 60)
     assert (row["evaluations"], row["seconds"]) == (300, 180)
     assert row["psnr"] == pytest.approx([60], abs=0.5)
 
 
-def test_timesteps_are_told_exactly_not_at_all_or_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = make_victim(job(batch_size=4).case, BUNDLED, 3, 0)
-    told = truth.timesteps.tolist()
-    rehearse(monkeypatch, [torch.full_like(truth.images, math.nan)], [told[2], 999, -1, told[0]])
-    row = measure(job(batch_size=4))
+def test_timesteps_are_recovered_exactly_not_at_all_or_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = make_victim(measurement(batch_size=4).case, BUNDLED, 3, 0)
+    true = truth.timesteps.tolist()
+    rehearse(monkeypatch, [torch.full_like(truth.images, math.nan)], [true[2], 999, -1, true[0]])
+    row = measurement(batch_size=4).measure()
     assert row["timesteps_verdict"] == {"exact": 2, "unknown": 1, "wrong": 1}
     assert row["psnr"] == [0, 0, 0, 0]
     assert row["evaluations_to_40_db"] is None
-    assert measure(job(batch_size=4, threat="known"))["timesteps_verdict"] is None
+    assert measurement(batch_size=4, threat="known").measure()["timesteps_verdict"] is None
 
 
 def test_images_of_a_batch_are_paired_with_the_truth() -> None:
@@ -143,7 +159,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_help_names_every_suite_and_network() -> None:
     text = " ".join(fl_sim("bench", "attacks", "--help").output.replace("│", " ").split())
-    assert f"{', '.join(SUITES)}." in text
+    assert ", ".join(ALL_BUT_MAIN) in text
     assert f"{', '.join(NETWORKS)}." in text
 
 
@@ -161,12 +177,14 @@ def _signal_handlers() -> Iterator[None]:
 def test_a_stopped_benchmark_keeps_what_was_measured_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(job: Job) -> dict[str, Any]:
-        if job.index:
-            signal.raise_signal(signal.SIGINT)  # Ray, where a test has started it, has its own handler of SIGTERM
-        return measure(job)
+    measure = AttackMeasurement.measure
 
-    monkeypatch.setattr(bench, "measure", interrupted)
+    def interrupted(measurement: AttackMeasurement) -> dict[str, Any]:
+        if measurement.index:
+            signal.raise_signal(signal.SIGINT)  # Ray, where a test has started it, has its own handler of SIGTERM
+        return measure(measurement)
+
+    monkeypatch.setattr(AttackMeasurement, "measure", interrupted)
     monkeypatch.setattr("experiments.stopping.os._exit", sys.exit)
     result = fl_sim(*QUICK, "--attacks", f"{TOYS}:Guess", "--out", tmp_path)
     assert result.exit_code == 130

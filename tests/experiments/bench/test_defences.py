@@ -1,7 +1,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from attacks.attack import Reconstruction
 from attacks.observation import Observation
 from experiments.bench import defences, federations
-from experiments.bench.defences import SETUPS, Options, cells, make_plan
-from experiments.bench.federations import Job, Setup, measure
+from experiments.bench.defences import BENCHMARK, SETUPS, Options, cells, make_plan
+from experiments.bench.federations import DefenceMeasurement, Setup
 from experiments.experiment import prepare
 from experiments.leakage import client_truth
 from fl_sim.defences.privacy import gaussian_privacy
@@ -33,8 +32,14 @@ def setup(*overrides: str, name: str = "tiny") -> Setup:
     return Setup(name, "much", (*TINY, *overrides))
 
 
-def job(*overrides: str, attack: str = f"{TOYS}:Guess", rounds: int = 2, attacked: Sequence[int] = (2,)) -> Job:
-    return Job(setup(*overrides), rounds, tuple(attacked), victims=2, seed=3, attack=attack)
+def measurement(
+    *overrides: str, attack: str = f"{TOYS}:Guess", rounds: int = 2, attacked: Sequence[int] = (2,)
+) -> DefenceMeasurement:
+    return DefenceMeasurement(setup(*overrides), rounds, tuple(attacked), victims=2, seed=3, attack=attack)
+
+
+def measured(one: DefenceMeasurement) -> dict[str, Any]:
+    return one.identity() | one.measure()
 
 
 @pytest.fixture
@@ -50,13 +55,13 @@ def attacked(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
     return given
 
 
-def test_the_attacks_get_what_the_defence_let_through_and_are_told_of_it_or_not(attacked: list[Observation]) -> None:
-    row = measure(job("defence.name=top-k", "defence.args.fraction=0.1", attacked=(1, 2)))
-    keys = [(attack["round"], attack["client"], attack["told"]) for attack in row["attacks"]]
-    assert keys == [(r, client, told) for r in (1, 2) for client in (0, 1) for told in (True, False)]
-    for seen, (server_round, client, told) in zip(attacked, keys, strict=True):
+def test_the_attacks_get_what_the_defence_let_through_and_know_of_it_or_not(attacked: list[Observation]) -> None:
+    row = measurement("defence.name=top-k", "defence.args.fraction=0.1", attacked=(1, 2)).measure()
+    keys = [(attack["round"], attack["client"], attack["defence_known"]) for attack in row["attacks"]]
+    assert keys == [(r, client, known) for r in (1, 2) for client in (0, 1) for known in (True, False)]
+    for seen, (server_round, client, known) in zip(attacked, keys, strict=True):
         assert (seen.circumstances.round, seen.circumstances.client) == (server_round, client)
-        assert (seen.circumstances.defence is not None and seen.circumstances.defence.sparsified) is told
+        assert (seen.circumstances.defence is not None and seen.circumstances.defence.sparsified) is known
         entries = torch.cat([value.flatten() for value in seen.update.values()])
         assert entries.count_nonzero() == math.ceil(0.1 * len(entries))
     before, after = attacked[0].weights, attacked[-1].weights
@@ -67,13 +72,13 @@ def test_the_attacks_get_what_the_defence_let_through_and_are_told_of_it_or_not(
 
 
 def test_only_the_first_victims_and_the_wanted_rounds_are_attacked(attacked: list[Observation]) -> None:
-    row = measure(Job(setup(), rounds=2, attacked=(1,), victims=1, seed=3))
-    assert [(attack["round"], attack["client"], attack["told"]) for attack in row["attacks"]] == [(1, 0, None)]
+    row = DefenceMeasurement(setup(), rounds=2, attacked=(1,), victims=1, seed=3).measure()
+    assert [(attack["round"], attack["client"], attack["defence_known"]) for attack in row["attacks"]] == [(1, 0, None)]
     assert len(attacked) == 1
 
 
 def test_a_reconstruction_is_compared_with_what_the_client_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    undefended = job()
+    undefended = measurement()
     experiment = prepare(undefended.settings())
     truths = {client: client_truth(experiment.settings, experiment.recipe, client, 2) for client in (0, 1)}
 
@@ -83,17 +88,17 @@ def test_a_reconstruction_is_compared_with_what_the_client_trained_on(monkeypatc
         return Reconstruction(images, truth.timesteps, 0.1, 5, 0.2, device, attack, {}, seed)
 
     monkeypatch.setattr(federations, "attempt", attempt)
-    row = measure(undefended)
+    row = measured(undefended)
     (cell,) = cells(row)
     poor, good = (attack["psnr"][0] for attack in row["attacks"])
     assert poor < 20 < 39 < good
     assert cell.median_psnr == pytest.approx((poor + good) / 2)
-    assert (cell.images, cell.share_recognisable, cell.told) == (2, 0.5, None)
+    assert (cell.images, cell.share_recognisable, cell.defence_known) == (2, 0.5, None)
     assert cell.timesteps == {"exact": 2, "unknown": 0, "wrong": 0}
 
 
 def test_a_sum_is_attacked_once_and_compared_with_all_images(attacked: list[Observation]) -> None:
-    row = measure(job("defence.name=secure-aggregation"))
+    row = measurement("defence.name=secure-aggregation").measure()
     (seen,) = attacked
     assert (seen.circumstances.num_clients, seen.circumstances.client) == (2, -1)
     assert [(attack["client"], len(attack["psnr"])) for attack in row["attacks"]] == [(-1, 2)]
@@ -102,14 +107,14 @@ def test_a_sum_is_attacked_once_and_compared_with_all_images(attacked: list[Obse
 def test_privacy_is_the_accountants(attacked: list[Observation]) -> None:
     noise = ("defence.name=clip-noise", "defence.args.noise_multiplier=2.0", "defence.args.delta=1e-6")
     expected = gaussian_privacy(1.0, 2, 1e-6)
-    assert measure(job(*noise))["privacy"] == {"epsilon": expected.epsilon, "delta": 1e-6}
-    without = measure(job(*noise, "defence.args.noise_multiplier=0.0"))
+    assert measurement(*noise).measure()["privacy"] == {"epsilon": expected.epsilon, "delta": 1e-6}
+    without = measurement(*noise, "defence.args.noise_multiplier=0.0").measure()
     assert without["privacy"] == {"epsilon": None, "delta": 1e-6}
     assert math.isfinite(without["after"]["heldout_loss"])
 
 
 def test_a_failing_attack_counts_as_0_db() -> None:
-    row = measure(job(attack=f"{TOYS}:Fail"))
+    row = measured(measurement(attack=f"{TOYS}:Fail"))
     (cell,) = cells(row)
     assert (cell.median_psnr, cell.share_recognisable) == (0, 0)
     assert cell.timesteps == {"exact": 0, "unknown": 2, "wrong": 0}
@@ -117,7 +122,7 @@ def test_a_failing_attack_counts_as_0_db() -> None:
 
 
 def test_training_that_breaks_shows_and_leaves_nothing_to_attack(attacked: list[Observation]) -> None:
-    row = measure(job("client.update=weights", "client.lr=1e30", "strategy.name=FedAvg", "strategy.args={}"))
+    row = measurement("client.update=weights", "client.lr=1e30", "strategy.name=FedAvg", "strategy.args={}").measure()
     assert attacked == []
     assert all("NaN" in attack["status"] and attack["psnr"] == [0] for attack in row["attacks"])
     assert row["after"] == {"heldout_loss": None, "patch_distance": None}
@@ -125,21 +130,24 @@ def test_training_that_breaks_shows_and_leaves_nothing_to_attack(attacked: list[
 
 
 @pytest.fixture
-def tiny_setups(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Two setups in the place of all, and the jobs that are measured from now on."""
+def tiny_setups(monkeypatch: pytest.MonkeyPatch) -> list[DefenceMeasurement]:
+    """Two setups in the place of all, and what is measured from now on."""
     two = (setup(name="none"), setup("defence.name=signs", name="signs"))
     monkeypatch.setattr(defences, "SETUPS", two)
-    jobs: list[Job] = []
+    made: list[DefenceMeasurement] = []
+    measure = DefenceMeasurement.measure
 
-    def watched(job: Job) -> dict[str, Any]:
-        jobs.append(job)
-        return measure(job)
+    def watched(one: DefenceMeasurement) -> dict[str, Any]:
+        made.append(one)
+        return measure(one)
 
-    monkeypatch.setattr(defences, "measure", watched)
-    return jobs
+    monkeypatch.setattr(DefenceMeasurement, "measure", watched)
+    return made
 
 
-def test_the_table_from_the_command_line_and_nothing_is_measured_twice(tmp_path: Path, tiny_setups: list[Job]) -> None:
+def test_the_table_from_the_command_line_and_nothing_is_measured_twice(
+    tmp_path: Path, tiny_setups: list[DefenceMeasurement]
+) -> None:
     command = ("bench", "defences", "--quick", "--rounds", "1", "--attack", f"{TOYS}:Guess", "--out", tmp_path)
     result = fl_sim(*command, "--only", "signs")
     assert result.exit_code == 0, result.output
@@ -147,12 +155,12 @@ def test_the_table_from_the_command_line_and_nothing_is_measured_twice(tmp_path:
     assert fl_sim(*command).exit_code == 0
     assert [measured.setup.name for measured in tiny_setups] == ["signs", "none"]
     content = json.loads((tmp_path / "defences.json").read_text())
-    assert [(cell["defence"], cell["told"]) for cell in content["cells"]] == [
+    assert [(cell["defence"], cell["defence_known"]) for cell in content["figures"]] == [
         ("none", None),
         ("signs", True),
         ("signs", False),
     ]
-    assert content["cells"] == json.loads(json.dumps([asdict(c) for row in content["rows"] for c in cells(row)]))
+    assert content["figures"] == json.loads(json.dumps(BENCHMARK.figures(content["rows"])))
     assert content["about"]["packages"]["torch"]
     page = (tmp_path / "defences.md").read_text()
     assert "| none (much) | 1 | - | 2 |" in page
@@ -164,12 +172,12 @@ def test_the_table_from_the_command_line_and_nothing_is_measured_twice(tmp_path:
 
 def test_every_setup_can_start_and_is_in_the_quick_benchmark_at_least_once() -> None:
     full, quick = make_plan(Options()), make_plan(Options(quick=True))
-    assert [job.setup for job in full] == list(SETUPS)
-    assert {job.setup.name for job in quick} == {job.setup.name for job in full}
-    assert {(job.rounds, job.attacked, job.victims) for job in full} == {(100, (1, 100), 4)}
-    assert {(job.rounds, job.attacked, job.victims) for job in quick} == {(30, (30,), 2)}
-    assert all(job.arguments for job in quick)
-    assert not any(job.arguments for job in full)
+    assert [each.setup for each in full] == list(SETUPS)
+    assert {each.setup.name for each in quick} == {each.setup.name for each in full}
+    assert {(each.rounds, each.attacked, each.victims) for each in full} == {(100, (1, 100), 4)}
+    assert {(each.rounds, each.attacked, each.victims) for each in quick} == {(30, (30,), 2)}
+    assert all(each.arguments for each in quick)
+    assert not any(each.arguments for each in full)
     for planned in full:
         experiment = prepare(planned.settings())
         assert count_parameters(experiment.weights.values()) == defences.PARAMETERS
@@ -179,10 +187,10 @@ def test_every_setup_can_start_and_is_in_the_quick_benchmark_at_least_once() -> 
 
 
 def test_noise_is_measured_by_the_norm_that_is_clipped_to() -> None:
-    noisy = next(job for job in make_plan(Options()) if job.setup.strength.startswith("noise 100 %"))
-    told = prepare(noisy.settings()).defence.model_dump()
-    norm = told["noise_multiplier"] * told["clip_norm"] * defences.PARAMETERS**0.5
-    assert norm == pytest.approx(told["clip_norm"], rel=0.01)
+    noisy = next(each for each in make_plan(Options()) if each.setup.strength.startswith("noise 100 %"))
+    known = prepare(noisy.settings()).defence.model_dump()
+    norm = known["noise_multiplier"] * known["clip_norm"] * defences.PARAMETERS**0.5
+    assert norm == pytest.approx(known["clip_norm"], rel=0.01)
 
 
 def test_a_defence_of_ones_own_is_measured_with_its_defaults() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE, SUITES
+from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE
 from experiments.bench.plan import Options, make_plan
+from experiments.bench.suites import SUITES
 from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
 from fl_sim.config import SettingsError
 from fl_sim.diffusion import build_model, count_parameters, scheduler_config, unet_config
@@ -14,19 +15,19 @@ from fl_sim.diffusion import build_model, count_parameters, scheduler_config, un
 
 def test_quick_takes_the_small_network_and_no_published_recipe() -> None:
     plan = make_plan(Options(quick=True))
-    assert {job.case.network for job in plan.jobs} == {"16"}
-    assert not any("published" in job.contender.name for job in plan.jobs)
-    assert 20 <= len(plan.jobs) <= 30
-    assert Counter(job.index for job in plan.jobs if job.case.suite == "batch") == {0: 1}
-    private = [job.index for job in plan.jobs if job.case.suite == "strata" and job.case.threat is PRIVATE]
+    assert {each.case.network for each in plan.measurements} == {"16"}
+    assert not any("published" in each.contender.name for each in plan.measurements)
+    assert 20 <= len(plan.measurements) <= 30
+    assert Counter(each.index for each in plan.measurements if each.case.suite == "batch") == {0: 1}
+    private = [each.index for each in plan.measurements if each.case.suite == "strata" and each.case.threat is PRIVATE]
     assert Counter(private) == {0: 6, 1: 6}
-    assert {job.index for job in make_plan(Options(quick=True, victims=3)).jobs} == {0, 1, 2}
+    assert {each.index for each in make_plan(Options(quick=True, victims=3)).measurements} == {0, 1, 2}
     assert plan.left_out == []
 
 
 def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> None:
     plan = make_plan(Options(only=["strata"]))
-    cells = Counter((job.case, job.contender.name) for job in plan.jobs)
+    cells = Counter((each.case, each.contender.name) for each in plan.measurements)
     assert set(cells.values()) == {10}
     strata = {(case.network, case.model, case.timesteps, case.threat, attack) for case, attack in cells}
     for model, network in (("trained", "16"), ("untrained", "16"), ("untrained", "32"), ("untrained", "32-deep")):
@@ -46,9 +47,9 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
 def test_a_sum_of_clients_meets_the_same_attacks_as_one_client() -> None:
     alone, summed = (
         {
-            (job.case.threat, job.contender.name)
-            for job in make_plan(Options(only=[suite])).jobs
-            if suite == "sum" or job.case.network == "16"
+            (each.case.threat, each.contender.name)
+            for each in make_plan(Options(only=[suite])).measurements
+            if suite == "sum" or each.case.network == "16"
         }
         for suite in ("strata", "sum")
     )
@@ -57,7 +58,7 @@ def test_a_sum_of_clients_meets_the_same_attacks_as_one_client() -> None:
 
 
 def test_a_gpu_has_all_networks() -> None:
-    networks = {job.case.network for job in make_plan(Options(only=["strata"], device="cuda")).jobs}
+    networks = {each.case.network for each in make_plan(Options(only=["strata"], device="cuda")).measurements}
     assert networks == set(NETWORKS)
 
 
@@ -69,8 +70,8 @@ def saved_checkpoint(path: Path, config: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("network", ["32-narrow", "32-deep", "32", "32-wide"])
 def test_a_checkpoint_brings_in_its_network(network: str, tmp_path: Path) -> None:
     path = saved_checkpoint(tmp_path / "mine.safetensors", NETWORKS[network])
-    jobs = make_plan(Options(only=["strata"], checkpoints=[path])).jobs
-    trained = {(job.case.network, job.checkpoint) for job in jobs if job.case.model == "trained"}
+    measurements = make_plan(Options(only=["strata"], checkpoints=[path])).measurements
+    trained = {(each.case.network, each.checkpoint) for each in measurements if each.case.model == "trained"}
     assert trained == {("16", BUNDLED), (network, path)}
 
 
@@ -81,37 +82,39 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_attacks_contend_only_where_they_know_enough() -> None:
-    jobs = make_plan(Options()).jobs
-    assert all(job.case.threat is KNOWN for job in jobs if job.contender.attack in ("dlg", "gidm"))
-    assert any(job.case.threat is PRIVATE for job in jobs if job.contender.attack == "gidm-plus")
+    measurements = make_plan(Options()).measurements
+    assert all(each.case.threat is KNOWN for each in measurements if each.contender.attack in ("dlg", "gidm"))
+    assert any(each.case.threat is PRIVATE for each in measurements if each.contender.attack == "gidm-plus")
 
 
 def test_the_cheap_ones_come_first() -> None:
-    costs = [job.contender.cost for job in make_plan(Options()).jobs]
+    costs = [each.contender.cost for each in make_plan(Options()).measurements]
     assert costs == sorted(costs)
 
 
 def test_every_cell_gets_a_victim_before_any_gets_the_next() -> None:
-    jobs = [job for job in make_plan(Options(networks=["16"])).jobs if job.contender.cost == 0]
-    indices = [job.index for job in jobs]
+    measurements = [each for each in make_plan(Options(networks=["16"])).measurements if each.contender.cost == 0]
+    indices = [each.index for each in measurements]
     assert indices == sorted(indices)
     assert indices[-1] > 0
 
 
 def test_named_attacks_replace_the_suites_own() -> None:
     plan = make_plan(Options(only=["batch"], attacks=["gidm-plus", "tests.attacks.toy_attacks:Guess", "dlg"]))
-    assert {job.contender.name for job in plan.jobs} == {"gidm-plus", "guess"}
+    assert {each.contender.name for each in plan.measurements} == {"gidm-plus", "guess"}
 
 
 @pytest.mark.parametrize(("published", "present"), [(None, True), (True, True), (False, False)])
 def test_published_recipes_are_a_matter_of_choice(published: bool | None, present: bool) -> None:
-    names = {job.contender.name for job in make_plan(Options(only=["speed"], published=published)).jobs}
+    names = {each.contender.name for each in make_plan(Options(only=["speed"], published=published)).measurements}
     assert ("gidm-published" in names) is present
     assert "residual" in names
 
 
 def test_quick_and_published_together_race_the_published_recipe() -> None:
-    names = {job.contender.name for job in make_plan(Options(only=["speed"], quick=True, published=True)).jobs}
+    names = {
+        each.contender.name for each in make_plan(Options(only=["speed"], quick=True, published=True)).measurements
+    }
     assert {"residual", "gidm-published"} <= names
 
 

@@ -2,9 +2,10 @@ from typing import Any
 
 import pytest
 
+from experiments.bench.attack_tables import describe_client, tables
 from experiments.bench.cases import Case
-from experiments.bench.pages import client, markdown, rich_table, tables
 from experiments.bench.summary import summarise
+from experiments.bench.tables import markdown, rich_table
 
 
 def row(psnr: list[float], attack: str = "residual", **facts: Any) -> dict[str, Any]:
@@ -19,6 +20,7 @@ def row(psnr: list[float], attack: str = "residual", **facts: Any) -> dict[str, 
         "seconds": 2.0,
         "evaluations_to_40_db": 50,
         "seconds_to_40_db": 1.0,
+        "revision": "0.1+a",
     } | facts
 
 
@@ -60,10 +62,13 @@ def test_the_table_tells_failures_and_what_was_given() -> None:
     rows = [row([50.0, 30.0]), failed(2), row([41.0], "dlg", threat="known", timesteps_verdict=None)]
     (table,) = tables(summarise(rows))
     page = markdown(table)
-    where = "trained 16, t 0-800"
-    assert f"| {where}, private, B = 2 | residual | 2 | 15.0 | 0.0-35.0 | 0.0 | 50 % | 2/2/0 | 100 | 2.0 | - |" in page
+    where = "| trained 16, t 0-800"
     assert (
-        f"| {where}, known, B = 1 | dlg | 1 | 41.0 | 41.0-41.0 | 41.0 | 100 % | given | 100 | 2.0 | 50 in 1.0 s |"
+        f"{where}, private, B = 2 | residual | 2 | 15.0 | 0.0-35.0 | 0.0 | 50 % | 2/2/0 | 100 | 2.0 | - | 0.1+a |"
+        in page
+    )
+    assert (
+        f"{where}, known, B = 1 | dlg | 1 | 41.0 | 41.0-41.0 | 41.0 | 100 % | given | 100 | 2.0 | 50 in 1.0 s | 0.1+a |"
         in page
     )
     assert "residual: 1 of 2 failed: timesteps cannot be read off" in page
@@ -97,10 +102,10 @@ def test_the_race_is_one_row_that_names_the_winner() -> None:
             "B = 1, 2 steps of sgd, lr 0.01, momentum 0.9",
         ),
         ({"optimizer": {"name": "adam", "lr": 0.001}}, "B = 1, 1 step of adam, lr 0.001"),
-        ({"defence": "noise", "strength": 0.1, "told": False}, "B = 1, noise 10 %, attacker not told"),
+        ({"defence": "noise", "strength": 0.1, "defence_known": False}, "B = 1, noise 10 %, defence unknown"),
         ({"defence": "signs"}, "B = 1, signs"),
         ({"num_clients": 4}, "B = 1, sum of 4 clients"),
     ],
 )
 def test_a_client_in_a_few_words(case: dict[str, Any], words: str) -> None:
-    assert client(Case(suite="test", **case)) == words
+    assert describe_client(Case(suite="test", **case)) == words

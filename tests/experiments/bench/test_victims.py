@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from attacks.observation import DefenceDisclosure, ThreatModel
-from experiments.bench.cases import NETWORKS, SUITES, Case
+from experiments.bench.cases import NETWORKS, Case
+from experiments.bench.suites import SUITES
 from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
 from experiments.checkpoint import BUNDLED
 from fl_sim import diffusion
@@ -100,7 +101,7 @@ def test_noise_has_the_norm_that_was_asked_for(plain: Victim) -> None:
     known = noised.observation.circumstances.defence
     assert known is not None
     assert known.noise_std == pytest.approx(float(added.std()), rel=0.01)
-    assert victim(defence="noise", strength=0.5, told=False).observation.circumstances.defence is None
+    assert victim(defence="noise", strength=0.5, defence_known=False).observation.circumstances.defence is None
 
 
 def test_the_other_defences_leave_what_they_say(plain: Victim) -> None:

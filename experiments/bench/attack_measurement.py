@@ -13,8 +13,8 @@ from attacks.observation import Observation, ThreatModel
 from attacks.registry import create
 from attacks.trace import Snapshot, Trace
 from experiments import metrics
+from experiments.bench.benchmark import Measurement, Row
 from experiments.bench.cases import Case, Contender
-from experiments.bench.measuring import Row, device_name, software
 from experiments.bench.victims import make_victim
 from experiments.leakage import OK, match
 from fl_sim.diffusion import count_parameters
@@ -29,7 +29,7 @@ WORST_DB = 0.0
 
 
 @dataclass(frozen=True)
-class Job:
+class AttackMeasurement(Measurement):
     """One contender on victim ``index`` of a case; ``checkpoint`` is None for an untrained model."""
 
     case: Case
@@ -39,40 +39,30 @@ class Job:
     device: str
     checkpoint: Path | None = None
 
-    def identity(self) -> Row:
-        """What makes two measurements the same one, as the first part of their row."""
+    def subject(self) -> Row:
+        """The cell of the benchmark, the victim and the seed."""
         return {
             "cell": self.case.model_dump(mode="json")
             | {"attack": self.contender.name, "arguments": self.contender.arguments},
             "victim": self.index,
             "seed": self.seed,
             "checkpoint": self.checkpoint.name if self.checkpoint else None,
-            "device": device_name(self.device),
-            "software": software(),
         }
 
-
-def measure(job: Job) -> Row:
-    """Attack the victim with one torch thread and compare what comes out with the truth.
-
-    An attack that fails gives a row with its reason as status.
-    """
-    torch.set_num_threads(1)
-    victim = make_victim(job.case, job.checkpoint, job.seed, job.index)
-    attack_seed = derive_seed(job.seed, "attack", job.contender.attack, job.index)
-    trace = Trace()
-    contender = job.contender
-    found = attempt(contender.attack, contender.arguments, victim.observation, attack_seed, job.device, trace)
-    return (
-        job.identity()
-        | {
+    def measure(self) -> Row:
+        """Attack the victim and compare what comes out with the truth; the status of a failure is its reason."""
+        victim = make_victim(self.case, self.checkpoint, self.seed, self.index)
+        attack, arguments = self.contender.attack, self.contender.arguments
+        attack_seed = derive_seed(self.seed, "attack", attack, self.index)
+        trace = Trace()
+        found = attempt(attack, arguments, victim.observation, attack_seed, self.device, trace)
+        facts = {
             "photographs": victim.photographs,
             "parameters": count_parameters(victim.observation.weights.values()),
             "timesteps": victim.timesteps.tolist(),
         }
-        | compared(victim.images, victim.timesteps, found, victim.observation.threat)
-        | ({} if isinstance(found, str) else _way(victim.images, found, trace))
-    )
+        result = compared(victim.images, victim.timesteps, found, victim.observation.threat)
+        return facts | result | ({} if isinstance(found, str) else time_to_threshold(victim.images, found, trace))
 
 
 def attempt(
@@ -116,11 +106,11 @@ def compared(images: Tensor, timesteps: Tensor, found: Reconstruction | str, thr
     }
 
 
-def _way(images: Tensor, found: Reconstruction, trace: Trace) -> Row:
-    """How long it took, without the time that watching took, and how long to get close to the truth."""
+def time_to_threshold(images: Tensor, found: Reconstruction, trace: Trace) -> Row:
+    """Seconds without those that tracing took, and evaluations and seconds until REACHED_DB, as median over images."""
     seconds = found.seconds - trace.own_seconds
-    way = [*trace.snapshots, Snapshot(found.evaluations, seconds, found.images)]
-    reached = next((step for step in way if psnr(images, step.images).median() >= REACHED_DB), None)
+    steps = [*trace.snapshots, Snapshot(found.evaluations, seconds, found.images)]
+    reached = next((step for step in steps if psnr(images, step.images).median() >= REACHED_DB), None)
     return {
         "seconds": seconds,
         "evaluations_to_40_db": reached.evaluations if reached else None,
@@ -136,9 +126,9 @@ def psnr(truth: Tensor, images: Tensor) -> Tensor:
 
 
 def _verdict(truth: list[int], recovered: list[int], threat: ThreatModel) -> dict[str, int] | None:
-    """How many timesteps were told exactly, not at all, or wrongly, in any order; None if the attack was given them."""
+    """How many timesteps were recovered exactly, not at all, or wrongly, in any order; None if they were given."""
     if threat is ThreatModel.KNOWN:
         return None
-    told = Counter(timestep for timestep in recovered if timestep >= 0)
-    exact = (Counter(truth) & told).total()
-    return {"exact": exact, "unknown": len(recovered) - told.total(), "wrong": told.total() - exact}
+    claimed = Counter(timestep for timestep in recovered if timestep >= 0)
+    exact = (Counter(truth) & claimed).total()
+    return {"exact": exact, "unknown": len(recovered) - claimed.total(), "wrong": claimed.total() - exact}
