@@ -122,8 +122,8 @@ def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"round": None}, "observation.round: Field required"),
-        ({"colour": "red"}, "observation.colour: Extra inputs"),
+        ({"round": None}, "observation.round: field required"),
+        ({"colour": "red"}, "observation.colour: extra inputs"),
         ({"format": 2}, "observation.format"),
         ({"value_range": [0, 1]}, "observation.value_range"),
         ({"batch_size": 0}, "observation.batch_size"),
