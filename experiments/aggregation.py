@@ -11,8 +11,8 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from experiments.rehearsal import SAMPLE_SIZE, cause, rehearse
 from experiments.settings import ExperimentSettings
+from experiments.strategy_trial import SAMPLE_SIZE, count_trained_clients, given_arguments
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
 from fl_sim.errors import nearest
@@ -54,7 +54,8 @@ def choose_strategy(
     # At first it is told to train all: one with a rule of its own samples as many as it always does.
     for offered in dict.fromkeys((clients, wanted or clients)):
         try:
-            trained = rehearse(partial(_build, settings, offered, offered), settings, arrays, recipe.to_config())
+            build = partial(_build, settings, offered, offered)
+            trained = count_trained_clients(build, settings, arrays, recipe.to_config())
             _check_agreement(settings, trained)
         except SettingsError as error:
             failures.append(error)
@@ -81,8 +82,9 @@ def _check_agreement(settings: ExperimentSettings, trained: set[int]) -> None:
     always = len(trained) == 1
     shown = str(*trained) if always else f"{min(trained)} to {max(trained)}"
     raise SettingsError(
-        f"federation.clients_per_round = {federation.clients_per_round}: {cause(settings, SAMPLE_SIZE)} trains {shown} "
-        f"of federation.clients = {federation.clients} in a round; allowed: {shown if always else 'to leave it unset'}"
+        f"federation.clients_per_round = {federation.clients_per_round}: {given_arguments(settings, SAMPLE_SIZE)} "
+        f"trains {shown} of federation.clients = {federation.clients} in a round; "
+        f"allowed: {shown if always else 'to leave it unset'}"
     )
 
 
@@ -168,11 +170,6 @@ def _gossip(settings: ExperimentSettings) -> Strategy:
             raise SettingsError(
                 f"strategy.args.{key} = {value!r}: unknown to Gossip; allowed: lr{nearest(key, ['lr'])}"
             )
-    if "lr" in args and settings.client.update == "weights":
-        raise SettingsError(
-            f"strategy.args.lr = {args['lr']!r}: with client.update = 'weights' peers take no step along gradients; "
-            "allowed: unset, or client.update = 'gradient'"
-        )
     keys = {"topology": "federation.topology", "peers": "federation.clients", "degree": "federation.degree"}
     with _in_words_of_settings(settings, keys):
         return build_strategy(name, fixed | args)

@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from attacks.workers import Counts
+from experiments.experiment import Experiment
 from experiments.leakage import OK, SERVER
 from experiments.rounds import Round
 from experiments.summary import NO_EVIDENCE, is_blank
+from strategies.gossip import Gossip
 
 SHOWN_ROUNDS = 12
 """As many of the latest rounds as the panel has room for."""
@@ -139,6 +141,21 @@ class Progress:
             f"{max(psnr):.1f} dB" if psnr else "",
             f"{pd.Series(psnr).median():.1f} dB" if psnr else "",
         ]
+
+
+def run_progress(experiment: Experiment, console: Console) -> Progress:
+    """A display for this experiment on ``console``."""
+    federation, attack = experiment.settings.federation, experiment.settings.attack
+    updates = federation.rounds * _seen_per_round(experiment)
+    return Progress(console, federation.rounds, updates * len(attack.names))
+
+
+def _seen_per_round(experiment: Experiment) -> int:
+    """How many observations a round makes where everybody answers."""
+    federation, strategy = experiment.settings.federation, experiment.strategy
+    if isinstance(strategy, Gossip):
+        return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
+    return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
 
 
 def _bar(label: str, done: int, total: int, state: str) -> tuple[RenderableType, RenderableType]:

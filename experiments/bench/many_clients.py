@@ -25,14 +25,13 @@ from rich.console import Console
 from attacks.workers import AttackPool
 from experiments.bench.measuring import device_name
 from experiments.experiment import Experiment, prepare
+from experiments.run import federate, repeatable_grid
 from experiments.run_directory import environment, make_empty_folder
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
 from fl_sim.federation import AttackResources, run_federation
 from fl_sim.files import write_atomically
-from fl_sim.repeatable_grid import RepeatableGrid
-from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink
 
 SETTLED = 5
@@ -137,7 +136,7 @@ def _settings(clients: int, per_round: int, rounds: int) -> ExperimentSettings:
 def _federation(experiment: Experiment, grid: Grid, number: int, out: Path) -> Iterator[Round]:
     settings = experiment.settings
     attacked = number % 2 == 1
-    repeatable = RepeatableGrid(grid, settings.seed, settings.federation.clients, settings.federation.timeout)
+    repeatable = repeatable_grid(grid, settings)
     measured: list[Round] = []
     repeatable.partitions()
     with _idle_pool() as pool:
@@ -150,18 +149,11 @@ def _federation(experiment: Experiment, grid: Grid, number: int, out: Path) -> I
                 measured.append(Round(number, attacked, server_round, seconds, *memory, pool.counts().queued))
             started = time.perf_counter()
 
-        strategy = experiment.strategy
+        sink = None
         if attacked:
             folder = out / f"federation-{number}"
-            sink = DirectorySink(folder, {_ATTACK: {}}, pool, settings.seed, on_reconstruction=_say_nothing)
-            strategy = _Abandoning(strategy, sink=sink)
-        strategy.start(
-            repeatable,
-            ArrayRecord(experiment.weights),
-            num_rounds=settings.federation.rounds,
-            train_config=experiment.recipe.to_config(),
-            evaluate_fn=after_round,
-        )
+            sink = _Abandoning(folder, {_ATTACK: {}}, pool, settings.seed, on_reconstruction=_say_nothing)
+        federate(experiment, repeatable, sink, after_round)
     yield from measured
 
 
@@ -169,12 +161,11 @@ def _say_nothing(*_: Any) -> None:
     """Most attacks are skipped, as the queue is full; a line for each would hide the rounds."""
 
 
-class _Abandoning(HonestButCurious):
+class _Abandoning(DirectorySink):
     """Ends with the last round, whatever is still queued."""
 
-    def start(self, *args: Any, **kwargs: Any) -> Any:
-        """Flower's own rounds."""
-        return super(HonestButCurious, self).start(*args, **kwargs)
+    def drain(self) -> None:
+        """Wait for nothing."""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import typer
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from attacks.published.gidm import RECIPES, Recipe
+from attacks.published.gidm import RECIPES, Phases
 from attacks.workers import Job, Result
 from experiments import train_checkpoint
 from experiments.bench.cases import GPU_NETWORKS
@@ -41,7 +41,7 @@ from tests.pages.reading import BlockRule, NoRuleError, Outcome, Reader, Rule
 from tests.pages.stand_ins import CHEAPER_ATTACK, CHEAPER_RUN, CHEAPER_RUN_ATTACK, NAMES
 from tests.strategies.test_sink import GUESS
 
-SHORT_GIDM = Recipe(sampler_steps=2, latent_iterations=2, pixel_iterations=2, lr=0.1, solved_below=None)
+SHORT_GIDM = Phases(sampler_steps=2, latent_iterations=2, pixel_iterations=2, lr=0.1, solved_below=None)
 PROJECT = ("fl_sim", "strategies", "attacks", "experiments", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -227,7 +227,7 @@ def _in_this_process(reader: Reader, environment: dict[str, str]) -> Iterator[No
         stack.enter_context(patch.dict(os.environ, home | environment))
         stack.enter_context(patch.object(sys, "path", [*paths, str(reader.folder / "site"), *sys.path]))
         stack.enter_context(patch.dict(RECIPES, published=SHORT_GIDM))
-        stack.enter_context(patch("experiments.cli.datetime", SimpleNamespace(now=lambda: next(reader.clock))))
+        stack.enter_context(patch("experiments.commands.datetime", SimpleNamespace(now=lambda: next(reader.clock))))
         stack.enter_context(patch("torch.cuda.is_available", lambda: False))
         stack.enter_context(without_ray())
         stack.enter_context(quick_benchmarks())

@@ -1,21 +1,21 @@
-"""What a run is going to do, tried on one batch: what fails here would fail in every round.
+"""One client's first batch, trained for real before the run: what fails here would fail in every round.
 
-Client 0 trains on the first batch of its first round and replies as it would in the run; the server makes an
-Observation of the reply, and every attack says whether it could work on it.
+Client 0 trains on the first batch of its first round and replies as it would in the run. The server makes an
+Observation of the reply, and every attack says whether it could work on it. The strategy has no part in this; it has
+been tried before, without clients (experiments/strategy_trial.py).
 """
 
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
-from attacks.observation import CaptureError, DefenceDisclosure, UpdateId
+from attacks.observation import CaptureError, UpdateId
 from attacks.registry import create
 from experiments.experiment import Experiment
 from fl_sim.client_app import build_client_app
-from fl_sim.config import NO_CHECKPOINT, SettingsError
-from fl_sim.diffusion import ConfigError, count_parameters
+from fl_sim.config import SettingsError
+from fl_sim.diffusion import ConfigError
 from fl_sim.errors import one_line
-from fl_sim.images.description import describe_images
 from fl_sim.images.partition import partition
 from fl_sim.local_grid import LocalGrid
 from fl_sim.wire import ARRAYS, CONFIG, METRICS, ROUND, TRAIN_LOSS, arrays_in
@@ -48,28 +48,6 @@ def try_first_batch(experiment: Experiment) -> FirstBatch:
     )
 
 
-def describe(experiment: Experiment) -> list[str]:
-    """What the run is going to do: a line or two each for the model, the images, the rounds and the attacks."""
-    settings, recipe = experiment.settings, experiment.recipe
-    federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
-    model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
-    stored = "" if experiment.stored_as == "float32" else f", stored in {experiment.stored_as}, trained in float32"
-    part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
-    steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
-    update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
-    lines = [
-        f"model: {model}, {count_parameters(experiment.weights.values()):,} parameters{stored}{part}",
-        *describe_images(settings),
-        f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
-        f"{federation.clients} clients send {update} at batch size {client.batch_size}; "
-        f"strategy: {settings.strategy.name}",
-    ]
-    if defence.name != "none":
-        lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
-    lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
-    return lines
-
-
 def _train_one_batch(experiment: Experiment) -> Message:
     recipe = experiment.recipe.model_copy(update={"local_steps": 1, "epochs": None})
     config = recipe.to_config()
@@ -88,16 +66,15 @@ def _train_one_batch(experiment: Experiment) -> Message:
 
 def _check_attacks(experiment: Experiment, reply: Message) -> None:
     """See that every attack could work on the update, as if all local steps had been taken."""
-    settings, recipe, defence = experiment.settings, experiment.recipe, experiment.defence
-    told = defence.disclosure(recipe) if settings.attack.knows_defence else {}
+    settings, recipe = experiment.settings, experiment.recipe
     held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)[_CLIENT]
     view = View(
         UpdateId(_ROUND, _CLIENT), lambda: experiment.weights, arrays_in(reply.content), recipe.samples(len(held))
     )
-    summed = (settings.federation.clients_per_round or 1) if defence.sum_only else 1
+    summed = (settings.federation.clients_per_round or 1) if experiment.defence.sum_only else 1
     update_id = UpdateId(_ROUND, _CLIENT if summed == 1 else -1)
     try:
-        seen = make_observation(recipe, update_id, [view] * summed, DefenceDisclosure(**told) if told else None)
+        seen = make_observation(recipe, update_id, [view] * summed, experiment.disclosure())
     except CaptureError as error:
         raise SettingsError(f"the server could not read an update: {error}") from error
     for name, arguments in settings.attack.arguments.items():
