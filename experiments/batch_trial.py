@@ -33,11 +33,11 @@ class FirstBatch:
 
 
 def try_first_batch(experiment: Experiment) -> FirstBatch:
-    """Train one batch as client 0 would, and see that the attacks could work on what the server would see of it.
+    """Train one batch as client 0 would, and check that every attack could work on its update.
 
     Raises:
-        SettingsError: if the batch cannot be trained, or its update not be observed.
-        AttackError: if an attack needs to know what the server will not know.
+        SettingsError: if the batch cannot be trained, or the server cannot read its update.
+        AttackError: if an attack needs something that the server will not know.
     """
     reply = _train_one_batch(experiment)
     if experiment.settings.attack.names:
@@ -65,7 +65,7 @@ def _train_one_batch(experiment: Experiment) -> Message:
 
 
 def _check_attacks(experiment: Experiment, reply: Message) -> None:
-    """See that every attack could work on the update, as if all local steps had been taken."""
+    """Check that every attack could work on the update, described as one of all local steps."""
     settings, recipe = experiment.settings, experiment.recipe
     held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)[_CLIENT]
     view = View(

@@ -22,7 +22,7 @@ from experiments.summary import NO_EVIDENCE, is_blank
 from strategies.gossip import Gossip
 
 SHOWN_ROUNDS = 12
-"""As many of the latest rounds as the panel has room for."""
+"""How many of the latest rounds the panel shows."""
 
 
 class Progress:
@@ -62,16 +62,16 @@ class Progress:
             self._live.stop()
 
     def watch(self, counts: Callable[[], Counts]) -> None:
-        """Ask ``counts`` for the state of the attack queue from now on."""
+        """From now on ask ``counts`` for the state of the attack queue."""
         self._counts = counts
 
     def step(self, text: str) -> None:
-        """Say what the run is busy with."""
+        """Show what the run does now."""
         self._step = text
         self._say(text)
 
     def round_done(self, finished: Round) -> None:
-        """Take note of a round that was aggregated."""
+        """Show a round that was aggregated."""
         with self._lock:
             self._rounds[finished.round] = finished
         left = self._planned_rounds - len(self._rounds)
@@ -83,7 +83,7 @@ class Progress:
         )
 
     def attacked(self, rows: list[dict[str, Any]]) -> None:
-        """Take note of one attack's rows of the leakage table."""
+        """Show one attack's rows of the leakage table."""
         for row in rows:
             self._note(row)
 
@@ -151,7 +151,7 @@ def run_progress(experiment: Experiment, console: Console) -> Progress:
 
 
 def _seen_per_round(experiment: Experiment) -> int:
-    """How many observations a round makes where everybody answers."""
+    """How many observations a round brings if everybody answers."""
     federation, strategy = experiment.settings.federation, experiment.strategy
     if isinstance(strategy, Gossip):
         return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))

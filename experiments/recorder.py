@@ -34,7 +34,7 @@ class Recorder:
     Args:
         experiment: what runs.
         directory: where everything is written.
-        display: is told of every round and attack.
+        display: shows every round and attack.
         rounds: who took part in each round so far; the Grid appends to it.
     """
 
