@@ -25,23 +25,18 @@ def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False)
     The code is 2 for bad input, 1 for a failed federation, and 128 + the signal for a command that was stopped; that
     one ends with ``last_words``. ``with_ray``: the command runs a federation on Ray.
     """
-    with stoppable(last_words if callable(last_words) else lambda: last_words, at_once=with_ray), _refusals():
-        yield
+    with stoppable(last_words if callable(last_words) else lambda: last_words, at_once=with_ray):
+        from fl_sim.errors import UserError
+        from fl_sim.repeatable_grid import FederationError
 
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    from fl_sim.errors import UserError
-    from fl_sim.repeatable_grid import FederationError
-
-    try:
-        yield
-    except UserError as error:
-        errors.print(f"fl-sim: {error}")
-        raise typer.Exit(2) from error
-    except FederationError as error:
-        errors.print(f"fl-sim: the run failed: {error}")
-        raise typer.Exit(1) from error
+        try:
+            yield
+        except UserError as error:
+            errors.print(f"fl-sim: {error}")
+            raise typer.Exit(2) from error
+        except FederationError as error:
+            errors.print(f"fl-sim: the run failed: {error}")
+            raise typer.Exit(1) from error
 
 
 def what_is_left(out: Path) -> str:

@@ -41,9 +41,7 @@ def launch(preset: str, overrides: Sequence[str], out: Path, console: Console, v
         UserError: one line on what is wrong, before anything is written.
         FederationError: if the federation fails.
     """
-    if not verbose:
-        _silence_flower()
-    experiment, _ = _try_out(preset, overrides, out)
+    experiment, _ = _try_out(preset, overrides, out, verbose)
     settings = experiment.settings
     for line in experiment.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -62,15 +60,16 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
     Raises:
         UserError: one line on what is wrong.
     """
-    _silence_flower()
     experiment, batch = _try_out(preset, overrides, out)
     tried = f"one batch: training loss {batch.loss:.4f}, a reply of {batch.size / 1e6:.1f} MB"
     # Comments, so that what is printed is a file that runs.
     print(*(f"# {line}" for line in (*experiment.describe(), tried)), "", dump_toml(experiment.settings), sep="\n")
 
 
-def _try_out(preset: str, overrides: Sequence[str], out: Path) -> tuple[Experiment, FirstBatch]:
-    """Find out everything that can be found out before a run writes anything."""
+def _try_out(preset: str, overrides: Sequence[str], out: Path, verbose: bool = False) -> tuple[Experiment, FirstBatch]:
+    """Find out everything that can be found out before a run writes anything; Flower logs only if ``verbose``."""
+    if not verbose:
+        logging.getLogger("flwr").setLevel(logging.ERROR)
     check_empty_folder(out)
     experiment = prepare(load_run(preset, overrides))
     check_resources(experiment.settings, _attack_resources(experiment.settings))
@@ -79,10 +78,6 @@ def _try_out(preset: str, overrides: Sequence[str], out: Path) -> tuple[Experime
 
 def _attack_resources(settings: ExperimentSettings) -> AttackResources:
     return AttackResources(settings.attack.workers if settings.attack.names else 0, settings.attack.gpus_per_worker)
-
-
-def _silence_flower() -> None:
-    logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 def build_server_app(experiment: Experiment, directory: RunDirectory, display: Progress) -> ServerApp:
@@ -110,11 +105,7 @@ def run_on(grid: Grid, experiment: Experiment, directory: RunDirectory, display:
 
 
 def _attacking_sink(
-    settings: ExperimentSettings,
-    directory: RunDirectory,
-    recorder: Recorder,
-    display: Progress,
-    grid: RepeatableGrid,
+    settings: ExperimentSettings, directory: RunDirectory, recorder: Recorder, display: Progress, grid: RepeatableGrid
 ) -> DirectorySink | None:
     """What takes the curious server's observations, its workers started; None where nobody attacks."""
     attack = settings.attack
@@ -128,12 +119,7 @@ def _attacking_sink(
         queue_limit=attack.queue_limit,
     )
     sink = DirectorySink(
-        directory.path,
-        attack.arguments,
-        pool,
-        settings.seed,
-        when=attack.when,
-        on_reconstruction=recorder.after_attack,
+        directory.path, attack.arguments, pool, settings.seed, when=attack.when, on_reconstruction=recorder.after_attack
     )
     display.watch(pool.counts)
     grid.partitions()
