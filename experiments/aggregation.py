@@ -1,4 +1,4 @@
-"""How the server aggregates: the strategy that the settings name, and what has to go together with it."""
+"""How the server aggregates: builds the strategy that the settings name, and checks it against the other settings."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from experiments.rehearsal import SAMPLE_SIZE, cause, rehearse
 from experiments.settings import ExperimentSettings
+from experiments.strategy_trial import SAMPLE_SIZE, count_trained_clients, given_arguments
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
 from fl_sim.errors import nearest
@@ -38,30 +38,31 @@ _NOBODY_EVALUATES = ("fraction_evaluate", "min_evaluate_nodes")
 def choose_strategy(
     settings: ExperimentSettings, weights: Mapping[str, Tensor], recipe: Recipe, defence: Defence
 ) -> tuple[ExperimentSettings, Strategy]:
-    """The strategy that the settings name, in FedSGD where clients send gradients; and what it makes of the settings.
+    """The settings, completed, and the strategy that they name, inside FedSGD where clients send gradients.
 
-    In these ``federation.clients_per_round`` is the number of clients that the strategy trains in a round. It is left
-    as it was where that differs from round to round, or depends on what clients answer.
+    The settings are completed by ``federation.clients_per_round``, the number of clients that the strategy trains in
+    a round. It stays as it was where that number varies, or depends on clients' answers.
 
     Raises:
-        SettingsError: naming the setting, if there is no such strategy, or it cannot do with these clients what it is
-            asked to: on the way it would end the run, hold it up, or train nothing.
+        SettingsError: naming the setting, if there is no such strategy, or if with these clients it would fail, wait
+            for ever, or train nobody.
     """
     clients, wanted = settings.federation.clients, settings.federation.clients_per_round
     names = recipe.trained_names() if recipe.partial else weights.keys()
     arrays = ArrayRecord({name: weights[name] for name in names})
     failures: list[SettingsError] = []
-    # At first it is told to train all: one with a rule of its own samples as many as it always does.
+    # First offered all clients: a strategy with a sampling rule of its own ignores the offer.
     for offered in dict.fromkeys((clients, wanted or clients)):
         try:
-            trained = rehearse(partial(_build, settings, offered, offered), settings, arrays, recipe.to_config())
+            build = partial(_build, settings, offered, offered)
+            trained = count_trained_clients(build, settings, arrays, recipe.to_config())
             _check_agreement(settings, trained)
         except SettingsError as error:
             failures.append(error)
             continue
         number = next(iter(trained)) if len(trained) == 1 else None
         strategy = _build(settings, offered, number or offered)
-        _check_parts(settings, strategy, trained, defence)
+        _check_layers(settings, strategy, trained, defence)
         return _with_clients_per_round(settings, number), strategy
     raise failures[0]
 
@@ -74,22 +75,29 @@ def _with_clients_per_round(settings: ExperimentSettings, number: int | None) ->
 
 
 def _check_agreement(settings: ExperimentSettings, trained: set[int]) -> None:
-    """Refuse a ``federation.clients_per_round`` that is given where the strategy trains other numbers of clients."""
+    """Refuse a given ``federation.clients_per_round`` if the strategy trains another number of clients."""
     federation = settings.federation
     if federation.clients_per_round is None or trained <= {federation.clients_per_round}:
         return
     always = len(trained) == 1
     shown = str(*trained) if always else f"{min(trained)} to {max(trained)}"
     raise SettingsError(
-        f"federation.clients_per_round = {federation.clients_per_round}: {cause(settings, SAMPLE_SIZE)} trains {shown} "
-        f"of federation.clients = {federation.clients} in a round; allowed: {shown if always else 'to leave it unset'}"
+        f"federation.clients_per_round = {federation.clients_per_round}: {given_arguments(settings, SAMPLE_SIZE)} "
+        f"trains {shown} of federation.clients = {federation.clients} in a round; "
+        f"allowed: {shown if always else 'to leave it unset'}"
     )
 
 
 def _build(settings: ExperimentSettings, per_round: int, sampled: int) -> Strategy:
-    """The strategy, told to train ``per_round`` clients and to reckon with ``sampled``, unless told otherwise."""
+    """The strategy of the settings; ``strategy.args`` come before what is offered.
+
+    Args:
+        settings: of the run.
+        per_round: how many clients to train in a round.
+        sampled: ``num_sampled_clients``, for which differential privacy scales its noise.
+    """
     name, args = settings.strategy.name, settings.strategy.args
-    with _in_words_of_settings(settings, {"name": "strategy.name"}):
+    with _as_setting_errors(settings, {"name": "strategy.name"}):
         strategy_class(name)
     if name == "Gossip" or settings.federation.topology != "server":
         return _gossip(settings)
@@ -115,7 +123,7 @@ def _build(settings: ExperimentSettings, per_round: int, sampled: int) -> Strate
                     f"{key} = 'FedSGD': takes gradients, but client.update = 'weights'; allowed: client.update = "
                     "'gradient', or another strategy, such as 'FedAvg'"
                 )
-    with _in_words_of_settings(settings, keys):
+    with _as_setting_errors(settings, keys):
         strategy = build_strategy(name, args, _offers(settings, per_round, sampled))
     if (owner := own_start(strategy)) is not None:
         raise SettingsError(
@@ -126,10 +134,7 @@ def _build(settings: ExperimentSettings, per_round: int, sampled: int) -> Strate
 
 
 def _offers(settings: ExperimentSettings, per_round: int, sampled: int) -> dict[str, Any]:
-    """Flower's arguments that follow from other settings.
-
-    Clients do not evaluate: what they would report tells nothing about leakage.
-    """
+    """Flower's arguments that follow from other settings; no client evaluates, as that tells nothing about leakage."""
     clients = settings.federation.clients
     sizes = {"fraction_train": per_round / clients, "min_train_nodes": per_round}
     return (sizes if not settings.strategy.args.keys() & sizes.keys() else {}) | {
@@ -148,7 +153,7 @@ def _check_evaluation(args: Mapping[str, Any]) -> None:
 
 
 def _gossip(settings: ExperimentSettings) -> Strategy:
-    """A federation without a server, where nobody is in a position to dictate anything."""
+    """The strategy of a federation without a server, in which nobody can dictate noise and timesteps."""
     federation, name, args = settings.federation, settings.strategy.name, settings.strategy.args
     if federation.topology == "server":
         raise SettingsError("strategy.name = 'Gossip': needs federation.topology = 'ring', 'regular' or 'complete'")
@@ -168,19 +173,14 @@ def _gossip(settings: ExperimentSettings) -> Strategy:
             raise SettingsError(
                 f"strategy.args.{key} = {value!r}: unknown to Gossip; allowed: lr{nearest(key, ['lr'])}"
             )
-    if "lr" in args and settings.client.update == "weights":
-        raise SettingsError(
-            f"strategy.args.lr = {args['lr']!r}: with client.update = 'weights' peers take no step along gradients; "
-            "allowed: unset, or client.update = 'gradient'"
-        )
     keys = {"topology": "federation.topology", "peers": "federation.clients", "degree": "federation.degree"}
-    with _in_words_of_settings(settings, keys):
+    with _as_setting_errors(settings, keys):
         return build_strategy(name, fixed | args)
 
 
 @contextmanager
-def _in_words_of_settings(settings: ExperimentSettings, keys: Mapping[str, str]) -> Iterator[None]:
-    """Turn a StrategyError into a SettingsError; ``keys``: settings by argument, where they are no strategy.args."""
+def _as_setting_errors(settings: ExperimentSettings, keys: Mapping[str, str]) -> Iterator[None]:
+    """Turn a StrategyError into a SettingsError; ``keys`` maps arguments to settings other than ``strategy.args``."""
     try:
         yield
     except ArgumentError as error:
@@ -192,8 +192,8 @@ def _in_words_of_settings(settings: ExperimentSettings, keys: Mapping[str, str])
         raise SettingsError(f"strategy.name = {settings.strategy.name!r}: {given}{error}") from error
 
 
-def _check_parts(settings: ExperimentSettings, strategy: Strategy, trained: set[int], defence: Defence) -> None:
-    """Refuse a strategy of which a part does not go with what it gets: from whom, and in which form."""
+def _check_layers(settings: ExperimentSettings, strategy: Strategy, trained: set[int], defence: Defence) -> None:
+    """Refuse a strategy with a layer that cannot work with the replies: too few, summed, or without its metric."""
     for layer in layers(strategy):
         kind = type(layer).__name__
         if defence.sum_only and isinstance(layer, Gossip):
@@ -216,7 +216,7 @@ def _unknown_metrics(layer: Strategy) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_numbers(layer: Strategy, trained: set[int]) -> Iterator[tuple[str, str]]:
-    """Arguments of a layer that do not go with so many clients in a round, each with what is wrong with it."""
+    """Arguments of a layer that do not suit the number of clients in a round, each with the reason."""
     if not trained:
         return
     fewest = min(trained)

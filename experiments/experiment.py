@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from flwr.serverapp.strategy import Strategy
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
 from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
@@ -27,6 +29,7 @@ from fl_sim.diffusion import (
     build_model,
     build_scheduler,
     check_network,
+    count_parameters,
     outline,
     scheduler_config,
     trainable_names,
@@ -34,6 +37,8 @@ from fl_sim.diffusion import (
 )
 from fl_sim.draws import derive_seed
 from fl_sim.errors import first_error, nearest
+from fl_sim.files import write_atomically
+from fl_sim.images.description import describe_images
 from fl_sim.wire import Recipe
 
 
@@ -50,6 +55,46 @@ class Experiment:
     defence: Defence
     strategy: Strategy
     stored_as: str = "float32"
+
+    def disclosure(self) -> DefenceDisclosure | None:
+        """What the attacker knows of how clients protect their updates; None if nothing."""
+        known = self.defence.disclosure(self.recipe) if self.settings.attack.knows_defence else {}
+        return DefenceDisclosure(**known) if known else None
+
+    def with_base(self, path: Path) -> "Experiment":
+        """The same, with the whole initial model in the file ``path`` where clients train and send a part of it."""
+        if not self.recipe.partial:
+            return self
+        write_atomically(path, lambda file: save_file(self.weights, file))
+        return replace(self, recipe=self.recipe.model_copy(update={"base": str(path.resolve())}))
+
+    @property
+    def travelling_weights(self) -> dict[str, Tensor]:
+        """The initial weights that are sent: all, or those that clients train where they have the others already."""
+        if self.recipe.base is None:
+            return self.weights
+        return {name: self.weights[name] for name in self.recipe.trained_names()}
+
+    def describe(self) -> list[str]:
+        """What the run is going to do: a line or two each for the model, the images, the rounds and the attacks."""
+        settings, recipe = self.settings, self.recipe
+        federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
+        model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
+        stored = "" if self.stored_as == "float32" else f", stored in {self.stored_as}, trained in float32"
+        part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
+        steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
+        update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
+        lines = [
+            f"model: {model}, {count_parameters(self.weights.values()):,} parameters{stored}{part}",
+            *describe_images(settings),
+            f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
+            f"{federation.clients} clients send {update} at batch size {client.batch_size}; "
+            f"strategy: {settings.strategy.name}",
+        ]
+        if defence.name != "none":
+            lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
+        lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
+        return lines
 
 
 def prepare(settings: ExperimentSettings) -> Experiment:

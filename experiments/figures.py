@@ -16,7 +16,7 @@ from experiments.summary import RECOGNISABLE_DB
 COLOURS = ("#1f5f8b", "#c2571a", "#3b7d4f", "#7a4a9e", "#b03060", "#6b6b6b", "#97802a", "#2a8f9b")
 INK, FAINT = "#222222", "#b9b9b9"
 HIGHEST_DB = 120.0
-"""Where points of equal images, of infinite PSNR, are drawn."""
+"""Where equal images, whose PSNR is infinite, are drawn."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,

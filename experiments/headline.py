@@ -1,4 +1,4 @@
-"""What the terminal says of a run's leakage when it has ended."""
+"""What the terminal says about a run's leakage at its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from experiments.summary import (
 
 
 def headline(leakage: pd.DataFrame, model: Mapping[str, Any]) -> list[RenderableType]:
-    """What to print: a table with a row per attack, and what has to be known to read it. Nothing if nobody attacked.
+    """What to print: a table with a row per attack, and remarks on how to read it; nothing if nobody attacked.
 
     ``model`` is the config of the clients' model.
     """

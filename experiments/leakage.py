@@ -1,6 +1,6 @@
-"""The leakage table: one row per (round, client, image, attack), comparing a reconstruction with the original.
+"""The leakage table: one row per (round, client, image, attack) that compares a reconstruction with the original.
 
-The truth is not sent by anyone: it is the client's private draw, repeated from its seed.
+Nobody sends the original: the evaluator repeats the client's private draw from its seed.
 """
 
 import csv
@@ -56,10 +56,10 @@ COLUMNS = {
 """The table's columns in order, with pandas' types."""
 
 ADDED_COLUMNS = ("flat_psnr",)
-"""The columns that tables of earlier runs lack; reading these gives NA there."""
+"""Columns that tables of earlier runs may lack; they are read as NA."""
 
 TIME_COLUMNS = ("seconds",)
-"""The columns that differ between two runs of the same settings."""
+"""Columns that differ between two runs of the same settings."""
 
 SORTED_BY = ["run", "round", "client", "image", "attack", "observer"]
 
@@ -78,7 +78,7 @@ class Truth:
 
 
 def client_truth(settings: ExperimentSettings, recipe: Recipe, client: int, round_number: int) -> Truth:
-    """Repeat the client's draw of that round; SettingsError if its images cannot be had."""
+    """Repeat the client's draw of that round; SettingsError if its images cannot be read."""
     images, _, timesteps = private_draw(settings, recipe, client, round_number)
     return Truth((images + 1) / 2, timesteps)
 
@@ -90,18 +90,18 @@ def summed_truth(settings: ExperimentSettings, recipe: Recipe, clients: Iterable
 
 
 def observing_peer(observer: str) -> int | None:
-    """The number of the curious peer that the table calls ``observer``, None for the server."""
+    """The number of the curious peer with the name ``observer`` in the table, None for the server."""
     return None if observer == SERVER else int(observer.removeprefix(_PEER))
 
 
 def match(truth: Tensor, reconstructed: Tensor) -> Tensor:
-    """The reconstructed images [N,C,H,W] in the order of the true ones that they stand for."""
+    """The reconstructed images [N,C,H,W], permuted to the true ones with the smallest total MSE."""
     return reconstructed[metrics.assign(truth, reconstructed)]
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Turns what an attack found into rows of the table of the run called ``run``."""
+    """Compares what an attack found with the truth; its rows belong to the run called ``run``."""
 
     run: str
     settings: ExperimentSettings
@@ -150,7 +150,7 @@ class Evaluator:
 
 
 def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
-    """What the attack found of every true image, and how good it is."""
+    """For every true image: how close the reconstruction is, the timestep recovered, and the attack's own figures."""
     order = metrics.assign(truth.images, result.images)
     images = result.images[order]
     recovered = result.timesteps[order].tolist()
@@ -218,7 +218,7 @@ class LeakageTable:
 def read_leakage(path: Path) -> pd.DataFrame:
     """The rows of a leakage.csv, sorted; a last line that a killed run left half written is dropped.
 
-    ADDED_COLUMNS that an earlier run did not write are NA.
+    ADDED_COLUMNS are NA if the run did not write them.
 
     Raises:
         SettingsError: if the file is no leakage table.
@@ -240,7 +240,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _csv_line(values: Iterable[Any]) -> str:
-    """One line of CSV; numbers in the shortest form that reads back unchanged, missing ones empty."""
+    """One line of CSV; numbers in the shortest form that reads back unchanged, missing values empty."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow([_csv_field(value) for value in values])
     return line.getvalue()

@@ -1,4 +1,4 @@
-"""How close a reconstruction came: MSE, PSNR, SSIM and LPIPS of images in [0, 1], and which image is whose.
+"""How close a reconstruction is: MSE, PSNR, SSIM and LPIPS of images in [0, 1], and which belongs to which original.
 
 Every function takes one or two batches float [N,C,H,W] in [0, 1] and returns one value per image, float64 [N].
 """
@@ -27,12 +27,12 @@ class MetricUnavailableError(RuntimeError):
 
 
 def mse(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared error over channels and pixels."""
+    """MSE = mean over channels and pixels of (first - second)^2."""
     return (first.double() - second.double()).square().flatten(1).mean(1)
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, the peak being 1; infinite for equal images."""
+    """PSNR = -10 log10(MSE) in dB, for a peak of 1; infinite for equal images."""
     return -10 * mse(first, second).log10()
 
 
@@ -45,7 +45,7 @@ def flat_psnr(images: Tensor) -> Tensor:
 def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004, eq. 13) with that paper's Gaussian window and constants; sides >= 11 px.
 
-    Only windows that lie wholly inside the image count, so no padding is made up.
+    It averages over windows that lie wholly inside the image, so there is no padding.
     """
     from skimage.metrics import structural_similarity
 
@@ -76,7 +76,7 @@ def lpips(first: Tensor, second: Tensor) -> Tensor:
 
 
 def unavailable() -> dict[str, str]:
-    """Why a metric cannot be computed here, by the metric's name."""
+    """The metrics that cannot be computed on this machine, each with the reason."""
     try:
         _lpips_network()
     except MetricUnavailableError as error:
@@ -85,7 +85,7 @@ def unavailable() -> dict[str, str]:
 
 
 def assign(truth: Tensor, reconstructed: Tensor) -> list[int]:
-    """For every true image the reconstruction that stands for it: the pairing with the smallest total MSE."""
+    """For every true image the index of its reconstruction: the permutation with the smallest total MSE."""
     differences = truth.double()[:, None] - reconstructed.double()[None]
     _, columns = linear_sum_assignment(differences.square().flatten(2).mean(2).numpy())
     return columns.tolist()
@@ -108,7 +108,7 @@ def _backbone_file() -> Path:
 
 @cache
 def _lpips_network() -> nn.Module:
-    """LPIPS with a backbone read from torch's cache; the lpips package itself would download it."""
+    """LPIPS with a backbone from torch's cache; the lpips package itself would download it."""
     file = _backbone_file()
     if not file.is_file():
         raise MetricUnavailableError(f"torchvision's AlexNet weights are missing: put {file.name} in {file.parent}")

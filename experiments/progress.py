@@ -15,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from attacks.workers import Counts
+from experiments.experiment import Experiment
 from experiments.leakage import OK, SERVER
 from experiments.rounds import Round
 from experiments.summary import NO_EVIDENCE, is_blank
+from strategies.gossip import Gossip
 
 SHOWN_ROUNDS = 12
-"""As many of the latest rounds as the panel has room for."""
+"""How many of the latest rounds the panel shows."""
 
 
 class Progress:
@@ -60,16 +62,16 @@ class Progress:
             self._live.stop()
 
     def watch(self, counts: Callable[[], Counts]) -> None:
-        """Ask ``counts`` for the state of the attack queue from now on."""
+        """From now on ask ``counts`` for the state of the attack queue."""
         self._counts = counts
 
     def step(self, text: str) -> None:
-        """Say what the run is busy with."""
+        """Show what the run does now."""
         self._step = text
         self._say(text)
 
     def round_done(self, finished: Round) -> None:
-        """Take note of a round that was aggregated."""
+        """Show a round that was aggregated."""
         with self._lock:
             self._rounds[finished.round] = finished
         left = self._planned_rounds - len(self._rounds)
@@ -81,7 +83,7 @@ class Progress:
         )
 
     def attacked(self, rows: list[dict[str, Any]]) -> None:
-        """Take note of one attack's rows of the leakage table."""
+        """Show one attack's rows of the leakage table."""
         for row in rows:
             self._note(row)
 
@@ -139,6 +141,21 @@ class Progress:
             f"{max(psnr):.1f} dB" if psnr else "",
             f"{pd.Series(psnr).median():.1f} dB" if psnr else "",
         ]
+
+
+def run_progress(experiment: Experiment, console: Console) -> Progress:
+    """A display for this experiment on ``console``."""
+    federation, attack = experiment.settings.federation, experiment.settings.attack
+    updates = federation.rounds * _seen_per_round(experiment)
+    return Progress(console, federation.rounds, updates * len(attack.names))
+
+
+def _seen_per_round(experiment: Experiment) -> int:
+    """How many observations a round brings if everybody answers."""
+    federation, strategy = experiment.settings.federation, experiment.strategy
+    if isinstance(strategy, Gossip):
+        return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
+    return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
 
 
 def _bar(label: str, done: int, total: int, state: str) -> tuple[RenderableType, RenderableType]:

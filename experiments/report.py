@@ -49,7 +49,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Victim:
-    """One attacked image: the original as a URI (None if it cannot be loaded) and its reconstructions."""
+    """One attacked image: the original as a URI (None if it cannot be read) and its reconstructions."""
 
     client: int
     observer: str
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What a reader knows the run by: the name of its folder."""
+        """The name of the run's folder."""
         return self.directory.path.resolve().name
 
     @cached_property
@@ -98,7 +98,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """How the clients trained; SettingsError if the checkpoint that they started from is gone."""
+        """How the clients trained; SettingsError if the checkpoint that they started from is missing."""
         return build_recipe(self.settings)
 
     def evidence(self) -> dict[str, pd.DataFrame]:
@@ -106,7 +106,7 @@ class Run:
         return {str(attack): with_content(rows) for attack, rows in self.leakage.groupby("attack", sort=True)}
 
     def dropout_caveat(self) -> str:
-        """What dropout does to the figures; empty if there is none, or the checkpoint is gone that would tell."""
+        """What dropout does to the figures; empty if there is none, or the checkpoint is missing."""
         try:
             return dropout_caveat(self.recipe.model) if self.summaries else ""
         except SettingsError:
@@ -179,7 +179,7 @@ def _utility(run: Run) -> list[UtilityRow]:
 
 
 def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
-    """Every attacked image by round, and what could not be shown with the reason."""
+    """Every attacked image by round; and what cannot be shown, with the reason."""
     rounds: dict[int, list[Victim]] = {}
     absent: dict[str, str] = {}
     for (*key, observer), rows in run.leakage.groupby(["round", "client", "observer"], sort=True):
@@ -196,7 +196,7 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
 
 
 def _clients_behind(run: Run, round_number: int, client: int) -> list[int]:
-    """Those whose images an attacked update tells of; SettingsError if a sum's were not written down."""
+    """The clients behind an attacked update; SettingsError if it is a sum and they were not recorded."""
     if client >= 0:
         return [client]
     for row in run.rounds.to_dict("records"):
@@ -232,7 +232,7 @@ def _load_images(run: Run, update_id: UpdateId, attack: str, truth: Truth | None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What the file holds, nothing where there is none."""
+    """The content of the file, empty if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -295,7 +295,7 @@ def _figure(draw: Any, curves: dict[str, pd.DataFrame]) -> str | None:
 
 
 def _number(value: Any, form: str = "{:.1f}") -> str:
-    """A figure as text, a dash where there is none."""
+    """A figure as text, a dash if there is none."""
     return "\N{EN DASH}" if value is None or pd.isna(value) else form.format(value)
 
 

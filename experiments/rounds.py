@@ -1,4 +1,4 @@
-"""The rounds table: what the server can say of every round."""
+"""The rounds table: what the server knows of every round."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -12,12 +12,11 @@ from fl_sim.files import write_atomically
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the clients' mean training loss, who answered and who did not, and the weights that came of it.
+    """One round: the clients' mean training loss, who answered and who did not, and the new global weights.
 
-    ``epsilon`` and ``delta`` are the differential privacy of the client that has spent most of it so far, NaN where the
-    defence proves none. ``epsilons`` are those of ``clients_asked``, everybody so far, at the same delta; both are
-    empty where none is proven. ``utility`` has what experiments/utility.py measured of those weights, by column; not
-    every round is measured.
+    ``epsilon`` and ``delta`` are the largest differential privacy spent by any client so far, NaN if the defence proves
+    none. ``epsilons`` follow ``clients_asked``, the clients asked so far, at the same delta; both are empty if none is
+    proven. ``utility`` holds the figures of experiments/utility.py by column; it is empty in rounds without them.
     """
 
     round: int

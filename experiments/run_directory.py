@@ -1,4 +1,4 @@
-"""The files of a run: where they are, and how they are written so that a killed run leaves none of them half done."""
+"""The files of a run and where they are."""
 
 import json
 import os
@@ -57,12 +57,12 @@ class RunDirectory:
 
     @property
     def leakage_csv(self) -> Path:
-        """The leakage table, row by row as results come."""
+        """The leakage table, which grows row by row as results come."""
         return self.path / "leakage.csv"
 
     @property
     def leakage_parquet(self) -> Path:
-        """The leakage table, as of the last round that was closed."""
+        """The leakage table as of the last finished round."""
         return self.path / "leakage.parquet"
 
     @property
@@ -72,22 +72,22 @@ class RunDirectory:
 
     @property
     def captures(self) -> Path:
-        """The folder of what the server saw."""
+        """The folder of the updates that the server saw, one file each."""
         return self.path / "captures"
 
     @property
     def reconstructions(self) -> Path:
-        """The folder of what the attacks made of it."""
+        """The folder of the reconstructions."""
         return self.path / "reconstructions"
 
     @property
     def base(self) -> Path:
-        """The whole model before the first round, where the clients train and send a part of it."""
+        """The whole model before the first round, if clients train and send only a part of it."""
         return self.path / "base.safetensors"
 
     @property
     def model_average(self) -> Path:
-        """The moving average of the global models, if one was asked for."""
+        """The moving average of the global models, if strategy.ema is set."""
         return self.path / "model-ema.safetensors"
 
     @property
@@ -97,12 +97,12 @@ class RunDirectory:
 
     @property
     def utility(self) -> Path:
-        """How good the model was before the first round, and on which photographs that was measured."""
+        """Utility of the model before the first round, and the held-out photographs."""
         return self.path / "utility.json"
 
     @property
     def samples(self) -> Path:
-        """A picture of images sampled from the final model."""
+        """A grid of images sampled from the final model."""
         return self.path / "samples.png"
 
     @property
@@ -119,11 +119,11 @@ class RunDirectory:
         return load_settings(ExperimentSettings, self.config, recorded=True)
 
     def run_name(self) -> str:
-        """What the leakage table calls this run: a digest of its settings, the same wherever it is repeated."""
+        """The run's name in the leakage table: a digest of its settings, the same wherever it is repeated."""
         return sha256(self.config.read_bytes()).hexdigest()[:12]
 
     def write_environment(self, not_computed: dict[str, str], metrics: dict[str, str]) -> None:
-        """Record this machine, how metrics are defined, and why any of them is missing."""
+        """Record this machine, the definitions of the metrics, and why any is missing."""
         content = environment() | {"metrics": metrics, "not_computed": not_computed}
         write_atomically(self.environment, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
@@ -138,7 +138,7 @@ def make_empty_folder(path: Path) -> None:
 
 
 def check_empty_folder(path: Path) -> None:
-    """See that ``path`` is an empty folder or not there at all, and make nothing; SettingsError otherwise."""
+    """SettingsError unless ``path`` is an empty folder or could be made; nothing is made."""
     try:
         occupied = path.exists() and any(path.iterdir())
         above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -16,7 +16,7 @@ NO_ATTACK = "none"
 
 
 class AttackSettings(Section):
-    """What the curious server does with the updates it sees, and with what means."""
+    """Which attacks run on the updates, when, with which arguments and on how many workers."""
 
     name: str | tuple[str, ...] = "residual"
     when: Literal["during", "after"] = "during"
@@ -40,13 +40,13 @@ class AttackSettings(Section):
 
 
 def _names(name: Any) -> tuple[str, ...]:
-    """The attacks that ``attack.name`` names, in order, without repetition; whatever else it is names none."""
+    """The attacks in a value of ``attack.name``, in order, without repetition; none for any other value."""
     names = [name] if isinstance(name, str) else name if isinstance(name, list | tuple) else []
     return tuple(dict.fromkeys(each for each in names if isinstance(each, str) and each != NO_ATTACK))
 
 
 class UtilitySettings(Section):
-    """How often the evaluator looks at how good the model is."""
+    """How often the evaluator measures the model, and how many images it samples."""
 
     every: int = Field(1, ge=0)
     samples: int = Field(16, ge=0)
@@ -89,9 +89,9 @@ class ExperimentSettings(Settings):
 
     @classmethod
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
-        """As in ``Settings``; and without the arguments of attacks that are not named.
+        """As in ``Settings``, and without the arguments of attacks that are no longer named.
 
-        What is no attack's name stays, to be refused.
+        Arguments of unknown attacks stay, to be refused later.
         """
         from attacks.registry import ATTACKS  # imported here: it brings in torch, which fl-sim --help does without
 

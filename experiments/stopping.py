@@ -15,19 +15,19 @@ _STOPPING: dict[str, Any] = {
     "SIGTERM": signal.SIG_DFL,
     "SIGHUP": signal.SIG_DFL,  # not on Windows
 }
-"""The signals, with the handlers that a process starts with. One that ignores a signal (nohup) goes on doing so."""
+"""The signals, with the handlers that a process starts with. A process that ignores one (nohup) goes on ignoring it."""
 
 _SHOW_CURSOR = "\x1b[?25h\n"
-"""A live display hides it."""
+"""Shows the cursor again, which a live display hides."""
 
 
 @contextmanager
 def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
     """End the process at a signal, with the line ``last_words()``; in the main thread only.
 
-    ``at_once``: nothing is tidied up on the way, and all processes below this one are killed. That is right where Ray
-    runs: it ends the process itself, without a word, if another thread calls it while it shuts down. Files appear whole
-    or not at all. Otherwise KeyboardInterrupt is raised, and the process ends when the block is left.
+    ``at_once``: the process ends without any clean-up, after all processes below it were killed. Commands that use Ray
+    need this: Ray ends the process without a word if a thread calls it while it shuts down. No file is left half
+    written. Otherwise KeyboardInterrupt is raised, and the process ends when the block is left.
     """
     caught: list[int] = []
 

@@ -1,7 +1,7 @@
-"""A leakage table in a few figures.
+"""Summarises a leakage table in a few figures per attack.
 
-An original without content is no evidence: a flat picture of its mean colour already looks like it, so a reconstruction
-of the same PSNR says nothing. Such originals are counted and left out of every other figure.
+A blank original has no content: a flat picture of its mean colour already looks like it, so a good reconstruction of
+it proves nothing. Blank originals are counted, and left out of every other figure.
 """
 
 import math
@@ -15,18 +15,18 @@ from experiments.leakage import OK
 from fl_sim.diffusion import dropout_of
 
 RECOGNISABLE_DB = 30.0
-"""From this PSNR on a reconstruction shows what the original shows; an original is blank if its mean colour does."""
+"""PSNR in dB from which a reconstruction shows what the original shows; a blank original's mean colour reaches it."""
 
 NO_EVIDENCE = "no evidence"
-"""What stands in the place of figures where every original is blank."""
+"""Shown in place of figures if every original is blank."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One attack in figures, over originals with content alone; ``blank`` counts those that are left out.
+    """The figures of one attack over originals with content; ``blank`` counts the others.
 
-    PSNRs, SSIM, evaluations and seconds are over the images that it finished, NaN where there is none. ``recognisable``
-    and ``timesteps_recovered`` are counts out of ``images``, those that the attack failed on included.
+    PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable`` and
+    ``timesteps_recovered`` are counts out of ``images``, which include those on which the attack failed.
     """
 
     attack: str
@@ -48,7 +48,7 @@ class Summary:
 
 
 def is_blank(flat_psnr: float) -> bool:
-    """Whether an original with this ``flat_psnr`` is without content; NaN, of an earlier run, counts as content."""
+    """Whether an original with this ``flat_psnr`` has no content; NaN, in tables of earlier runs, counts as content."""
     return flat_psnr >= RECOGNISABLE_DB
 
 
@@ -64,7 +64,7 @@ def blank_originals(leakage: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_blank(count: int) -> str:
-    """The sentence on so many originals without content, empty if there is none."""
+    """A sentence on ``count`` originals without content, empty if there is none."""
     if count == 0:
         return ""
     return (
@@ -74,7 +74,7 @@ def describe_blank(count: int) -> str:
 
 
 def dropout_caveat(model: Mapping[str, Any]) -> str:
-    """What dropout in the clients' model does to the figures, empty if there is none; ``model`` is its config."""
+    """A sentence on what dropout does to the figures, empty without any; ``model``: config of the clients' model."""
     dropout = dropout_of(model)
     if dropout == 0:
         return ""

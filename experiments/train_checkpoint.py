@@ -17,8 +17,8 @@ from torch import Tensor
 
 from experiments.bench.cases import NETWORKS
 from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
-from fl_sim import diffusion
-from fl_sim.draws import derive_seed, generator
+from fl_sim import diffusion, draws
+from fl_sim.draws import derive_seed
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
 from fl_sim.images.pixels import to_tensor
 
@@ -39,11 +39,11 @@ def train(model_config: dict[str, Any], steps: int, seed: int) -> Checkpoint:
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
-    pictures, source = _scaled_photographs(image_size), generator(derive_seed(seed, "batches"))
+    pictures, generator = _scaled_photographs(image_size), draws.generator(derive_seed(seed, "batches"))
     for _ in track(range(steps), description="training"):
-        images = torch.stack([_random_crop(pictures, image_size, source) for _ in range(BATCH_SIZE)])
-        noise = torch.randn(images.shape, generator=source)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,), generator=source)
+        images = torch.stack([_random_crop(pictures, image_size, generator) for _ in range(BATCH_SIZE)])
+        noise = torch.randn(images.shape, generator=generator)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,), generator=generator)
         optimizer.zero_grad()
         diffusion.loss(model, scheduler, images, noise, timesteps).backward()
         optimizer.step()
@@ -59,7 +59,7 @@ def _learning_rate_factor(step: int, steps: int) -> float:
 
 
 def _scaled_photographs(image_size: int) -> list[Tensor]:
-    """Every training photograph at every scale, [3,H,W] in [-1, 1]."""
+    """Every training photograph at every scale, each float [3,H,W] in [-1, 1]."""
     pictures = []
     for picture in map(photograph, TRAINING_PHOTOGRAPHS):
         for crops in CROPS_PER_SIDE:
@@ -69,11 +69,11 @@ def _scaled_photographs(image_size: int) -> list[Tensor]:
     return pictures
 
 
-def _random_crop(pictures: list[Tensor], size: int, source: torch.Generator) -> Tensor:
-    """A square of a random picture, mirrored half of the time."""
+def _random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -> Tensor:
+    """A square [3,size,size] of a random picture, mirrored with probability 1/2."""
 
     def draw(count: int) -> int:
-        return int(torch.randint(count, (), generator=source))
+        return int(torch.randint(count, (), generator=generator))
 
     picture = pictures[draw(len(pictures))]
     top, left = draw(picture.shape[1] - size + 1), draw(picture.shape[2] - size + 1)

@@ -245,6 +245,14 @@ class Settings(Section):
             "client.update = 'weights'",
         ),
         Void(
+            "client.update",
+            lambda update: update == "weights",
+            ("strategy.args.lr",),
+            "peers take no step along gradients",
+            "client.update = 'gradient'",
+            only_with={"strategy.name": "Gossip"},
+        ),
+        Void(
             "client.epochs",
             lambda epochs: epochs is not None,
             ("client.local_steps",),
@@ -272,12 +280,9 @@ class Settings(Section):
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
         """``file`` without what came with a choice that ``given`` replaces by another one.
 
-        That is the arguments of a name, the network's settings where a checkpoint now brings them, and the step along
-        gradients of peers that now send weights.
+        That is the arguments of a name, and the network's settings where a checkpoint now brings them.
         """
         kept = drop_arguments(file, given, _defaults(cls), cls.arguments_of)
-        if look_up(given, "client.update") == "weights" and look_up(kept, "strategy.name") == "Gossip":
-            remove(kept, "strategy.args.lr")
         before = look_up(file, "model.checkpoint", look_up(_defaults(cls), "model.checkpoint"))
         checkpoint = look_up(given, "model.checkpoint", before)
         for key in BROUGHT_BY_CHECKPOINT if checkpoint != NO_CHECKPOINT else ():
@@ -334,7 +339,7 @@ def resolve(settings: S) -> S:
 def dump_toml(settings: Settings) -> str:
     """The settings as TOML that ``load_settings`` reads back unchanged; what is unset or void is left out."""
     tree = settings.model_dump(mode="json", exclude_none=True)
-    void = [key for rule in settings.void if rule.holds(look_up(tree, rule.selector)) for key in rule.keys]
+    void = [key for rule in settings.void if rule.applies(tree, _defaults(type(settings))) for key in rule.keys]
     if settings.model.checkpoint != NO_CHECKPOINT:
         given = {f"model.{name}" for name in settings.model.model_fields_set}
         void += [key for key in BROUGHT_BY_CHECKPOINT if key not in given]

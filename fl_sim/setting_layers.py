@@ -9,7 +9,7 @@ Where settings do not go together, the layer decides:
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Tree = dict[str, Any]
@@ -28,6 +28,7 @@ class Void:
         keys: dotted keys of the others.
         because: why, to follow "with <selector> = <value>".
         instead: the choice of ``selector`` under which they count.
+        only_with: dotted keys of other settings, with the values that they must have for this to hold.
     """
 
     selector: str
@@ -35,6 +36,17 @@ class Void:
     keys: tuple[str, ...]
     because: str
     instead: str
+    only_with: Mapping[str, Any] = field(default_factory=dict)
+
+    def applies(self, tree: Tree, defaults: Tree) -> bool:
+        """Whether ``keys`` are void in the tree, in which absent settings have their ``defaults``."""
+        return self.holds(self.selected(tree, defaults)) and all(
+            look_up(tree, key, look_up(defaults, key)) == value for key, value in self.only_with.items()
+        )
+
+    def selected(self, tree: Tree, defaults: Tree) -> Any:
+        """The value of ``selector``."""
+        return look_up(tree, self.selector, look_up(defaults, self.selector))
 
     def refusal(self, key: str, value: Any, selected: Any) -> str:
         """One line for the ``value`` of ``key``, given although ``selector`` is ``selected``."""
@@ -83,15 +95,14 @@ def drop_void(tree: Tree, file: Tree, given: Tree, defaults: Tree, rules: Sequen
     """
     kept, refusals = deepcopy(tree), []
     for rule in rules:
-        selected = look_up(tree, rule.selector, look_up(defaults, rule.selector))
-        if not rule.holds(selected):
+        if not rule.applies(tree, defaults):
             continue
-        files_own = rule.holds(look_up(file, rule.selector, look_up(defaults, rule.selector)))
+        files_own = rule.applies(file, defaults)
         for key in rule.keys:
             if not has(tree, key):
                 continue
             value = look_up(tree, key)
             if has(given, key) or (files_own and value != look_up(defaults, key)):
-                refusals.append(rule.refusal(key, value, selected))
+                refusals.append(rule.refusal(key, value, rule.selected(tree, defaults)))
             remove(kept, key)
     return kept, refusals

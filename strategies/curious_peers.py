@@ -1,4 +1,4 @@
-"""Honest-but-curious peers: they gossip exactly as told, and keep what their neighbours told them."""
+"""Honest-but-curious peers: they gossip exactly as the protocol says, and attack what their neighbours send."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -17,12 +17,12 @@ from strategies.topology import among
 class CuriousPeers(HonestButCurious):
     """Wrapper around Gossip that attacks what reaches the curious peers, and changes nothing.
 
-    A curious peer sees its neighbours' messages and its own, nothing else. It knows the protocol: the graph, the mixing
-    weights, and the weights that everybody started from. With these it follows its neighbours' models: it repeats the
-    step that each of them takes. A neighbour also hears peers whom the curious one does not hear; what they told is
-    taken to be the mean of what it did hear. So the weights of an observation are exact in the first round, and for
-    a neighbour who hears nobody else (in a complete graph, everybody); otherwise they are the peer's best guess. Where
-    gradients travel the update itself is always exact; where weights travel the guess enters the update as well.
+    A curious peer sees the messages of its neighbours and its own, and nothing else. It knows the protocol: the graph,
+    the mixing weights, and the initial weights. From these it estimates the model of each neighbour, by repeating the
+    neighbour's steps. A neighbour also receives messages that the curious peer does not see; the curious peer
+    replaces them by the mean of the messages that it sees. So the weights in an observation are exact in the first
+    round, and for a neighbour without other neighbours, as in a complete graph; otherwise they are an estimate. With
+    gradients the update is always exact; with weights it is relative to that estimate.
 
     Args:
         strategy: the federation without a server.
@@ -40,42 +40,42 @@ class CuriousPeers(HonestButCurious):
         if strangers := [peer for peer in self._curious if not 0 <= peer < len(strategy.mixing)]:
             allowed = f"0 to {len(strategy.mixing) - 1}"
             raise ArgumentError("peers", f"= {self._curious}: there is no peer {strangers[0]}; allowed: {allowed}")
-        self._beliefs: dict[int, dict[int, State]] = {}
+        self._estimates: dict[int, dict[int, State]] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Delegate; before the first round, note the weights that everybody starts from."""
-        if not self._beliefs:
+        """Delegate; before the first round, keep the weights from which all peers start."""
+        if not self._estimates:
             start = arrays.to_torch_state_dict()
-            self._beliefs = {
+            self._estimates = {
                 peer: dict.fromkeys([*self._gossip.neighbours(peer), peer], start) for peer in self._curious
             }
         return super().configure_train(server_round, arrays, config, grid)
 
     def _views(self, server_round: int, replies: Sequence[Message]) -> Iterable[View]:
-        """A round's replies as each curious peer sees them: its neighbours' alone, at the weights it believes in."""
+        """A round's replies as each curious peer sees them: its neighbours', with its estimates of their weights."""
         messages = self._gossip.messages(replies)
         for observer in self._curious:
-            beliefs = self._beliefs[observer]
-            heard = {peer: messages[peer] for peer in beliefs if peer in messages}
+            estimates = self._estimates[observer]
+            heard = {peer: messages[peer] for peer in estimates if peer in messages}
             if observer not in heard:
                 continue  # it was down in this round, and heard nobody
             for peer, message in heard.items():
                 if peer != observer:
                     update_id = UpdateId(server_round, peer, observer)
-                    yield View.of(update_id, partial(dict, beliefs[peer]), message.content)
-            self._beliefs[observer] = self._follow(beliefs, {peer: state_in(m) for peer, m in heard.items()})
+                    yield View.of(update_id, partial(dict, estimates[peer]), message.content)
+            self._estimates[observer] = self._follow(estimates, {peer: state_in(m) for peer, m in heard.items()})
 
-    def _follow(self, beliefs: dict[int, State], heard: dict[int, State]) -> dict[int, State]:
-        """The neighbours' models after a round of which an observer heard only ``heard``."""
+    def _follow(self, estimates: dict[int, State], heard: dict[int, State]) -> dict[int, State]:
+        """Estimates of the neighbours' models after a round in which the observer received only ``heard``."""
         everybody = range(len(self._gossip.mixing))
         unheard = average(list(heard.values()))
-        # Whoever is out of earshot is taken to have spoken.
-        spoke = [peer for peer in everybody if peer in heard or peer not in beliefs]
+        # Peers that the observer does not hear are assumed to have sent something.
+        spoke = [peer for peer in everybody if peer in heard or peer not in estimates]
         mixing = among(self._gossip.mixing, spoke)
-        told = {peer: heard.get(peer, unheard) for peer in everybody}
+        sent = {peer: heard.get(peer, unheard) for peer in everybody}
         return {
-            peer: self._gossip.step(model, mixing[peer], told) if peer in heard else model
-            for peer, model in beliefs.items()
+            peer: self._gossip.step(model, mixing[peer], sent) if peer in heard else model
+            for peer, model in estimates.items()
         }

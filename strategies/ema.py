@@ -1,4 +1,4 @@
-"""The average that a diffusion model is sampled from while its weights still jump about."""
+"""The moving average of the weights from which a diffusion model is usually sampled."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class WeightAverage:
     """Exponential moving average of the global weights, kept on the server (arXiv 2006.11239, appendix B).
 
-    After weights w_0, w_1, … it holds a_0 = w_0, a_k = decay a_{k-1} + (1 - decay) w_k; what is no floating point
-    number is taken from the latest weights.
+    For weights w_0, w_1, … it holds a_0 = w_0, a_k = decay a_{k-1} + (1 - decay) w_k. Entries that are no floating
+    point numbers are the latest.
     """
 
     def __init__(self, decay: float) -> None:

@@ -8,9 +8,9 @@ class StrategyError(UserError):
 
 
 class ArgumentError(StrategyError):
-    """An argument that cannot be used: its name, then what is said of it.
+    """An argument that cannot be used: its name, then ``text``, the value and what is allowed.
 
-    Whoever took it from elsewhere, such as from a file of settings, can put another name in front of ``text``.
+    Code that took the argument from elsewhere, such as a file of settings, can put another name before ``text``.
     """
 
     def __init__(self, argument: str, text: str) -> None:

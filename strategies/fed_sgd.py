@@ -37,7 +37,7 @@ class FedSGD(Strategy):
     (momentum, moments) from round to round. Entries of the model without a gradient are passed on unchanged.
 
     Args:
-        strategy: combines the replies without subtracting what was sent.
+        strategy: combines the replies as they are; it must not subtract the weights that were sent.
         optimizer: name of a ``torch.optim`` class, upper or lower case alike.
         lr: its learning rate.
         optimizer_args: its other arguments, such as ``{"momentum": 0.9}``.
@@ -75,7 +75,7 @@ class FedSGD(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Delegate, and remember the weights that the next gradient belongs to."""
+        """Delegate, and remember the weights at which clients compute the next gradient."""
         self._sent = arrays
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
@@ -120,7 +120,7 @@ class FedSGD(Strategy):
         return ArrayRecord({**self._sent, **stepped})
 
     def _refuse_unusable_optimizer(self, lr: float, optimizer_args: Mapping[str, Any]) -> None:
-        """Step a throw-away parameter: only then does torch check the arguments, and that a step needs no closure."""
+        """Step a throw-away parameter: torch checks some arguments, and whether it needs a closure, only in a step."""
         parameter = nn.Parameter(torch.zeros(1))
         parameter.grad = torch.zeros(1)
         name = self._optimizer_class.__name__

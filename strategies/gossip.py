@@ -1,6 +1,6 @@
-"""Federated learning without a server: peers train, tell their neighbours, and average what they hear.
+"""Federated learning without a server: peers train, send to their neighbours, and average what they receive.
 
-What a peer tells is what a client sends, and that decides the algorithm:
+What peers send decides the algorithm:
 
 - new weights: x_i <- sum_j W_ij z_j, where z_j are the weights of peer j after its local steps. Decentralised SGD
   (Lian et al. 2017, arXiv 1705.09056), in the order adapt-then-combine of decentralised federated averaging (Sun et al.
@@ -28,23 +28,23 @@ from strategies.errors import StrategyError
 from strategies.topology import Topology, adjacency, among, metropolis_hastings
 
 State = dict[str, Tensor]
-"""A model, or what a peer tells of it, by parameter name."""
+"""A model, or what a peer sends of it, by parameter name."""
 
 
 class Gossip(Strategy):
-    """Relay between peers: it carries their messages, computes what each would compute, and is not curious itself.
+    """Simulates peers on a server: it relays their messages, computes each peer's step, and is not curious itself.
 
     Every node of the Grid is a peer, in the order in which the Grid first names them; all start from the same weights.
-    A peer that does not answer in a round keeps its model, and its neighbours do without it. What this returns as the
-    global model is the average over the peers, which none of them has.
+    A peer that does not answer in a round keeps its model, and its neighbours average without it. The global model
+    that this returns is the average over the peers, which none of them has.
 
     Args:
-        topology: who talks to whom.
+        topology: the graph of neighbours.
         peers: how many there are.
         degree: neighbours of each peer in a ``regular`` graph.
         seed: of the ``regular`` graph.
         update: what clients send.
-        lr: how far a peer steps along the mean of the gradients that it heard; unused with ``weights``.
+        lr: learning rate of a peer's step along the averaged gradient; unused with ``weights``.
 
     Raises:
         StrategyError: if there is no such graph; in ``configure_train``, if the Grid has not as many nodes.
@@ -65,18 +65,24 @@ class Gossip(Strategy):
         self._peers: dict[int, int] = {}
 
     def neighbours(self, peer: int) -> list[int]:
-        """Whom ``peer`` hears, in order; itself not among them."""
+        """The neighbours of ``peer``, in order; it is not its own."""
         return [other for other in _heard(self.mixing[peer]) if other != peer]
 
     def messages(self, replies: Iterable[Message]) -> dict[int, Message]:
-        """The replies that came, by peer and in their order."""
+        """The replies without error by peer, in the order of the peers."""
         return dict(sorted((self._peers[r.metadata.src_node_id], r) for r in replies if not r.has_error()))
 
-    def step(self, model: State, row: Tensor, told: Mapping[int, State]) -> State:
-        """A peer's next model: from its own, its row of the mixing weights, and what itself and its neighbours told."""
+    def step(self, model: State, row: Tensor, sent: Mapping[int, State]) -> State:
+        """A peer's next model: sum_j W_ij z_j with weights, x_i - lr sum_j W_ij g_j with gradients.
+
+        Args:
+            model: x_i, the peer's model.
+            row: W_i, its mixing weights [peers].
+            sent: by peer j, what it sent: z_j or g_j. Parameters that nobody sent stay as they are.
+        """
         mixed: State = {}
         for peer in _heard(row):
-            for name, value in told[peer].items():
+            for name, value in sent[peer].items():
                 share = value.float() * row[peer].item()
                 mixed[name] = mixed[name] + share if name in mixed else share
         if self._update == "gradient":
@@ -86,7 +92,7 @@ class Gossip(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every peer to train from its own weights; ``arrays`` are those of all before the first round."""
+        """Ask every peer to train from its own weights; all start from ``arrays``."""
         nodes = list(grid.get_node_ids())
         if not self.models:
             if len(nodes) != len(self.mixing):
@@ -105,14 +111,14 @@ class Gossip(Strategy):
         server_round: int,  # noqa: ARG002 (Flower's signature)
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let every peer that spoke take its step; returns the average of all models, and their metrics'."""
+        """Let every peer that replied take its step; returns the average of all models, and of their metrics."""
         messages = self.messages(replies)
         if not messages:
             return None, None
-        told = {peer: state_in(message) for peer, message in messages.items()}
-        mixing = among(self.mixing, told)
+        sent = {peer: state_in(message) for peer, message in messages.items()}
+        mixing = among(self.mixing, sent)
         self.models = [
-            self.step(model, mixing[peer], told) if peer in told else model for peer, model in enumerate(self.models)
+            self.step(model, mixing[peer], sent) if peer in sent else model for peer, model in enumerate(self.models)
         ]
         metrics = aggregate_metricrecords([message.content for message in messages.values()], NUM_EXAMPLES)
         return ArrayRecord(average(self.models)), metrics
@@ -131,7 +137,7 @@ class Gossip(Strategy):
 
 
 def state_in(message: Message) -> State:
-    """What a peer tells: the one ArrayRecord of its reply."""
+    """What a peer sent: the one ArrayRecord of its reply."""
     return next(iter(message.content.array_records.values())).to_torch_state_dict()
 
 
@@ -141,5 +147,5 @@ def average(states: Sequence[State]) -> State:
 
 
 def _heard(row: Tensor) -> list[int]:
-    """Peers of a positive mixing weight, in order."""
+    """Peers with a positive mixing weight, in order."""
     return row.nonzero().flatten().tolist()

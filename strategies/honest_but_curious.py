@@ -1,4 +1,4 @@
-"""The honest-but-curious server: it aggregates exactly as told, and keeps what every client sent."""
+"""The honest-but-curious server: it aggregates exactly as its strategy says, and attacks what every client sent."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -38,13 +38,13 @@ from strategies.sink import DirectorySink, Sink
 
 @dataclass(frozen=True)
 class View:
-    """A reply as the curious see it.
+    """A client's reply as a curious server, or a curious peer, sees it.
 
     Attributes:
-        update_id: whose it is, and who sees it.
-        weights: reads the weights that they take it to belong to.
-        arrays: what is in it, by parameter name.
-        num_examples: how many samples it says that it is about, if it does.
+        update_id: round, client, and the observing peer if there is no server.
+        weights: reads the weights from which the client trained, as far as the observer knows them.
+        arrays: the reply's arrays by parameter name.
+        num_examples: how many samples the client says that it trained on; None if it does not say.
     """
 
     update_id: UpdateId
@@ -54,7 +54,7 @@ class View:
 
     @classmethod
     def of(cls, update_id: UpdateId, weights: Callable[[], dict[str, Tensor]], content: RecordDict) -> "View":
-        """The view of a reply as it is now."""
+        """The view of a reply, with the arrays that it holds now."""
         stated = (record.get(NUM_EXAMPLES) for record in content.metric_records.values())
         num_examples = next((number for number in stated if isinstance(number, int | float)), None)
         return cls(update_id, weights, arrays_in(content), num_examples)
@@ -63,20 +63,20 @@ class View:
 class HonestButCurious(Strategy):
     """Wrapper around any Flower strategy that attacks every reply and changes nothing.
 
-    Put it outermost: wrapped inside another one it would see what that one has already clipped or noised. A strategy
-    with a ``start`` of its own is refused: this one runs Flower's. Rounds do not wait while a reply is read, checked
-    and written down: that happens in a thread of its own, which is at most one round behind.
+    Put it outermost: inside another wrapper it would see updates that the wrapper has already clipped or noised. A
+    strategy that overrides ``start`` is refused, as this class runs Flower's rounds. Rounds do not wait for the
+    observations: a thread of their own reads, checks and writes them, at most one round behind.
 
     Args:
-        strategy: does all the work of a server.
+        strategy: the server's strategy, to which everything is delegated.
         attacks: names of attacks, or a mapping from names to their arguments.
         workers: Ray actors that attack beside the rounds.
-        recipe: how clients train. Unless given, read from the messages that ``strategy`` sends.
+        recipe: how clients train. By default it is read from the messages that ``strategy`` sends.
         seed: public root of the attacks' seeds.
         directory: where captures and reconstructions go.
         defence: what the attacker knows of how clients protect their updates.
-        sum_only: clients aggregate securely, so that a round is observed as the sum of its replies.
-        sink: takes the observations instead; ``attacks``, ``workers``, ``seed`` and ``directory`` are then unused.
+        sum_only: whether clients use secure aggregation: the server then sees only the sum of a round's replies.
+        sink: takes the observations; ``attacks``, ``workers``, ``seed`` and ``directory`` are then unused.
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.
@@ -116,7 +116,7 @@ class HonestButCurious(Strategy):
         self._observing: list[Future[None]] = []
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
-        """Run the federation, then wait for the attacks: Ray goes down when the ServerApp returns."""
+        """Run the federation, then wait for the attacks, because Ray stops when the ServerApp returns."""
         try:
             result = super().start(*args, **kwargs)
             for observed in self._observing:
@@ -130,7 +130,7 @@ class HonestButCurious(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Delegate, and remember what goes to whom."""
+        """Delegate, and remember which weights each client gets."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._sent = _sent(messages)
         for node in sorted(self._sent):
@@ -143,7 +143,7 @@ class HonestButCurious(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate, and have the replies observed as they were: some strategies empty them while they aggregate."""
+        """Delegate, and observe the replies as they were before, because some strategies empty them."""
         replies = list(replies)
         views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
         wait(self._observing)
@@ -151,10 +151,10 @@ class HonestButCurious(Strategy):
         try:
             return self.strategy.aggregate_train(server_round, replies)
         finally:
-            # Not earlier: threads take turns at the interpreter, and aggregation is what the round waits for.
-            defence = _both(self._defence, self._dictated)
-            for seen_at_once in [views] if self._sum_only and views else [[view] for view in views]:
-                self._observing.append(self._observer.submit(self._observe, seen_at_once, defence))
+            # Not before aggregation, for which the round waits: threads share the interpreter.
+            defence = _combine(self._defence, self._dictated)
+            for group in [views] if self._sum_only and views else [[view] for view in views]:
+                self._observing.append(self._observer.submit(self._observe, group, defence))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -171,7 +171,7 @@ class HonestButCurious(Strategy):
         self.strategy.summary()
 
     def _views(self, server_round: int, replies: Sequence[Message]) -> Iterable[View]:
-        """A round's replies as the server sees them: all of them, each at the weights that it sent."""
+        """A round's replies as the server sees them: all of them, each with the weights that it sent."""
         for reply in replies:
             node = reply.metadata.src_node_id
             client = _partition_of(reply.content, default=self._numbers[node])
@@ -192,17 +192,17 @@ class HonestButCurious(Strategy):
 def make_observation(
     recipe: Recipe, update_id: UpdateId, views: Sequence[View], defence: DefenceDisclosure | None
 ) -> Observation:
-    """What the server knows of one reply, or of the sum of several, from clients that trained by ``recipe``.
+    """The observation of one reply, or of the sum of several, from clients that trained by ``recipe``.
 
     Raises:
         CaptureError: if a reply does not fit the model.
-        StrategyError: if the replies that are summed tell of different numbers of steps.
+        StrategyError: if the replies that are summed come from different numbers of local steps.
         KeyError, ValueError, TypeError: if a reply lacks weights or holds no numbers.
     """
     views = sorted(views, key=lambda view: view.update_id.client)
     weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
     num_examples = [_num_examples(view, recipe) for view in views]
-    recipe = _recipe_behind(recipe.in_round(update_id.round), num_examples)
+    recipe = _with_local_steps(recipe.in_round(update_id.round), num_examples)
     noise, timesteps = None, None
     if recipe.noise_seed is not None:
         draws = [dictated_draw(recipe, view.update_id.client, update_id.round) for view in views]
@@ -232,7 +232,7 @@ def make_observation(
 
 
 def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tensor]:
-    """The sum of the updates, without weights that came back from everybody as they were sent: nobody trained them."""
+    """The sum of the updates, without weights that all clients returned unchanged: nobody trained them."""
     total = updates[0]
     if differing := set().union(*updates) - set(total).intersection(*updates):
         raise StrategyError(f"the replies that are summed do not hold the same parameters: {min(differing)} is in some")
@@ -243,7 +243,7 @@ def _sum(updates: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[str, Tens
 
 
 def _sent(messages: Sequence[Message]) -> dict[int, Callable[[], dict[str, Tensor]]]:
-    """By node, what reads the weights that were sent to it, once for all nodes that got the same record."""
+    """For each node a reader of the weights sent to it; nodes that got the same record share a reader."""
     records = {message.metadata.dst_node_id: next(iter(message.content.array_records.values())) for message in messages}
     readers = {id(record): cache(partial(read_tensors, dict(record))) for record in records.values()}
     return {node: readers[id(record)] for node, record in records.items()}
@@ -259,8 +259,8 @@ def _recipe_in(content: RecordDict) -> Recipe:
     )
 
 
-def _recipe_behind(recipe: Recipe, num_examples: Sequence[int]) -> Recipe:
-    """The recipe of clients that drew so many samples each: with epochs in it, that tells the number of steps."""
+def _with_local_steps(recipe: Recipe, num_examples: Sequence[int]) -> Recipe:
+    """The recipe of clients that drew so many samples each, with epochs turned into local steps."""
     recipes = {count: recipe.of_samples(count) for count in num_examples}
     if recipe.epochs is not None and len(recipes) > 1:
         raise StrategyError(f"the sum of clients that drew {sorted(recipes)} samples, each its own number of steps")
@@ -268,7 +268,7 @@ def _recipe_behind(recipe: Recipe, num_examples: Sequence[int]) -> Recipe:
 
 
 def _dictated_clipping(messages: Sequence[Message]) -> DefenceDisclosure | None:
-    """What a server is sure of that tells its clients to which norm they are to clip, as Flower's strategies do."""
+    """The clipping that the server dictates, as some of Flower's strategies do; None if it dictates none."""
     for message in messages:
         for config in message.content.config_records.values():
             if CLIPPING_NORM in config:
@@ -276,8 +276,8 @@ def _dictated_clipping(messages: Sequence[Message]) -> DefenceDisclosure | None:
     return None
 
 
-def _both(defence: DefenceDisclosure | None, dictated: DefenceDisclosure | None) -> DefenceDisclosure | None:
-    """What clients do of their own accord, together with the clipping that they are told to do."""
+def _combine(defence: DefenceDisclosure | None, dictated: DefenceDisclosure | None) -> DefenceDisclosure | None:
+    """The clients' own defence together with the clipping that the server dictates."""
     if defence is None or dictated is None:
         return defence or dictated
     norms = [norm for norm in (defence.clip_norm, dictated.clip_norm) if norm is not None]
@@ -285,7 +285,7 @@ def _both(defence: DefenceDisclosure | None, dictated: DefenceDisclosure | None)
 
 
 def _partition_of(content: RecordDict, default: int) -> int:
-    """The client's number as it states it itself, if it does."""
+    """The client's number as its reply states it, else ``default``."""
     stated = content.config_records[CLIENT].get(PARTITION) if CLIENT in content.config_records else None
     return stated if isinstance(stated, int) and stated >= 0 else default
 

@@ -1,10 +1,10 @@
-"""Strategies that wrap others, seen from outside."""
+"""The layers of a strategy that wraps others."""
 
 from flwr.serverapp.strategy import Strategy
 
 
 def layers(strategy: Strategy) -> list[Strategy]:
-    """A strategy and those that it holds, the outermost first, each once."""
+    """A strategy and those that it wraps, the outermost first, each once."""
     found = [strategy]
     for layer in found:  # grows on the way
         for held in vars(layer).values():
@@ -14,6 +14,6 @@ def layers(strategy: Strategy) -> list[Strategy]:
 
 
 def own_start(strategy: Strategy) -> str | None:
-    """Name of the outermost layer with a ``start`` of its own, which whoever wraps it replaces by Flower's rounds."""
+    """Class name of the outermost layer that overrides ``start``; a wrapper would run Flower's rounds instead."""
     own = (layer for layer in layers(strategy) if getattr(layer.start, "__func__", None) is not Strategy.start)
     return next((type(layer).__name__ for layer in own), None)

@@ -19,7 +19,7 @@ from strategies.fed_sgd import FedSGD
 from strategies.gossip import Gossip
 
 _OF_TREES = ("FedXgbBagging", "FedXgbCyclic")
-"""Flower's strategies for gradient boosted trees, which no diffusion model is made of."""
+"""Flower's strategies for gradient boosted trees, which cannot train a network."""
 
 _OLD_API = "flwr.server.strategy"
 
@@ -34,14 +34,14 @@ def build_strategy(
 ) -> Strategy:
     """The strategy ``name`` with its constructor's arguments.
 
-    A wrapper, that is a strategy whose constructor takes a ``strategy`` (FedSGD, Flower's differential privacy), gets
-    the one that ``args["inner"]`` names, FedAvg unless told; arguments unknown to the wrapper are the inner one's.
-    Where a constructor passes ``**kwargs`` on, the arguments of the constructor that gets them count as its own.
+    A wrapper is a strategy whose constructor takes a ``strategy``, such as FedSGD or Flower's differential privacy. It
+    wraps the strategy named by ``args["inner"]``, by default FedAvg, and passes on arguments that it does not take.
+    A constructor that passes ``**kwargs`` on also takes the arguments of the constructor that gets them.
 
     Args:
         name: Flower's class name, ``FedSGD``, or ``package.module:Class``.
         args: arguments by name.
-        offers: more of them, for whichever constructor takes them and is given no others, in ``args`` or by itself.
+        offers: defaults by name, for every constructor on the way that takes them; ``args`` come before them.
 
     Raises:
         StrategyError: naming the argument, the value and what is allowed.
@@ -71,7 +71,7 @@ def strategy_class(name: str, argument: str = "name") -> type[Strategy]:
     """The class behind ``name``.
 
     Raises:
-        StrategyError: about ``argument``: with the nearest name if there is none, or why it is no strategy.
+        StrategyError: about ``argument``: there is no such name, with the nearest one, or why it is no strategy.
     """
     if not isinstance(name, str):
         raise ArgumentError(argument, f"= {name!r}: must be the name of a strategy")
@@ -100,7 +100,7 @@ def _imported(path: str, argument: str) -> type[Strategy]:
 
 
 def _why_no_strategy(found: Any) -> str | None:
-    """What keeps this from being the class of a strategy; None if nothing does."""
+    """Why ``found`` is not the class of a strategy; None if it is."""
     needed = "needed is a subclass of flwr.serverapp.strategy.Strategy"
     cls = found if inspect.isclass(found) else type(found)
     if any(base.__module__.startswith(_OLD_API) for base in cls.__mro__):
@@ -116,14 +116,14 @@ def _why_no_strategy(found: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Constructor:
-    """What a class takes by name when it is made, and whether it takes any other name as well."""
+    """The arguments that a class takes by name, and whether it takes any other name as well."""
 
     parameters: dict[str, Parameter]
     takes_any: bool
 
 
 def _constructor(cls: type[Strategy]) -> _Constructor:
-    """The arguments of a class: its constructor's, and those of the next ones for as long as ``**kwargs`` pass on."""
+    """The arguments of a class: its constructor's, and those of its bases' as long as each takes ``**kwargs``."""
     parameters: dict[str, Parameter] = {}
     constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
     for depth, constructor in enumerate(constructors):
@@ -176,7 +176,7 @@ def _construct(cls: type[Strategy], args: Mapping[str, Any], offers: Mapping[str
 
 
 def _call(cls: type[Strategy], args: dict[str, Any]) -> Strategy:
-    """``cls(**args)``, but for parameters that have to be given by their position."""
+    """``cls(**args)``, with positional-only parameters given by position."""
     own = list(_signature(cls).values())
     for parameter in own:
         named = parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -191,7 +191,7 @@ _PLAIN = (bool, int, float, str, NoneType)
 
 
 def _refuse_wrong_type(key: str, value: Any, annotation: Any) -> None:
-    """Flower's strategies check no types and would fail in the middle of a round."""
+    """Refuse a value of the wrong type: Flower's strategies do not check it and would fail in the middle of a round."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if not all(part in _PLAIN or get_origin(part) in (Literal, Callable) for part in parts):
         return

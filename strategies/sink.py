@@ -1,4 +1,4 @@
-"""Where the honest-but-curious server puts what it sees: capture files, and jobs for the attack pool."""
+"""Where the honest-but-curious server puts its observations: into capture files, and into the attack pool's queue."""
 
 import logging
 import threading
@@ -19,31 +19,31 @@ from strategies.errors import ArgumentError
 logger = logging.getLogger(__name__)
 
 OnReconstruction = Callable[[UpdateId, str, Result], None]
-"""Called with who was seen, the attack, and the reconstruction or the reason why there is none."""
+"""Called with the update's id, the attack, and the reconstruction or the reason why there is none."""
 
 
 class Sink(Protocol):
     """What HonestButCurious hands its observations to.
 
-    ``observe`` and ``failed`` are called one at a time from a thread of its own, ``drain`` and ``close`` after that has
-    ended. What they raise ends the run, after its last round.
+    One thread of HonestButCurious calls ``observe`` and ``failed``, one at a time; ``drain`` and ``close`` are called
+    after it has ended. What they raise ends the run, after its last round.
     """
 
     def observe(self, observation: Observation) -> None:
         """Take one observation, without waiting for any attack."""
 
     def failed(self, update_id: UpdateId, reason: str) -> None:
-        """Take note that a reply could not be observed."""
+        """Take the reason why a reply could not be observed."""
 
     def drain(self) -> None:
-        """Wait until everything that was observed has been dealt with."""
+        """Wait until the attacks on all observations have ended."""
 
     def close(self) -> None:
-        """Release what the sink holds, abandoning what is not done."""
+        """Release what the sink holds, and give up attacks that have not ended."""
 
 
 def log_result(update_id: UpdateId, attack: str, result: Result) -> None:
-    """Say in one line how an attack ended."""
+    """Log in one line how an attack ended."""
     if isinstance(result, Reconstruction):
         outcome = f"matching loss {result.matching_loss:.3g} in {result.seconds:.1f} s"
         logger.info("%s %s: %s", update_id, attack, outcome)
@@ -57,11 +57,11 @@ class DirectorySink:
 
     Args:
         directory: made when the first file is written.
-        attacks: arguments of each attack, by name; none: captures only.
+        attacks: arguments of each attack by name; without any, only captures are written.
         pool: runs the attacks; closed with the sink.
         seed: public root of the attacks' seeds.
         when: attack ``during`` the federation, or ``after`` it, when the sink is drained.
-        on_reconstruction: told of every result, one call at a time, after its file was written.
+        on_reconstruction: called with every result, one call at a time, after its file was written.
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.

@@ -1,4 +1,4 @@
-"""Who talks to whom where there is no server, and with what weights peers average what they hear."""
+"""Graphs of peers without a server, and the mixing weights with which they average."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
@@ -14,9 +14,9 @@ TOPOLOGIES: tuple[str, ...] = get_args(Topology)
 
 
 def adjacency(topology: str, peers: int, degree: int = 4, seed: int = 0) -> Tensor:
-    """Who hears whom: bool [peers, peers], symmetric, False on the diagonal, of a connected graph.
+    """Adjacency matrix of a connected graph: bool [peers, peers], symmetric, False on the diagonal.
 
-    ``regular`` is random: everybody has ``degree`` neighbours; drawn from ``seed`` until it is connected.
+    ``regular`` is a random graph in which every peer has ``degree`` neighbours, drawn from ``seed`` until connected.
 
     Raises:
         StrategyError: if there is no such graph.
@@ -49,7 +49,7 @@ def _random_regular(peers: int, degree: int, seed: int) -> Any:
 def metropolis_hastings(neighbours: Tensor) -> Tensor:
     """Mixing weights float64 [n, n] for a graph bool [n, n]: symmetric, doubly stochastic, positive on every edge.
 
-    W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d_i and d_j, what is left on the diagonal (Xiao, Boyd and
+    W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d_i and d_j, and W_ii = 1 - sum_j W_ij (Xiao, Boyd and
     Lall 2006, "Distributed average consensus with time-varying Metropolis weights").
     """
     degrees = neighbours.sum(1, dtype=torch.float64)
@@ -58,9 +58,9 @@ def metropolis_hastings(neighbours: Tensor) -> Tensor:
 
 
 def among(mixing: Tensor, spoke: Iterable[int]) -> Tensor:
-    """The mixing weights of a round in which only the peers ``spoke`` were heard; still doubly stochastic.
+    """The mixing weights of a round in which only the peers ``spoke`` sent anything; still doubly stochastic.
 
-    What a peer would have given to a silent neighbour it gives to itself, and the silent keep what they have.
+    A peer adds the weight of silent neighbours to its own; silent peers keep their model.
     """
     heard = torch.zeros(len(mixing), dtype=mixing.dtype)
     heard[list(spoke)] = 1
@@ -68,6 +68,6 @@ def among(mixing: Tensor, spoke: Iterable[int]) -> Tensor:
 
 
 def _stochastic(mixing: Tensor) -> Tensor:
-    """The weights off the diagonal, with whatever brings each row to 1 on it."""
+    """The weights off the diagonal, with a diagonal that makes each row sum to 1."""
     off_diagonal = mixing - mixing.diag().diag()
     return off_diagonal + (1 - off_diagonal.sum(1)).diag()

@@ -10,24 +10,23 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.observation import DefenceDisclosure, Observation, ThreatModel, UpdateId
+from attacks.observation import Observation, ThreatModel, UpdateId
 from experiments.bench.attack_measurement import attempt, compared
 from experiments.bench.benchmark import Measurement, Row
 from experiments.experiment import Experiment, prepare
 from experiments.leakage import Truth, client_truth, summed_truth
-from experiments.server_app import most_spent, privacy_spent
+from experiments.privacy import most_spent, privacy_spent
+from experiments.run import federate, repeatable_grid
 from experiments.settings import ExperimentSettings
 from experiments.utility import DISTANCE, LOSS, Utility
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
 from fl_sim.draws import derive_seed
 from fl_sim.local_grid import LocalGrid
-from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
-from strategies.honest_but_curious import HonestButCurious
+from fl_sim.repeatable_grid import RoundLog
 
 UNDEFENDED = {
     "data": {"photographs": ["hopper", "ihc"], "image_size": 16},
@@ -145,24 +144,10 @@ class ObservationSink:
 
 def _train(experiment: Experiment, sink: ObservationSink) -> tuple[dict[str, Tensor], list[RoundLog]]:
     """The weights after the last round, and who took part in which."""
-    settings, defence = experiment.settings, experiment.defence
-    clients = settings.federation.clients
-    grid = RepeatableGrid(LocalGrid(build_client_app(settings), range(1, clients + 1)), settings.seed, clients)
-    disclosed = defence.disclosure(experiment.recipe)
-    curious = HonestButCurious(
-        experiment.strategy,
-        defence=DefenceDisclosure(**disclosed) if disclosed else None,
-        sum_only=defence.sum_only,
-        sink=sink,
-    )
-    result = curious.start(
-        grid,
-        ArrayRecord(experiment.weights),
-        num_rounds=settings.federation.rounds,
-        timeout=settings.federation.timeout,
-        train_config=experiment.recipe.to_config(),
-    )
-    return result.arrays.to_torch_state_dict(), grid.rounds
+    settings = experiment.settings
+    clients = range(1, settings.federation.clients + 1)
+    grid = repeatable_grid(LocalGrid(build_client_app(settings), clients), settings)
+    return federate(experiment, grid, sink).arrays.to_torch_state_dict(), grid.rounds
 
 
 def _attack(of: DefenceMeasurement, experiment: Experiment, update_id: UpdateId, seen: Observation | str) -> list[Row]:

@@ -26,12 +26,11 @@ from attacks.workers import AttackPool
 from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row, revisions
 from experiments.bench.tables import Table
 from experiments.experiment import Experiment, prepare
+from experiments.run import federate, repeatable_grid
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import load_settings, resolve
 from fl_sim.federation import AttackResources, run_federation
-from fl_sim.repeatable_grid import RepeatableGrid
-from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink
 
 SETTLED = 5
@@ -162,7 +161,7 @@ BENCHMARK = Benchmark("many-clients", "pairs of federations", _announce, _figure
 def _federation(experiment: Experiment, grid: Grid, number: int) -> list[Round]:
     settings = experiment.settings
     attacked = number % 2 == 1
-    repeatable = RepeatableGrid(grid, settings.seed, settings.federation.clients, settings.federation.timeout)
+    repeatable = repeatable_grid(grid, settings)
     measured: list[Round] = []
     repeatable.partitions()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder, _idle_pool() as pool:
@@ -175,17 +174,10 @@ def _federation(experiment: Experiment, grid: Grid, number: int) -> list[Round]:
                 measured.append(Round(number, attacked, server_round, seconds, *memory, pool.counts().queued))
             started = time.perf_counter()
 
-        strategy = experiment.strategy
+        sink = None
         if attacked:
-            sink = DirectorySink(Path(folder), {_ATTACK: {}}, pool, settings.seed, on_reconstruction=_say_nothing)
-            strategy = _Abandoning(strategy, sink=sink)
-        strategy.start(
-            repeatable,
-            ArrayRecord(experiment.weights),
-            num_rounds=settings.federation.rounds,
-            train_config=experiment.recipe.to_config(),
-            evaluate_fn=after_round,
-        )
+            sink = _Abandoning(Path(folder), {_ATTACK: {}}, pool, settings.seed, on_reconstruction=_say_nothing)
+        federate(experiment, repeatable, sink, after_round)
     return measured
 
 
@@ -193,12 +185,11 @@ def _say_nothing(*_: Any) -> None:
     """Most attacks are skipped, as the queue is full; a line for each would hide the rounds."""
 
 
-class _Abandoning(HonestButCurious):
+class _Abandoning(DirectorySink):
     """Ends with the last round, whatever is still queued."""
 
-    def start(self, *args: Any, **kwargs: Any) -> Any:
-        """Flower's own rounds."""
-        return super(HonestButCurious, self).start(*args, **kwargs)
+    def drain(self) -> None:
+        """Wait for nothing."""
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from attacks.observation import Observation
 from attacks.registry import create
 from attacks.workers import Counts, Job, Result
 from experiments.experiment import prepare
+from experiments.progress import run_progress
+from experiments.run import build_server_app
 from experiments.run_directory import RunDirectory
-from experiments.server_app import build_server_app, run_progress
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import Settings
@@ -54,8 +55,8 @@ def federation_in_process(server_app: ServerApp, client_app: Client, settings: S
 def without_ray() -> Iterator[None]:
     """Federations that the command line starts, and the attacks on them, run in this process meanwhile."""
     with (
-        patch("fl_sim.federation.run_federation", federation_in_process),
-        patch("experiments.server_app.AttackPool", PoolInThisProcess),
+        patch("experiments.run.run_federation", federation_in_process),
+        patch("experiments.run.AttackPool", PoolInThisProcess),
     ):
         yield
 

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
-from attacks.reconstruction_file import load_reconstruction
 from attacks.registry import ATTACKS
 from experiments.cli import app
-from fl_sim.draws import derive_seed
-from tests.attacks.toy_attacks import Guess, tiny_observation
+from tests.attacks.toy_attacks import tiny_observation
 from tests.experiments.made_up_run import make_up_run
 
 GUESS = "tests.attacks.toy_attacks:Guess"
@@ -27,13 +24,6 @@ def assert_refused(result: Result, *complaint: str) -> None:
     assert result.stderr.startswith("fl-sim: ")
     assert result.stderr.count("\n") == 1
     assert all(words in result.stderr for words in complaint), result.stderr
-
-
-@pytest.fixture
-def capture(tmp_path: Path) -> Path:
-    path = tmp_path / "update.safetensors"
-    tiny_observation(server_round=2, client=1).save(path)
-    return path
 
 
 def test_the_help_teaches_without_waiting_for_torch() -> None:
@@ -94,7 +84,9 @@ def test_images_that_cannot_be_had_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_is_overwritten(tmp_path: Path, capture: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    capture = tmp_path / "update.safetensors"
+    tiny_observation().save(capture)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("precious")
     start = ("run", "demo", "--set", f"attack.name={GUESS}", "--set", "model.checkpoint=none")
@@ -117,50 +109,6 @@ def test_a_preset_or_file_that_is_not_there_is_one_line() -> None:
     assert_refused(fl_sim("run", "nowhere.toml"), "nowhere.toml: cannot be read")
 
 
-def test_an_attack_on_a_capture_gives_what_the_run_would(tmp_path: Path, capture: Path) -> None:
-    result = fl_sim("attack", capture, "--attack", GUESS, "--seed", "7", "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert "timesteps: unknown" in result.output
-    found = load_reconstruction(tmp_path / "out" / "reconstruction.safetensors")
-    expected = Guess().reconstruct(tiny_observation(2, 1), derive_seed(7, "attack", "guess", 2, 1))
-    assert torch.equal(found.images, expected.images)
-    assert (tmp_path / "out" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("key", ["times", "attack.args.tests.attacks.toy_attacks:Die.times"])
-def test_an_attacks_arguments_are_spelt_either_way(tmp_path: Path, capture: Path, key: str) -> None:
-    die = "tests.attacks.toy_attacks:Die"
-    arguments = ("--set", f"{key}=0", "--set", f"graves={tmp_path}")
-    result = fl_sim("attack", capture, "--attack", die, *arguments, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    wrong = (*arguments, "--set", "times=often")
-    assert_refused(fl_sim("attack", capture, "--attack", die, *wrong), "times = 'often'")
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:3000])
-
-
-def no_capture(path: Path) -> None:
-    path.write_text("hello")
-
-
-@pytest.mark.parametrize("spoil", [truncated, no_capture, Path.unlink])
-def test_a_capture_that_cannot_be_read_is_one_line(
-    tmp_path: Path, capture: Path, spoil: Callable[[Path], None]
-) -> None:
-    spoil(capture)
-    result = fl_sim("attack", capture, "--attack", GUESS, "--out", tmp_path / "out")
-    assert_refused(result, "update.safetensors", "not a readable capture")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_device_that_is_not_there_is_one_line(capture: Path) -> None:
-    assert_refused(
-        fl_sim("attack", capture, "--attack", GUESS, "--device", "tpu"), "--device tpu", "allowed: auto, cpu"
-    )
-
-
 def test_reports_are_built_again_and_compared(tmp_path: Path) -> None:
     runs = [make_up_run(tmp_path / name).path for name in ("first", "second")]
     assert fl_sim("report", runs[0]).exit_code == 0
@@ -173,8 +121,8 @@ def test_reports_are_built_again_and_compared(tmp_path: Path) -> None:
 def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
     code = (
         "import signal\n"
-        "import experiments.cli as cli\n"
-        "cli._run = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
+        "from experiments import cli, run\n"
+        "run.launch = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
         "cli.app(['run', 'demo', '--out', 'somewhere'])\n"
     )
 

@@ -15,12 +15,10 @@ from attacks.reconstruction_file import load_reconstruction
 from experiments.experiment import build_recipe, prepare
 from experiments.leakage import client_truth
 from experiments.run_directory import RunDirectory
-from experiments.server_app import most_spent, privacy_spent
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import local_training, private_draw
 from fl_sim.defences.registry import create
 from fl_sim.diffusion import trainable_names
-from fl_sim.repeatable_grid import RoundLog
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 
@@ -143,20 +141,6 @@ def test_the_privacy_spent_stands_in_the_table_of_rounds_and_in_the_report(tmp_p
     assert f"{rounds['epsilon'][1]:.3g}" in directory.report.read_text()
     told = next(iter(captures(directory).values())).circumstances.defence
     assert told == DefenceDisclosure(clip_norm=1.0, noise_std=4.0)
-
-
-def test_the_client_that_was_asked_most_often_has_spent_most() -> None:
-    experiment = prepare(tiny_settings("defence.name=clip-noise", "defence.args.noise_multiplier=4.0"))
-
-    def log(number: int, *asked: int) -> RoundLog:
-        return RoundLog(number, asked, asked[:1], (0.1,), ("cpu",), {})
-
-    spent = privacy_spent(experiment, [log(1, 0), log(2, 0, 1), log(3, 1), log(4, 1)])
-    once_less, most = (experiment.defence.privacy(experiment.recipe, 1, times) for times in (2, 3))
-    assert spent == {0: once_less, 1: most}
-    assert most_spent(spent) == most
-    assert privacy_spent(prepare(tiny_settings()), [log(1, 0)]) == {}
-    assert most_spent({}) is None
 
 
 @pytest.mark.parametrize("name", ["clip-noise", "dp-sgd", "signs", "stochastic-quantisation"])

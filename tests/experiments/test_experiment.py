@@ -188,3 +188,23 @@ def test_wrong_settings_are_named_before_anything_starts(override: str, complain
     with pytest.raises(ValueError, match=complaint) as refusal:
         prepared(override)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_description_names_model_clients_defence_and_attacks() -> None:
+    text = "\n".join(prepared("defence.name=signs", "attack.knows_defence=false", "threat=known").describe())
+    for words in ("an untrained network", "parameters", "2 of 2 clients send the gradient", "FedSGD"):
+        assert words in text
+    for words in ("defence: signs, unknown to the attacker", "tests.attacks.toy_attacks:Guess; threat: known"):
+        assert words in text
+
+
+def test_a_checkpoint_in_another_type_is_said_to_be_trained_in_float32(tmp_path: Path) -> None:
+    fresh = prepare(tiny_settings())
+    half = {name: value.half() for name, value in fresh.weights.items()}
+    save_checkpoint(tmp_path / "half.safetensors", Checkpoint(half, fresh.recipe.model, fresh.recipe.scheduler, {}))
+    settings = load_settings(
+        ExperimentSettings, {"client": {"seed": 1}}, [f"model.checkpoint={tmp_path / 'half.safetensors'}"]
+    )
+    experiment = prepare(settings)
+    assert "stored in float16, trained in float32" in experiment.describe()[0]
+    assert {value.dtype for value in experiment.weights.values()} == {torch.float32}

@@ -31,6 +31,7 @@ EXAMPLES: dict[str, Any] = {
     "client.max_grad_norm": 1.0,
     "client.lora.alpha": 2,
     "client.lora.targets": ["*.to_q"],
+    "strategy.args.lr": 0.5,
     "utility.samples": 3,
     "attack.when": "after",
     "attack.knows_defence": False,
@@ -46,7 +47,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "data.name": ["bundled", "folder", "some/dataset"],
     "data.partition": ["iid", "photo"],
     "federation.topology": ["server", "ring"],
-    "client.update": ["gradient"],
+    "client.update": ["gradient", "weights"],
     "client.epochs": [3],
     "client.optimizer": ["adam"],
     "client.lora.rank": [0],
@@ -86,7 +87,10 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("rule", "choice", "key"), cases())
 class TestVoid:
     def chosen(self, rule: Void, choice: Any) -> dict[str, Any]:
-        return tree(rule.selector, choice, SUPPORT.get(choice))
+        chosen = tree(rule.selector, choice, SUPPORT.get(choice))
+        for key, value in rule.only_with.items():
+            chosen = tree(key, value, chosen)
+        return chosen
 
     def test_an_override_that_another_setting_makes_void_is_refused(self, rule: Void, choice: Any, key: str) -> None:
         for value in (EXAMPLES[key], look_up(ExperimentSettings().model_dump(mode="json"), key)):

@@ -1,4 +1,7 @@
-"""A strategy asked before the run whom it would train, on a Grid whose clients are never asked anything."""
+"""The strategy, asked before the run whom it would train, on a Grid whose clients never answer.
+
+No client trains in this; one does afterwards, for a batch, without the strategy (experiments/batch_trial.py).
+"""
 
 import logging
 import random
@@ -23,28 +26,34 @@ from strategies.gossip import Gossip
 from strategies.layers import layers
 
 ROUNDS = 8
-"""In so many rounds, at most, a strategy is asked whom it would train."""
+"""A strategy is asked whom it would train in at most so many rounds."""
 
 POLLS = 10
-"""A strategy that asks for the nodes more often than this before it sends anything waits for more of them."""
+"""A strategy that asks for the nodes more often than this before it sends anything is waiting for more of them."""
 
 SAMPLE_SIZE = ("fraction_train", "min_train_nodes")
-"""Flower's arguments that say together how many clients train: given one of them, the other keeps its default."""
+"""Flower's arguments that together say how many clients train. Given one of them, the other keeps its default."""
 
 
-def rehearse(
+def count_trained_clients(
     build: Callable[[], Strategy], settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord
 ) -> set[int]:
-    """The numbers of clients that a strategy trains in its first rounds; empty if only clients' answers would tell.
+    """How many clients a strategy trains in each of its first ROUNDS rounds, as a set of the numbers that occur.
 
-    It is asked as in a run that starts from ``arrays`` and tells clients ``config``. What ``build`` makes is thrown
-    away, and random numbers are left as they were.
+    The set is empty where the strategy wants clients' answers before it chooses.
+
+    Args:
+        build: makes the strategy, which is thrown away afterwards. Random numbers are left as they were.
+        settings: of the run.
+        arrays: the weights that the run starts from.
+        config: what the run sends to clients.
 
     Raises:
-        SettingsError: if it asks what cannot happen: more clients than there are, or none, or what they do not know.
+        SettingsError: if the strategy asks for more clients than there are, or for none, or addresses clients that
+            there are not, or sends messages that they cannot read.
     """
     with _undisturbed():
-        grid = _Rehearsal(settings.seed, settings.federation.clients)
+        grid = _UnansweringGrid(settings.seed, settings.federation.clients)
         strategy = build()
         if isinstance(strategy, Gossip):
             return {settings.federation.clients}
@@ -59,15 +68,15 @@ def rehearse(
 
 
 class _WaitsForNodesError(BaseException):
-    """No Exception: a strategy that waits may catch those, and go on waiting."""
+    """The strategy waits for more nodes. No Exception: the strategy may catch those and go on waiting."""
 
 
 class _AsksClientsError(BaseException):
     """The strategy wants to hear from clients before it says whom it trains."""
 
 
-class _Rehearsal(LocalGrid):
-    """A Grid that samples as the run does, counts how often it is asked for its nodes, and has nobody who answers."""
+class _UnansweringGrid(LocalGrid):
+    """A Grid that samples as the run does and counts how often it is asked for its nodes; its clients never answer."""
 
     def __init__(self, seed: int, clients: int) -> None:
         super().__init__(_ask_nobody, range(1000, 1000 + clients))
@@ -75,7 +84,7 @@ class _Rehearsal(LocalGrid):
         self.enter_round(1)
 
     def enter_round(self, number: int) -> None:
-        """Sample for that round from now on, and count anew."""
+        """Sample for that round from now on, and restart the count."""
         self.round, self.asked = number, 0
 
     @override
@@ -92,10 +101,10 @@ def _ask_nobody(*_: Any) -> NoReturn:
 
 
 def _trained_at_first(
-    strategy: Strategy, settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord, grid: _Rehearsal
+    strategy: Strategy, settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord, grid: _UnansweringGrid
 ) -> int:
-    """How many clients round 1 trains, if these can do what it asks."""
-    subject = cause(settings, SAMPLE_SIZE)
+    """How many clients round 1 trains; SettingsError if they cannot do what it asks."""
+    subject = given_arguments(settings, SAMPLE_SIZE)
     try:
         messages = list(strategy.configure_train(1, arrays, config, grid))
         asked = {message.metadata.dst_node_id for message in messages}
@@ -110,17 +119,17 @@ def _trained_at_first(
     return len(asked)
 
 
-def _start_evaluation(strategy: Strategy, arrays: ArrayRecord, grid: _Rehearsal) -> None:
-    """See whether the evaluation would wait; whatever else becomes of it, nobody evaluates."""
+def _start_evaluation(strategy: Strategy, arrays: ArrayRecord, grid: _UnansweringGrid) -> None:
+    """Let the strategy choose who evaluates: it may wait for more nodes. Other failures do not matter: nobody does."""
     grid.enter_round(1)
     with suppress(Exception, _AsksClientsError):
         list(strategy.configure_evaluate(1, arrays, ConfigRecord(), grid))
 
 
 def _trained_later(
-    strategy: Strategy, rounds: int, arrays: ArrayRecord, config: ConfigRecord, grid: _Rehearsal
+    strategy: Strategy, rounds: int, arrays: ArrayRecord, config: ConfigRecord, grid: _UnansweringGrid
 ) -> set[int]:
-    """The numbers of clients in the next rounds, up to one that would need what training brings."""
+    """The numbers of clients in the next rounds, up to the first round that needs results of training."""
     trained = set()
     with suppress(Exception, _WaitsForNodesError, _AsksClientsError):
         for number in range(2, min(rounds, ROUNDS) + 1):
@@ -130,18 +139,18 @@ def _trained_later(
 
 
 def _check_content(settings: ExperimentSettings, message: Message) -> None:
-    """Refuse a message in which clients would look in vain for the weights, the recipe or the round."""
+    """Refuse a message that lacks the weights, the recipe or the round where clients look for them."""
     if ARRAYS not in message.content.array_records:
-        subject = cause(settings, ("arrayrecord_key",))
+        subject = given_arguments(settings, ("arrayrecord_key",))
         raise SettingsError(f"{subject}: clients look for the weights in the record {ARRAYS!r} of a message")
     config = message.content.config_records.get(CONFIG, ConfigRecord())
     if missing := {RECIPE, ROUND} - config.keys():
-        subject = cause(settings, ("configrecord_key",))
+        subject = given_arguments(settings, ("configrecord_key",))
         raise SettingsError(f"{subject}: clients look for {min(missing)!r} in the record {CONFIG!r} of a message")
 
 
 def _too_many_wanted(settings: ExperimentSettings, strategy: Strategy) -> SettingsError:
-    """What to say of a strategy that waits for more clients than there are."""
+    """The error for a strategy that waits for more clients than there are."""
     clients = settings.federation.clients
     for layer in layers(strategy):
         for key, most in (("min_available_nodes", clients), ("min_train_nodes", clients), ("fraction_train", 1)):
@@ -153,12 +162,13 @@ def _too_many_wanted(settings: ExperimentSettings, strategy: Strategy) -> Settin
                     f"there are, federation.clients = {clients}"
                 )
     return SettingsError(
-        f"{cause(settings, SAMPLE_SIZE)}: waits for more clients than there are, federation.clients = {clients}"
+        f"{given_arguments(settings, SAMPLE_SIZE)}: waits for more clients than there are, "
+        f"federation.clients = {clients}"
     )
 
 
-def cause(settings: ExperimentSettings, keys: Iterable[str]) -> str:
-    """The strategy's arguments that the user gave among ``keys``; its name if there are none."""
+def given_arguments(settings: ExperimentSettings, keys: Iterable[str]) -> str:
+    """Which of the strategy's arguments ``keys`` the user gave, with their values; the strategy's name if none."""
     given = [f"strategy.args.{key} = {settings.strategy.args[key]!r}" for key in keys if key in settings.strategy.args]
     return ", ".join(given) or f"strategy.name = {settings.strategy.name!r}"
 
@@ -168,7 +178,7 @@ _IDENTITY = ("_task_id", "_run_id", "_node_id")
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep random numbers, Flower's log and its identity of the run as they are; Flower does not sleep meanwhile."""
+    """Put random numbers, Flower's log and its identity of the run back afterwards; Flower does not sleep meanwhile."""
     log, identity = logging.getLogger("flwr"), {key: vars(TaskIdentity)[key] for key in _IDENTITY}
     states, silent, sleep = (random.getstate(), np.random.get_state()), log.disabled, strategy_utils.sleep
     log.disabled, strategy_utils.sleep = True, lambda _: None

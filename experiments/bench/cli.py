@@ -1,0 +1,186 @@
+"""The commands ``fl-sim bench …``: which there are, and what they take.
+
+Like experiments/cli.py, this imports nothing slow.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands import choose_device, console, expand_home, one_line_errors, output_folder
+
+app = typer.Typer(help="Measure, on victims that nobody tuned on.", no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.command(
+    "attacks",
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim bench attacks --quick --jobs 2[/cyan]   a few minutes on two CPU cores\n\n"
+    "[cyan]fl-sim bench attacks --out results --jobs 2[/cyan]   everything; run again, it goes on where it was\n\n"
+    "[cyan]fl-sim bench attacks --only speed --published[/cyan]   seconds to 40 dB against the published recipe\n\n"
+    "[cyan]fl-sim bench attacks --quick --only strata --attacks residual,my.package:MyAttack[/cyan]\n\n"
+    "[cyan]fl-sim bench attacks --networks 64,128 --device cuda[/cyan]",
+)
+def bench_attacks(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest network, few cases, one or two victims each.")
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="SUITE,…",
+            help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed.",
+            show_default="all",
+        ),
+    ] = "",
+    attacks: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="Any registered attack, or one of the benchmark's own recipes such as gidm-published.",
+            show_default="each suite's own",
+        ),
+    ] = "",
+    networks: Annotated[
+        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32-deep, 32, 32-wide, 64, 128.", show_default="all")
+    ] = "",
+    victims: Annotated[
+        int | None, typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10")
+    ] = None,
+    published: Annotated[
+        bool | None,
+        typer.Option(
+            "--published/--no-published",
+            help="Run the published recipes too, a quarter of an hour each on a CPU.",
+            show_default="unless --quick",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="A trained model for the network of its image size; may be repeated."),
+    ] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")] = 61681,
+    jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each; 1 for fair seconds.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Run every attack on the same victims and show who reconstructs what, and how fast.
+
+    A [bold]cell[/bold] is one attack in one case: model, timesteps, what the client did, what the attacker knows.
+    Per cell: PSNR (median, quartiles, least), timesteps told, evaluations and seconds, also those up to 40 dB.
+    """
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.bench import bench_attacks as run_benchmark
+        from experiments.bench.plan import Options
+
+        options = Options(
+            only=_names_in(only),
+            attacks=_names_in(attacks),
+            networks=_names_in(networks),
+            victims=victims,
+            quick=quick,
+            published=published,
+            seed=seed,
+            device=choose_device(device),
+            checkpoints=tuple(expand_home(path) for path in checkpoint),
+        )
+        run_benchmark(options, directory, jobs, console)
+        console.print(f"tables: [bold]{directory / 'attacks.md'}[/bold]", soft_wrap=True)
+
+
+@app.command(
+    "defences",
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim bench defences --quick --jobs 2[/cyan]   a quarter of an hour on two CPU cores\n\n"
+    "[cyan]fl-sim bench defences --out results --jobs 2[/cyan]   everything; run again, it goes on where it was\n\n"
+    "[cyan]fl-sim bench defences --quick --only none,top-k[/cyan]   one defence beside none\n\n"
+    "[cyan]fl-sim bench defences --only none,my_package:MyDefence[/cyan]   one of your own, with its defaults",
+)
+def bench_defences(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few strengths, 30 rounds, two clients of the last one attacked.")
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="none, clip-noise, dp-sgd, top-k, signs, stochastic-quantisation, unshared-time-mlp, "
+            "secure-aggregation, batch, local-steps; or any other defence.",
+            show_default="all",
+        ),
+    ] = "",
+    attack: Annotated[str, typer.Option(metavar="NAME", help="One of those that fl-sim list shows.")] = "residual",
+    rounds: Annotated[int | None, typer.Option(min=1, help="Of training.", show_default="100, with --quick 30")] = None,
+    victims: Annotated[
+        int | None, typer.Option(min=1, max=4, help="Clients attacked in a round.", show_default="4, with --quick 2")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the federations and of the attacks.")] = 40961,
+    jobs: Annotated[int, typer.Option(min=1, help="Federations side by side, one thread each.")] = 1,
+    device: Annotated[str, typer.Option(help="Of the attacks: cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Train the same federation under every defence and show what still leaks, and what the defence costs.
+
+    Four clients train a small model from scratch, on photographs that no attack was tuned on. Updates of the first
+    round and of the last are attacked: by who [bold]knows[/bold] how they were protected, and by who [bold]does
+    not[/bold]. Beside that: the model's held-out loss and the distance of its samples from the clients' images,
+    before and after training, and the (epsilon, delta) spent. A defence that merely breaks training shows as one.
+    """
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.defences import Options
+        from experiments.bench.defences import bench_defences as run_benchmark
+
+        options = Options(
+            only=_names_in(only),
+            attack=attack,
+            rounds=rounds,
+            victims=victims,
+            quick=quick,
+            seed=seed,
+            device=choose_device(device),
+        )
+        run_benchmark(options, directory, jobs, console)
+        console.print(f"table: [bold]{directory / 'defences.md'}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def timesteps(
+    victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 40961,
+    jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
+) -> None:
+    """Read the timesteps off many updates and count the exact, the unknown and the wrong."""
+    directory = output_folder(out, "bench")
+    with one_line_errors("stopped"):
+        from experiments.bench.timesteps import bench_timesteps
+
+        bench_timesteps(victims, seed, jobs, directory, console)
+        console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
+
+
+@app.command("many-clients")
+def many_clients(
+    clients: Annotated[int, typer.Option(min=1)] = 200,
+    per_round: Annotated[int, typer.Option(min=1, help="How many of them train in a round.")] = 10,
+    rounds: Annotated[int, typer.Option(min=6, help="Of every federation; figures are from the fifth on.")] = 20,
+    turns: Annotated[int, typer.Option(min=1, help="Pairs of federations, without attacks and with.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
+) -> None:
+    """Run a federation of many clients and see whether its memory grows or attacks hold up its rounds."""
+    directory = output_folder(out, "bench")
+    with one_line_errors("stopped", with_ray=True):
+        from experiments.bench.many_clients import bench_many_clients
+
+        bench_many_clients(clients, per_round, rounds, turns, directory, console)
+
+
+def _names_in(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

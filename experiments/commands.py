@@ -1,0 +1,68 @@
+"""What all commands share: where they write, on which device they compute, and how they end.
+
+Like experiments/cli.py, this imports nothing slow.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from experiments.stopping import stoppable
+
+console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False) -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr and an exit code.
+
+    The code is 2 for bad input, 1 for a failed federation, and 128 + the signal for a command that was stopped; that
+    one ends with ``last_words``. ``with_ray``: the command runs a federation on Ray.
+    """
+    with stoppable(last_words if callable(last_words) else lambda: last_words, at_once=with_ray):
+        from fl_sim.errors import UserError
+        from fl_sim.repeatable_grid import FederationError
+
+        try:
+            yield
+        except UserError as error:
+            errors.print(f"fl-sim: {error}")
+            raise typer.Exit(2) from error
+        except FederationError as error:
+            errors.print(f"fl-sim: the run failed: {error}")
+            raise typer.Exit(1) from error
+
+
+def what_is_left(out: Path) -> str:
+    """The last words of a run into ``out`` that was stopped."""
+    if (out / "leakage.csv").is_file():
+        return f"stopped; what was computed is in {out}, and fl-sim report {out} shows it"
+    return "stopped before the first round; nothing was computed"
+
+
+def output_folder(given: Path | None, name: str) -> Path:
+    """The folder that a command writes into: the one given, or a new one in ``runs``, called ``name`` and the time."""
+    return expand_home(given) if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def expand_home(path: Path) -> Path:
+    """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def choose_device(name: str) -> str:
+    """``cpu`` or ``cuda``; SettingsError if this machine does not have the one that ``--device`` names."""
+    import torch
+
+    from fl_sim.config import SettingsError
+
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if name not in ("auto", *available):
+        raise SettingsError(f"--device {name}: not on this machine; allowed: auto, {', '.join(available)}")
+    return available[-1] if name == "auto" else name

@@ -1,0 +1,51 @@
+"""What ``fl-sim list`` prints: everything that has a name, with one line on it."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from attacks.registry import ATTACKS
+from experiments.settings import preset_names
+from fl_sim.defences.registry import DEFENCES
+from fl_sim.images.bundled import PHOTOGRAPHS
+from strategies.registry import available as strategies
+
+
+def list_names() -> Group:
+    """A table each of attacks, strategies, defences, datasets and presets."""
+    kinds = {
+        "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
+        "strategy": dict.fromkeys(strategies(), ""),
+        "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
+        "dataset": {
+            "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
+            "folder": "the images under data.path",
+            "HUB_ID": "a Hugging Face dataset, or the path of a local one",
+        },
+        "preset": dict.fromkeys(preset_names(), ""),
+    }
+    return Group(*(_table(kind, names) for kind, names in kinds.items()))
+
+
+def _table(kind: str, names: dict[str, str]) -> Table:
+    """One table a kind, so that the longest name of one does not squeeze the descriptions of another."""
+    table = Table(box=None, padding=(0, 2), show_header=False, title=kind, title_justify="left", title_style="dim")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, description in names.items():
+        table.add_row(name, description)
+    return table
+
+
+def _summary_line(documented: type) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _with_arguments(defence: type[Any]) -> str:
+    """What a defence does, and below that its arguments with their defaults."""
+    arguments = [
+        f"[dim]{name} = {field.get_default()!r}: {field.description}[/dim]"
+        for name, field in defence.model_fields.items()
+    ]
+    return "\n".join([_summary_line(defence), *arguments])

@@ -1,0 +1,136 @@
+"""Writes down a run while it goes on: rounds, leakage, how good the model is, the final model."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from statistics import fmean
+
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from attacks.observation import UpdateId
+from attacks.workers import Result
+from experiments import metrics
+from experiments.checkpoint import Checkpoint, save_checkpoint
+from experiments.experiment import Experiment
+from experiments.leakage import Evaluator, LeakageTable
+from experiments.pictures import save_grid
+from experiments.privacy import most_spent, privacy_spent
+from experiments.progress import Progress
+from experiments.rounds import Round, save_rounds
+from experiments.run_directory import RunDirectory
+from experiments.utility import Utility
+from fl_sim.defences.privacy import Privacy
+from fl_sim.files import write_atomically
+from fl_sim.repeatable_grid import FederationError, RoundLog
+from fl_sim.wire import whole_model
+from strategies.ema import WeightAverage
+
+
+class Recorder:
+    """The evaluator of one run, which sees reconstructions and private images, and fills the run directory.
+
+    Args:
+        experiment: what runs.
+        directory: where everything is written.
+        display: shows every round and attack.
+        rounds: who took part in each round so far; the Grid appends to it.
+    """
+
+    def __init__(
+        self, experiment: Experiment, directory: RunDirectory, display: Progress, rounds: Sequence[RoundLog]
+    ) -> None:
+        settings = experiment.settings
+        self._experiment, self._directory, self._display, self._logs = experiment, directory, display, rounds
+        self._rounds: list[Round] = []
+        self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
+        self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
+        self._utility = Utility(settings, experiment.recipe)
+        self._average = None if settings.strategy.ema is None else WeightAverage(settings.strategy.ema)
+        directory.write_environment(metrics.unavailable() | self._utility.not_computed(), metrics.DEFINITIONS)
+
+    def after_attack(self, update_id: UpdateId, attack: str, result: Result) -> None:
+        """Add the attack's rows to the leakage table; ``result`` is the reason where it failed."""
+        summed = self._logs[update_id.round - 1].replied if update_id.client < 0 else ()
+        rows = self._evaluator.rows(update_id.round, update_id.client, attack, result, update_id.observer, summed)
+        self._leakage.append(rows)
+        self._display.attacked(rows)
+
+    def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Measure the new global weights ``arrays``; Flower also calls this before the first round, as round 0.
+
+        Raises:
+            FederationError: if no client was asked to train.
+        """
+        weights = whole_model(self._experiment.recipe, arrays.to_torch_state_dict())
+        if self._average is not None:
+            self._average.update(weights)
+        utility = self._utility.loss(weights) if self._utility.due(server_round) else {}
+        if server_round == 0:
+            self._keep_initial(weights, utility)
+            self._display.step("training round 1")
+            return
+        if server_round == self._experiment.settings.federation.rounds:
+            utility |= self._keep_final(server_round, weights)
+        if len(self._logs) < server_round:
+            raise FederationError(f"round {server_round}: the strategy asked no client to train")
+        spent = privacy_spent(self._experiment, self._logs)
+        finished = _round(self._logs[-1], arrays, spent, utility)
+        self._rounds.append(finished)
+        self._leakage.save()
+        save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
+        self._display.round_done(finished)
+
+    def close(self) -> None:
+        """Write both tables for the last time."""
+        self._leakage.close()
+        save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
+
+    def _keep_initial(self, weights: dict[str, Tensor], utility: dict[str, float]) -> None:
+        """Write how good the model is that the run starts from."""
+        if self._utility.samples_wanted:
+            utility = utility | self._utility.sample(weights)[1]
+        content = json.dumps({"photographs": self._utility.photographs, "before": utility}, indent=2)
+        write_atomically(self._directory.utility, lambda file: file.write_text(content + "\n", encoding="utf-8"))
+
+    def _keep_final(self, server_round: int, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Write the final model and a picture of its samples; returns how far they are from the clients' images."""
+        recipe = self._experiment.recipe
+        notes = {"rounds": server_round, "run": self._evaluator.run}
+        save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.scheduler, notes))
+        if self._average is not None:
+            average = Checkpoint(self._average.weights, recipe.model, recipe.scheduler, notes)
+            save_checkpoint(self._directory.model_average, average)
+        if not self._utility.samples_wanted:
+            return {}
+        samples, distance = self._utility.sample(weights)
+        write_atomically(self._directory.samples, lambda file: save_grid(file, samples))
+        return distance
+
+
+def _round(log: RoundLog, arrays: ArrayRecord, spent: Mapping[int, Privacy], utility: dict[str, float]) -> Round:
+    most = most_spent(spent)
+    return Round(
+        round=log.round,
+        train_loss=fmean(log.losses),
+        clients_seen=list(log.replied),
+        clients_missing=list(log.failed),
+        missing_because=list(log.failed.values()),
+        client_device=", ".join(sorted(set(log.devices))),
+        weights_sha256=weights_sha256(arrays),
+        epsilon=most.epsilon if most else math.nan,
+        delta=most.delta if most else math.nan,
+        clients_asked=list(spent),
+        epsilons=[privacy.epsilon for privacy in spent.values()],
+        utility=utility,
+    )
+
+
+def weights_sha256(arrays: ArrayRecord) -> str:
+    """SHA-256 of all weights: names in alphabetical order, each followed by its values with shape and type."""
+    digest = sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode())
+        digest.update(array.data)
+    return digest.hexdigest()
