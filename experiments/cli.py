@@ -95,17 +95,24 @@ def attack(
 @app.command(
     epilog="Examples:\n\n"
     "[cyan]fl-sim report runs/demo[/cyan]   also where the run was stopped half way\n\n"
-    "[cyan]fl-sim report runs/demo runs/untrained --out comparison.html[/cyan]"
+    "[cyan]fl-sim report runs/demo runs/untrained --out comparison.html[/cyan]\n\n"
+    "[cyan]fl-sim report runs/demo --picture strip.png[/cyan]   originals and reconstructions, to show to others"
 )
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Run directories.")],
     out: Annotated[Path, typer.Option(help="Where a comparison of several runs goes.")] = Path("comparison.html"),
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a PNG of what was private, noised and found.")
+    ] = None,
 ) -> None:
     """Build the report of a run again, or compare several runs."""
     with one_line_errors("stopped"):
         from experiments.report import build_comparison, build_report
+        from experiments.strip import build_strip
 
         runs = [expand_home(directory) for directory in directories]
+        if picture is not None:
+            build_strip(runs[0], expand_home(picture))
         page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, expand_home(out))
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 

@@ -30,7 +30,7 @@ def bench_attacks(
         str,
         typer.Option(
             metavar="SUITE,…",
-            help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed.",
+            help="main, strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed.",
             show_default="all",
         ),
     ] = "",
