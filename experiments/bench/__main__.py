@@ -8,6 +8,12 @@ from experiments.bench import bench, defences, many_clients, timesteps
 
 BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in (bench, defences, many_clients, timesteps)}
 
+
+def rewrite(path: Path) -> None:
+    """Write FILE.json and FILE.md of the benchmark that the file names."""
+    BENCHMARKS[json.loads(path.read_text(encoding="utf-8"))["benchmark"]].rewrite(path)
+
+
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        BENCHMARKS[json.loads(path.read_text(encoding="utf-8"))["benchmark"]].rewrite(path)
+    for name in sys.argv[1:]:
+        rewrite(Path(name))

@@ -35,7 +35,7 @@ UNDEFENDED = {
     "strategy": {"name": "FedSGD", "args": {"optimizer": "adam", "lr": 1e-3}},
 }
 """The settings of a federation without a defence: from an untrained model, so that a short training already shows what
-a defence costs, and on photographs that no attack was tuned on."""
+a defence costs, and on photographs on which no checkpoint was trained."""
 
 
 @dataclass(frozen=True)

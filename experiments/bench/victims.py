@@ -1,4 +1,4 @@
-"""The benchmark's victims: clients with photographs that neither a checkpoint nor an attack was made on."""
+"""The benchmark's victims: clients with photographs on which no checkpoint was trained."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 
 PHOTOGRAPHS = ("ihc", "hubble")
-"""Neither trained nor tuned on."""
+"""On which no checkpoint was trained. Which victims of them prompted changes of an attack: docs/research-log.md."""
 
 Update = dict[str, Tensor]
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from attacks.published.gidm import RECIPES, Phases
 from attacks.workers import Job, Result
 from experiments import train_checkpoint
+from experiments.bench import __main__ as rewriting
 from experiments.bench.cases import GPU_NETWORKS
 from experiments.cli import app
 from experiments.experiment import prepare
@@ -74,6 +75,10 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         out = [] if "--out" in words else ["--out", str(reader.folder / "demo.safetensors")]
         with _in_this_process(reader, environment), patch.object(train_checkpoint, "BATCH_SIZE", 2):
             return _invoke(reader, trainer, [*words[3:], "--steps", "1", *out])
+    if words[1:3] == ["-m", "experiments.bench"]:
+        for word in words[3:]:
+            rewriting.rewrite(reader.folder / word)
+        return Outcome()
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
 

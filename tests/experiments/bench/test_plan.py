@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE
+from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE, Case
 from experiments.bench.plan import Options, make_plan
 from experiments.bench.suites import SUITES
 from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
@@ -42,6 +42,26 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
         "network 64: it takes a GPU",
         "network 128: it takes a GPU",
     ]
+
+
+def test_the_main_suite_is_on_its_own_and_has_ten_victims_a_setting_and_three_of_the_wide_network() -> None:
+    assert all(each.case.suite != "main" for each in make_plan(Options()).measurements)
+    plan = make_plan(Options(only=["main"]))
+    victims = Counter((each.case, each.contender.name) for each in plan.measurements)
+    assert all(count == (3 if case.network == "32-wide" else 10) for (case, _), count in victims.items())
+    assert plan.left_out == ["network 32-wide, trained: there is no checkpoint (--checkpoint FILE)"]
+    singles = [case for case, attack in victims if case.network == "16" and case.threat is PRIVATE and is_plain(case)]
+    assert Counter(case.model for case in singles) == {"trained": 6, "untrained": 6}
+    assert {attack for case, attack in victims if case.threat is KNOWN} == {"residual", "dlg", "gidm"}
+    assert {attack for case, attack in victims if case.threat is PRIVATE} == {"residual"}
+    assert {case.batch_size for case, _ in victims} == {1, 2, 4, 8}
+    assert {case.local_steps for case, _ in victims} == {1, 2, 4}
+    assert {case.defence for case, _ in victims} == {"none", "noise", "signs"}
+    assert {case.optimizer.name for case, _ in victims if case.optimizer} == {"sgd", "adam"}
+
+
+def is_plain(case: Case) -> bool:
+    return case.batch_size == 1 and case.optimizer is None and case.defence == "none"
 
 
 def test_a_sum_of_clients_meets_the_same_attacks_as_one_client() -> None:
