@@ -63,7 +63,11 @@ def test_an_attack_that_is_none_is_refused(name, message):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("residual", {"max_evaluation": 5}, "attack 'residual': max_evaluation = 5: .*arguments: starts, max_eval"),
+        (
+            "residual",
+            {"max_evaluation": 5},
+            "attack 'residual': max_evaluation = 5: .*residual takes: starts, max_eval",
+        ),
         ("dlg", {"max_evaluations": 0}, "attack 'dlg': max_evaluations = 0: .*greater than or equal to 1"),
         ("gidm", {"recipe": "long"}, "attack 'gidm': recipe = 'long': .*'short' or 'published'"),
         ("gidm-plus", {"timestep": "guess"}, "attack 'gidm-plus': timestep = 'guess'"),
