@@ -7,8 +7,6 @@ from fl_sim.config import SettingsError
 from fl_sim.diffusion import Checkpoint, ConfigError, read_checkpoint
 from fl_sim.files import write_atomically
 
-__all__ = ["BUNDLED", "Checkpoint", "load_checkpoint", "save_checkpoint"]
-
 BUNDLED = data_file("checkpoints/demo.safetensors")
 CHANNELS = 3
 """Channels of the clients' images."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from experiments.bench.cli import app as bench
-from experiments.commands import console, expand_home, one_line_errors, output_folder, what_is_left
+from experiments.commands import console, expand_home, one_line_errors, one_run, output_folder, what_is_left
 
 app = typer.Typer(
     name="fl-sim",
@@ -75,7 +75,7 @@ def attack(
     seed: Annotated[int, typer.Option(min=0, help="The run's public seed; the attack's own follows from it.")] = 0,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the attack; may be repeated.")
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006 (as above)
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result, new or empty.", show_default="runs/attack-…")
     ] = None,
@@ -108,11 +108,12 @@ def report(
     """Build the report of a run again, or compare several runs."""
     with one_line_errors("stopped"):
         from experiments.report import build_comparison, build_report
-        from experiments.strip import build_strip
 
         runs = [expand_home(directory) for directory in directories]
         if picture is not None:
-            build_strip(runs[0], expand_home(picture))
+            from experiments.strip import build_strip
+
+            build_strip(one_run(runs, "--picture"), expand_home(picture))
         page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, expand_home(out))
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 

@@ -4,7 +4,7 @@ Like experiments/cli.py, this imports nothing slow.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +54,15 @@ def output_folder(given: Path | None, name: str) -> Path:
 def expand_home(path: Path) -> Path:
     """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def one_run(directories: Sequence[Path], option: str) -> Path:
+    """The only one of the run directories; SettingsError if ``option``, which is about one, comes with several."""
+    from fl_sim.config import SettingsError
+
+    if len(directories) > 1:
+        raise SettingsError(f"{option}: {len(directories)} run directories were given; allowed with it: one")
+    return directories[0]
 
 
 def choose_device(name: str) -> str:

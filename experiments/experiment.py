@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
-from experiments.checkpoint import BUNDLED, Checkpoint, load_checkpoint
+from experiments.checkpoint import BUNDLED, load_checkpoint
 from experiments.settings import ExperimentSettings
 from experiments.utility import Utility
 from fl_sim.client_app import check_images
@@ -22,6 +22,7 @@ from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
     LORA,
+    Checkpoint,
     ConfigError,
     LocalOptimizer,
     LoRA,

@@ -12,7 +12,7 @@ from torch import Tensor
 from attacks.observation import UpdateId
 from attacks.workers import Result
 from experiments import metrics
-from experiments.checkpoint import Checkpoint, save_checkpoint
+from experiments.checkpoint import save_checkpoint
 from experiments.experiment import Experiment
 from experiments.leakage import Evaluator, LeakageTable
 from experiments.pictures import save_grid
@@ -22,6 +22,7 @@ from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory
 from experiments.utility import Utility
 from fl_sim.defences.privacy import Privacy
+from fl_sim.diffusion import Checkpoint
 from fl_sim.files import write_atomically
 from fl_sim.repeatable_grid import FederationError, RoundLog
 from fl_sim.wire import whole_model

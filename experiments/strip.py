@@ -1,6 +1,8 @@
 """A strip to show to others: private images, the same under the clients' noise, and what an attack found."""
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -11,7 +13,8 @@ from experiments.experiment import build_recipe
 from experiments.figures import STYLE
 from experiments.leakage import OK, SERVER, match, read_leakage
 from experiments.run_directory import RunDirectory
-from experiments.summary import is_blank
+from experiments.settings import ExperimentSettings
+from experiments.summary import with_content
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.diffusion import add_noise, build_scheduler
@@ -32,25 +35,28 @@ def build_strip(path: Path, out: Path, most: int = 8) -> Path:
     directory = RunDirectory.open(path)
     settings = directory.settings()
     recipe = build_recipe(settings)
-    leakage = read_leakage(directory.leakage_csv)
+    leakage = with_content(read_leakage(directory.leakage_csv))
     shown = leakage[(leakage["status"] == OK) & (leakage["client"] >= 0) & (leakage["observer"] == SERVER)]
-    shown = shown[(shown["image"] == 0) & ~shown["flat_psnr"].map(is_blank)]
+    shown = shown[shown["image"] == 0]
     if shown.empty:
         raise SettingsError(f"{path}: no attack ended with an image to show")
     shown = shown[shown["attack"] == shown["attack"].iloc[0]].head(most)
-    columns = [_column(directory, recipe, row) for row in shown.to_dict("records")]
-    labels = [f"t = {row['timestep']}\n{row['psnr']:.0f} dB" for row in shown.to_dict("records")]
+    records = shown.to_dict("records")
+    columns = [_column(directory, settings, recipe, row) for row in records]
+    labels = [f"t = {row['timestep']}\n{row['psnr']:.0f} dB" for row in records]
     figure = _figure(columns, labels)
     write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
     return out
 
 
-def _column(directory: RunDirectory, recipe: Recipe, row: dict[str, object]) -> list[Tensor]:
+def _column(
+    directory: RunDirectory, settings: ExperimentSettings, recipe: Recipe, row: dict[Hashable, Any]
+) -> list[Tensor]:
     """The image, the noisy image and the reconstruction, each [C,H,W] in [0, 1]."""
-    round_number, client = int(str(row["round"])), int(str(row["client"]))
-    images, noise, timesteps = private_draw(directory.settings(), recipe, client, round_number)
+    round_number, client = int(row["round"]), int(row["client"])
+    images, noise, timesteps = private_draw(settings, recipe, client, round_number)
     noisy = add_noise(build_scheduler(recipe.scheduler), images, noise, timesteps)
-    file = directory.reconstruction(round_number, client, str(row["attack"]))
+    file = directory.reconstruction(round_number, client, row["attack"])
     original = (images + 1) / 2
     found = match(original, load_reconstruction(file).images)
     return [picture[0].clamp(0, 1) for picture in (original, (noisy + 1) / 2, found)]

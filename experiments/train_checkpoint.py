@@ -16,8 +16,9 @@ from rich.progress import track
 from torch import Tensor
 
 from experiments.bench.cases import NETWORKS
-from experiments.checkpoint import BUNDLED, Checkpoint, save_checkpoint
+from experiments.checkpoint import BUNDLED, save_checkpoint
 from fl_sim import diffusion, draws
+from fl_sim.diffusion import Checkpoint
 from fl_sim.draws import derive_seed
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
 from fl_sim.images.pixels import to_tensor

@@ -26,7 +26,7 @@ def import_by_path(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except Exception as error:  # whatever a stranger's module does while it is imported
         raise ImportError(one_line(f"cannot be imported: {type(error).__name__}: {error}")) from error
 
 
@@ -39,12 +39,20 @@ class Registry(Generic[Kind]):
         built_in: paths by name; they come before those of the entry points.
         group: of entry points.
         error: what is raised.
+        arguments: where a table of settings keeps the arguments of the class called ``{name}``.
     """
 
     def __init__(
-        self, kind: str, base: type[Kind], built_in: Mapping[str, str], group: str, error: type[UserError]
+        self,
+        kind: str,
+        base: type[Kind],
+        built_in: Mapping[str, str],
+        group: str,
+        error: type[UserError],
+        arguments: str = "args",
     ) -> None:
         self.kind, self.base, self.built_in, self.group, self.error = kind, base, dict(built_in), group, error
+        self._arguments = arguments
 
     def names(self) -> list[str]:
         """Names of all that are registered, sorted."""
@@ -76,17 +84,18 @@ class Registry(Generic[Kind]):
     def create(self, name: str, arguments: Mapping[str, Any] | None = None, table: str | None = None) -> Kind:
         """An object of the class called ``name`` with these arguments.
 
-        ``table``: the arguments' table of settings, such as "attack.args.dlg", that error messages name.
+        ``table``: the table of settings, such as "attack", that error messages name.
 
         Raises:
             UserError: as ``find``, or naming the argument that is wrong and what is allowed.
         """
-        cls = self.find(name, None if table is None else table.partition(".")[0])
+        cls = self.find(name, table)
         try:
             return cls(**(arguments or {}))
         except ValidationError as error:
             first = first_error(error)
-            key = (f"{self.kind} {name!r}: " if table is None else f"{table}.") + dotted(first["loc"])
+            where = f"{self.kind} {name!r}: " if table is None else f"{table}.{self._arguments.format(name=name)}."
+            key = where + dotted(first["loc"])
             if first["type"] == "missing":
                 raise self.error(f"{key} is not set; {self.kind} {name!r} needs it") from error
             problem = first["msg"]

@@ -37,6 +37,10 @@ class Budget:
         """Evaluations until the limit, at least 0."""
         return max(self.limit - self.spent, 0)
 
+    def at_most(self, evaluations: int) -> int:
+        """So many evaluations, or those that are left if they are fewer."""
+        return int(min(evaluations, self.left))
+
     def spend(self) -> None:
         """Count one evaluation."""
         self.counter.evaluations += 1

@@ -50,7 +50,7 @@ def search_starts(starts: Iterable[ARun], budget: Budget, below: float, stall_ra
 def run_until_stalled(run: LBFGSRun, budget: Budget, below: float, stall_ratio: float, patience: Patience) -> None:
     """Continue a run until its loss is ``below``, falls by less than ``stall_ratio``, or the budget is spent."""
     while run.loss > below and budget.left and patience.progresses(run, stall_ratio):
-        run.advance(int(min(patience.slice_evaluations, budget.left)))
+        run.advance(budget.at_most(patience.slice_evaluations))
 
 
 def successive_halving(runs: list[ARun], evaluations: int, finalists: int = 1) -> list[ARun]:

@@ -33,7 +33,7 @@ class DLG(Attack):
         """Find the pixels."""
         matching, budget = match_pixels(problem, self.derivative), problem.budget.of(self.max_evaluations)
         run = LBFGSRun(matching, [problem.randn(generator)], self.history)
-        while run.advance(int(min(self.slice_evaluations, budget.left))) > self.solved_below:
+        while run.advance(budget.at_most(self.slice_evaluations)) > self.solved_below:
             if not budget.left or run.loss >= min(run.losses[:-1], default=math.inf):
                 break
         assert problem.timesteps is not None

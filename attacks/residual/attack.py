@@ -127,11 +127,7 @@ class Residual(Attack):
         if simulates:
             yield self.local_training, budget
             yield self.batch_refinement, budget
-        yield self.polish, budget.until(whole - reserve)
-        if problem.signs_only:
-            yield self.sign_polish, budget
-        if reserve:
-            yield self.map_estimate, budget
+        yield from self._last_stages(problem, budget, reserve)
 
     def _stages_with_tournament(self, problem: InversionProblem, budget: Budget) -> Iterator[tuple[Stage, Budget]]:
         """The same for a single image with an unknown timestep; later budgets start where the tournament ended."""
@@ -139,12 +135,19 @@ class Residual(Attack):
         yield tournament, budget.until(budget.share(tournament.budget_factor))
         reserve = self._reserve(problem, budget)
         rest = budget.more(budget.share(tournament.polish_share))
-        yield self.polish, rest.until(int(rest.limit) - reserve)
-        yield self.timestep_check, rest
+        yield from self._last_stages(problem, rest, reserve, check_timestep=True)
+
+    def _last_stages(
+        self, problem: InversionProblem, budget: Budget, reserve: int, check_timestep: bool = False
+    ) -> Iterator[tuple[Stage, Budget]]:
+        """What follows a search, however it began."""
+        yield self.polish, budget.until(int(budget.limit) - reserve)
+        if check_timestep:
+            yield self.timestep_check, budget
         if problem.signs_only:
-            yield self.sign_polish, rest
+            yield self.sign_polish, budget
         if reserve:
-            yield self.map_estimate, rest
+            yield self.map_estimate, budget
 
     def _reserve(self, problem: InversionProblem, budget: Budget) -> int:
         """Evaluations that are kept for the most probable image."""

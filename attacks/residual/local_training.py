@@ -19,7 +19,6 @@ from attacks.inversion.gradient_matching import flatten
 from attacks.inversion.problem import InversionProblem
 from attacks.inversion.restarts import Patience, race, successive_halving
 from attacks.residual.minimiser import Candidate
-from attacks.residual.simulated_training import SimulatedTraining
 from attacks.residual.stage import Stage
 
 
@@ -37,8 +36,9 @@ class LocalTraining(Stage):
     def run(self, candidate: Candidate, budget: Budget) -> Candidate:
         """The candidate of the best order of the samples, on the simulated matching loss."""
         minimiser, unknowns, problem = candidate.minimiser, candidate.unknowns, candidate.minimiser.problem
-        orders: Sequence[Sequence[Tensor]] = [samples_in_order(problem)]  # of a dictated draw
-        simulated = simulate(candidate)
+        in_order = samples_in_order(problem)
+        orders: Sequence[Sequence[Tensor]] = [in_order]  # of a dictated draw
+        simulated = minimiser.simulate(unknowns, in_order)
         if problem.noise is None:
             affordable = max(1, int(budget.left) // (2 * self.halving_evaluations))
             steps = problem.circumstances.local_steps
@@ -63,20 +63,14 @@ def explained_as_one_batch(candidate: Candidate, model_error_factor: float) -> b
 
     A batch at the weights sent neglects that local steps move the weights. Less than that error cannot be told apart.
     """
-    unknowns, problem = candidate.unknowns, candidate.minimiser.problem
-    simulated = simulate(candidate)
-    as_steps = unknowns.as_local_steps(candidate.point, samples_in_order(problem))
-    steps = simulated.gradient([value.detach().requires_grad_() for value in as_steps])
+    unknowns, in_order = candidate.unknowns, samples_in_order(candidate.minimiser.problem)
+    as_steps = unknowns.as_local_steps(candidate.point, in_order)
+    steps = candidate.minimiser.simulate(unknowns, in_order).gradient(
+        [value.detach().requires_grad_() for value in as_steps]
+    )
     batch = candidate.matching.gradient(candidate.point)
     neglected, _ = candidate.minimiser.distance(flatten(list(steps.values())), flatten(list(batch.values())))
     return candidate.loss < model_error_factor * float(neglected)
-
-
-def simulate(candidate: Candidate) -> SimulatedTraining:
-    """The simulated matching loss over the candidate's unknowns, with the samples in their order."""
-    minimiser, unknowns = candidate.minimiser, candidate.unknowns
-    steps = samples_in_order(minimiser.problem)
-    return SimulatedTraining(minimiser.problem, unknowns.step_loss, steps, minimiser.distance, unknowns.images)
 
 
 def samples_in_order(problem: InversionProblem) -> list[Tensor]:

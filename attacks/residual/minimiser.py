@@ -95,8 +95,12 @@ class Minimiser:
     def matching(self, unknowns: Unknowns) -> Matching:
         """The matching loss over these unknowns: of one batch at the weights sent, or of simulated local steps."""
         if self.steps is not None:
-            return SimulatedTraining(self.problem, unknowns.step_loss, self.steps, self.distance, unknowns.images)
+            return self.simulate(unknowns, self.steps)
         return GradientMatching(self.problem, unknowns.training_loss, self.distance, self.derivative, unknowns.images)
+
+    def simulate(self, unknowns: Unknowns, steps: Sequence[Tensor]) -> SimulatedTraining:
+        """The matching loss of local steps over these samples, each int64 [B]."""
+        return SimulatedTraining(self.problem, unknowns.step_loss, steps, self.distance, unknowns.images)
 
     def start(self, unknowns: Unknowns, point: Sequence[Tensor], change_metric: bool = True) -> "Candidate":
         """A candidate at a point; with ``change_metric`` it changes to the K-FAC metric near the end, if there is one.

@@ -94,7 +94,7 @@ class SubspaceInit(BaseModel):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
             before = math.inf
             while run.loss > self.solved_below and budget.left:
-                if not run.advance(int(min(self.slice_evaluations, budget.left))) < before / self.stall_ratio:
+                if not run.advance(budget.at_most(self.slice_evaluations)) < before / self.stall_ratio:
                     break
                 before = run.loss
             if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):

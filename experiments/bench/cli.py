@@ -10,7 +10,11 @@ import typer
 
 from experiments.commands import choose_device, console, expand_home, one_line_errors, output_folder
 
-app = typer.Typer(help="Measure, on victims that nobody tuned on.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Measure attacks, defences and the recovery of timesteps on drawn victims.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
 
 
 @app.command(
@@ -30,8 +34,9 @@ def bench_attacks(
         str,
         typer.Option(
             metavar="SUITE,…",
-            help="main, strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed.",
-            show_default="all",
+            help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed; or main, the main table "
+            "of docs/benchmarks.md.",
+            show_default="all but main",
         ),
     ] = "",
     attacks: Annotated[
@@ -46,7 +51,8 @@ def bench_attacks(
         str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32-deep, 32, 32-wide, 64, 128.", show_default="all")
     ] = "",
     victims: Annotated[
-        int | None, typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10")
+        int | None,
+        typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10; in main 3 of 32-wide"),
     ] = None,
     published: Annotated[
         bool | None,
@@ -70,7 +76,7 @@ def bench_attacks(
     """Run every attack on the same victims and show who reconstructs what, and how fast.
 
     A [bold]cell[/bold] is one attack in one case: model, timesteps, what the client did, what the attacker knows.
-    Per cell: PSNR (median, quartiles, least), timesteps told, evaluations and seconds, also those up to 40 dB.
+    Per cell: PSNR (median, quartiles, least), timesteps recovered, evaluations and seconds, also those up to 40 dB.
     """
     directory = output_folder(out, "bench")
     with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
@@ -127,7 +133,7 @@ def bench_defences(
 ) -> None:
     """Train the same federation under every defence and show what still leaks, and what the defence costs.
 
-    Four clients train a small model from scratch, on photographs that no attack was tuned on. Updates of the first
+    Four clients train a small model from scratch, on photographs that no checkpoint has seen. Updates of the first
     round and of the last are attacked: by who [bold]knows[/bold] how they were protected, and by who [bold]does
     not[/bold]. Beside that: the model's held-out loss and the distance of its samples from the clients' images,
     before and after training, and the (epsilon, delta) spent. A defence that merely breaks training shows as one.
@@ -155,11 +161,13 @@ def timesteps(
     victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 40961,
     jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
 ) -> None:
     """Read the timesteps off many updates and count the exact, the unknown and the wrong."""
     directory = output_folder(out, "bench")
-    with one_line_errors("stopped"):
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
         from experiments.bench.timesteps import bench_timesteps
 
         bench_timesteps(victims, seed, jobs, directory, console)
@@ -172,11 +180,13 @@ def many_clients(
     per_round: Annotated[int, typer.Option(min=1, help="How many of them train in a round.")] = 10,
     rounds: Annotated[int, typer.Option(min=6, help="Of every federation; figures are from the fifth on.")] = 20,
     turns: Annotated[int, typer.Option(min=1, help="Pairs of federations, without attacks and with.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="runs/bench-TIME")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
 ) -> None:
     """Run a federation of many clients and see whether its memory grows or attacks hold up its rounds."""
     directory = output_folder(out, "bench")
-    with one_line_errors("stopped", with_ray=True):
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here", with_ray=True):
         from experiments.bench.many_clients import bench_many_clients
 
         bench_many_clients(clients, per_round, rounds, turns, directory, console)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, DefenceDisclosure, Observation, ThreatModel
 from experiments.bench.cases import NETWORKS, Case
-from experiments.checkpoint import Checkpoint, load_checkpoint
+from experiments.checkpoint import load_checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
-from fl_sim.diffusion import build_model, scheduler_config, trainable_names
+from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, trainable_names
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.draws import generator as seeded_generator
 from fl_sim.images.sources import list_images

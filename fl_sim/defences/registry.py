@@ -1,8 +1,5 @@
 """Defences by name: those built in, those of entry points ``fl_sim.defences``, or any by its dotted path."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
 from fl_sim.registry import Registry
@@ -24,13 +21,4 @@ DEFENCES: Registry[Defence] = Registry(
     error=SettingsError,
 )
 
-
-def create(name: str, arguments: Mapping[str, Any] | None = None, table: str | None = None) -> Defence:
-    """The defence ``name`` with its arguments.
-
-    ``table``: the table of settings, such as "defence", that error messages name.
-
-    Raises:
-        SettingsError: naming the defence or the argument that is wrong and what is allowed.
-    """
-    return DEFENCES.create(name, arguments, None if table is None else f"{table}.args")
+create = DEFENCES.create

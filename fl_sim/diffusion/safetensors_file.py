@@ -24,7 +24,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConfigError(f"{reason}; allowed: a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
         raise ConfigError(_why_unreadable(path, error)) from error
 

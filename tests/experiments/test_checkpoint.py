@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.experiment import prepare
 from experiments.utility import Utility
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import build_model, scheduler_config, unet_config
+from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, unet_config
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 

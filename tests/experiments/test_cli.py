@@ -134,3 +134,12 @@ def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
     assert last_words() == ["fl-sim: stopped before the first round; nothing was computed"]
     make_up_run(tmp_path / "somewhere")
     assert last_words() == ["fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it"]
+
+
+def test_a_picture_is_of_one_run(tmp_path: Path) -> None:
+    runs = [make_up_run(tmp_path / name).path for name in ("one", "two")]
+    strip = tmp_path / "strip.png"
+    assert_refused(fl_sim("report", *runs, "--picture", strip), "--picture: 2 run directories were given")
+    assert not strip.exists()
+    assert fl_sim("report", runs[0], "--picture", strip).exit_code == 0
+    assert strip.exists()

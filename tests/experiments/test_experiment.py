@@ -4,12 +4,12 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
-from experiments.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment, build_recipe, prepare
 from experiments.settings import ExperimentSettings
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
 from fl_sim.defences.registry import create
-from fl_sim.diffusion import build_model, scheduler_config, unet_config
+from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, unet_config
 from strategies.fed_sgd import FedSGD
 from tests.experiments.made_up_run import tiny_settings
 

@@ -2,7 +2,7 @@ import torch
 
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.batch_refinement import BatchRefinement
-from attacks.residual.local_training import LocalTraining, deal_samples, explained_as_one_batch, simulate
+from attacks.residual.local_training import LocalTraining, deal_samples, explained_as_one_batch
 from attacks.residual.simulated_training import SimulatedTraining
 from attacks.residual.unknowns import possible_unknowns
 from fl_sim import diffusion
@@ -45,7 +45,7 @@ def test_simulated_from_the_truth_it_stays_there():
     steps = [torch.tensor([0]), torch.tensor([1])]
     point = [value.requires_grad_() for value in unknowns.as_local_steps([x_t, as_batch], steps)]
     torch.testing.assert_close(point[1], residual)
-    assert simulate(candidate).value(point) < 1e-6
+    assert candidate.minimiser.simulate(unknowns, steps).value(point) < 1e-6
 
 
 def steps_mean_gradient(victim: Victim, weights: tuple[float, float]) -> dict[str, torch.Tensor]:
