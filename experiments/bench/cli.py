@@ -52,7 +52,7 @@ def bench_attacks(
     ] = "",
     victims: Annotated[
         int | None,
-        typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10; in main 3 of 32-wide"),
+        typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10; in main 2 to 10"),
     ] = None,
     published: Annotated[
         bool | None,

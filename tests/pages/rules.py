@@ -275,7 +275,8 @@ def _cheaper_benchmark(name: str, words: list[str]) -> list[str]:
     """Of an option that is given twice the last one counts."""
     if name == "attacks":
         only = [] if {"--only", "--networks"} & set(words) else ["--only", "signs"]
-        return ["--victims", "1", *only]
+        small = [] if "--networks" in words else ["--networks", "16"]
+        return ["--victims", "1", *only, *small]
     if name == "defences":
         return ["--victims", "1", "--rounds", "1", *([] if "--only" in words else ["--only", "none,signs"])]
     if name == "timesteps":

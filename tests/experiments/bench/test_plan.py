@@ -44,16 +44,21 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
     ]
 
 
-def test_the_main_suite_is_on_its_own_and_has_ten_victims_a_setting_and_three_of_the_wide_network() -> None:
+def test_the_main_suite_is_on_its_own_and_has_ten_victims_of_every_single_image() -> None:
     assert all(each.case.suite != "main" for each in make_plan(Options()).measurements)
     plan = make_plan(Options(only=["main"]))
     victims = Counter((each.case, each.contender.name) for each in plan.measurements)
-    assert all(count == (3 if case.network == "32-wide" else 10) for (case, _), count in victims.items())
+    assert set(victims.values()) == {10, 5, 3, 2}
+    assert {case.network for (case, _), count in victims.items() if count == 3} == {"32-wide"}
     assert plan.left_out == ["network 32-wide, trained: there is no checkpoint (--checkpoint FILE)"]
-    singles = [case for case, attack in victims if case.network == "16" and case.threat is PRIVATE and is_plain(case)]
-    assert Counter(case.model for case in singles) == {"trained": 6, "untrained": 6}
-    assert {attack for case, attack in victims if case.threat is KNOWN} == {"residual", "dlg", "gidm"}
-    assert {attack for case, attack in victims if case.threat is PRIVATE} == {"residual"}
+    singles = [(case, attack) for case, attack in victims if case.network == "16" and is_plain(case)]
+    assert all(victims[single] == 10 for single in singles if single[1] == "residual")
+    assert Counter((case.model, case.threat, attack) for case, attack in singles) == {
+        (model, threat, attack): 6
+        for model in ("trained", "untrained")
+        for threat, attacks in ((PRIVATE, ("residual", "gidm-plus")), (KNOWN, ("residual", "dlg", "gidm")))
+        for attack in attacks
+    }
     assert {case.batch_size for case, _ in victims} == {1, 2, 4, 8}
     assert {case.local_steps for case, _ in victims} == {1, 2, 4}
     assert {case.defence for case, _ in victims} == {"none", "noise", "signs"}
