@@ -40,7 +40,7 @@ def train(model_config: dict[str, Any], steps: int, seed: int) -> Checkpoint:
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
-    pictures, generator = _scaled_photographs(image_size), draws.generator(derive_seed(seed, "batches"))
+    pictures, generator = _scaled_photographs(image_size), draws.seeded_generator(derive_seed(seed, "batches"))
     for _ in track(range(steps), description="training"):
         images = torch.stack([_random_crop(pictures, image_size, generator) for _ in range(BATCH_SIZE)])
         noise = torch.randn(images.shape, generator=generator)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from experiments.settings import ExperimentSettings
 from fl_sim import diffusion
 from fl_sim.config import DataSettings
-from fl_sim.draws import derive_seed, generator
+from fl_sim.draws import derive_seed, seeded_generator
 from fl_sim.images.bundled import HELD_OUT_PHOTOGRAPHS
 from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
@@ -66,7 +66,7 @@ def heldout_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> 
     found: dict[str, float] = {}
     mean = 0.0
     for index, stratum in enumerate(strata(steps)):
-        noise = torch.randn(images.shape, generator=generator(derive_seed(0, LOSS, index))).to(images.device)
+        noise = torch.randn(images.shape, generator=seeded_generator(derive_seed(0, LOSS, index))).to(images.device)
         spread = torch.linspace(stratum.start, stratum.stop - 1, len(images)).round().long().to(images.device)
         with torch.no_grad():
             found[column(stratum)] = diffusion.loss(model, scheduler, images, noise, spread).item()
@@ -81,7 +81,7 @@ def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, .
     """
     sampler = diffusion.DDIMSampler(model, scheduler, SAMPLER_STEPS, clip=True)
     device = next(model.parameters()).device
-    latents = torch.randn(count, *image_shape, generator=generator(derive_seed(0, "samples"))).to(device)
+    latents = torch.randn(count, *image_shape, generator=seeded_generator(derive_seed(0, "samples"))).to(device)
     with torch.no_grad():
         return ((sampler(latents) + 1) / 2).clamp(0, 1).cpu()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fl_sim import diffusion
 from fl_sim.config import Settings, SettingsError, flower_run_directory, load_settings
 from fl_sim.defences import registry
-from fl_sim.defences.defence import Defence, private_source
+from fl_sim.defences.defence import Defence, private_generator
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
@@ -190,8 +190,8 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     private_seed = _private_seed(settings)
-    source = private_source(private_seed, client, server_round, "training")
-    batch_gradient = partial(_defence(settings).batch_gradient, source=source)
+    generator = private_generator(private_seed, client, server_round, "training")
+    batch_gradient = partial(_defence(settings).batch_gradient, generator=generator)
     masks = derive_seed(private_seed, "dropout", client, server_round)
     update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient, masks)
     return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)

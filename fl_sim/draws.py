@@ -26,7 +26,7 @@ def derive_seed(root: int, *purpose: str | int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int) -> torch.Generator:
+def seeded_generator(seed: int) -> torch.Generator:
     """A generator on the CPU, so that a draw is the same on whatever device the training runs."""
     return torch.Generator().manual_seed(seed)
 
@@ -35,9 +35,9 @@ def draw_noise_and_timesteps(
     seed: int, samples: int, image_shape: tuple[int, ...], num_train_timesteps: int
 ) -> tuple[Tensor, Tensor]:
     """Noise ~ N(0, I) float32 [samples, *image_shape], timesteps uniform in 0..T-1 int64 [samples]; on the CPU."""
-    source = generator(seed)
-    noise = torch.randn(samples, *image_shape, generator=source)
-    timesteps = torch.randint(num_train_timesteps, (samples,), generator=source)
+    generator = seeded_generator(seed)
+    noise = torch.randn(samples, *image_shape, generator=generator)
+    timesteps = torch.randint(num_train_timesteps, (samples,), generator=generator)
     return noise, timesteps
 
 
@@ -47,6 +47,6 @@ def draw_image_indices(seed: int, samples: int, population: int) -> Tensor:
     >>> draw_image_indices(seed=0, samples=5, population=3)
     tensor([2, 0, 1, 2, 1])
     """
-    source = generator(seed)
-    passes = [torch.randperm(population, generator=source) for _ in range(-(-samples // population))]
+    generator = seeded_generator(seed)
+    passes = [torch.randperm(population, generator=generator) for _ in range(-(-samples // population))]
     return torch.cat(passes)[:samples]

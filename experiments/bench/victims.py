@@ -14,8 +14,7 @@ from experiments.checkpoint import load_checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
 from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, trainable_names
-from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
-from fl_sim.draws import generator as seeded_generator
+from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 

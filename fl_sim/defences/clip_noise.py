@@ -31,12 +31,12 @@ class ClipNoise(UpdateDefence):
     delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
 
     @override
-    def protect(self, update: Update, source: torch.Generator) -> Update:
+    def protect(self, update: Update, generator: torch.Generator) -> Update:
         norm = float(torch.stack([value.double().square().sum() for value in update.values()]).sum().sqrt())
         factor = min(1.0, self.clip_norm / norm) if norm else 1.0
         std = self.noise_multiplier * self.clip_norm
         return {
-            name: value * factor + std * torch.randn(value.shape, generator=source) for name, value in update.items()
+            name: value * factor + std * torch.randn(value.shape, generator=generator) for name, value in update.items()
         }
 
     @override

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from fl_sim import diffusion
 from fl_sim.defences.privacy import Privacy
-from fl_sim.draws import derive_seed, generator
+from fl_sim.draws import derive_seed, seeded_generator
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, arrays_in, read_update, replace_update
 
 Update = dict[str, Tensor]
@@ -51,16 +51,16 @@ class Defence(BaseModel):
         images: Tensor,
         noise: Tensor,
         timesteps: Tensor,
-        source: torch.Generator,
+        generator: torch.Generator,
     ) -> tuple[Update, float]:
         """The gradient of a batch that a client trains with or sends, by parameter, and the batch's loss.
 
-        Parameters that it leaves out are not trained. All randomness comes from ``source``, a CPU generator.
+        Parameters that it leaves out are not trained. All randomness comes from ``generator``, a CPU generator.
         """
         return diffusion.gradient_and_loss(model, scheduler, images, noise, timesteps)
 
     def disclosure(self, recipe: Recipe) -> dict[str, Any]:
-        """What an attacker who knows this defence is told: the ``defence`` of a capture (docs/capture-format.md)."""
+        """What is known to an attacker who knows this defence: a capture's ``defence`` (docs/capture-format.md)."""
         return {}
 
     def privacy(self, recipe: Recipe, images: int, rounds: int) -> Privacy | None:
@@ -78,8 +78,8 @@ class UpdateDefence(Defence, ABC):
     """A defence that replaces the update: the gradient, or the weights after local training minus those before."""
 
     @abstractmethod
-    def protect(self, update: Update, source: torch.Generator) -> Update:
-        """The update that is sent instead, float32 by parameter; all randomness comes from ``source``."""
+    def protect(self, update: Update, generator: torch.Generator) -> Update:
+        """The update that is sent instead, float32 by parameter; all randomness comes from ``generator``."""
 
     @override
     def mod(self, private_seed: int) -> Mod:
@@ -89,19 +89,19 @@ class UpdateDefence(Defence, ABC):
             reply = call_next(message, context)
             config = message.content.config_records[CONFIG]
             client = reply.content.config_records[CLIENT][PARTITION]
-            source = private_source(private_seed, int(str(client)), int(str(config[ROUND])))
+            generator = private_generator(private_seed, int(str(client)), int(str(config[ROUND])))
             recipe = Recipe.from_config(config)
             sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-            update = self.protect(read_update(sent, arrays_in(reply.content), recipe), source)
+            update = self.protect(read_update(sent, arrays_in(reply.content), recipe), generator)
             replace_update(sent, reply, update, recipe)
             return reply
 
         return protect_reply
 
 
-def private_source(private_seed: int, client: int, server_round: int, *purpose: str) -> torch.Generator:
+def private_generator(private_seed: int, client: int, server_round: int, *purpose: str) -> torch.Generator:
     """The generator of a client's defence in a round; without the private seed nobody can repeat its draws."""
-    return generator(derive_seed(private_seed, "defence", client, server_round, *purpose))
+    return seeded_generator(derive_seed(private_seed, "defence", client, server_round, *purpose))
 
 
 def _pass_on(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

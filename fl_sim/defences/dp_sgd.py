@@ -40,7 +40,7 @@ class DPSGD(Defence):
         images: Tensor,
         noise: Tensor,
         timesteps: Tensor,
-        source: torch.Generator,
+        generator: torch.Generator,
     ) -> tuple[Update, float]:
         parameters = diffusion.trainable_parameters(model)
         # Opacus' own rule for convolutions gives wrong gradients for the channels-last tensors behind an attention
@@ -51,7 +51,7 @@ class DPSGD(Defence):
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.clip_norm,
             expected_batch_size=len(images),
-            generator=_on(images.device, source),
+            generator=_on(images.device, generator),
         )
         try:
             with warnings.catch_warnings():
@@ -79,7 +79,7 @@ class DPSGD(Defence):
         return gaussian_privacy(self.noise_multiplier / repetitions, steps, self.delta, rate)
 
 
-def _on(device: torch.device, source: torch.Generator) -> torch.Generator:
-    """A generator on ``device``, as Opacus needs it, seeded from ``source``."""
-    seed = int(torch.randint(2**63 - 1, (), generator=source))
+def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on ``device``, as Opacus needs it, seeded from ``generator``."""
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return torch.Generator(device).manual_seed(seed)

@@ -25,7 +25,7 @@ class Signs(UpdateDefence):
     )
 
     @override
-    def protect(self, update: Update, source: torch.Generator) -> Update:
+    def protect(self, update: Update, generator: torch.Generator) -> Update:
         return {
             name: value.sign() * (value.abs().mean() if self.magnitude == "mean" else self.magnitude)
             for name, value in update.items()

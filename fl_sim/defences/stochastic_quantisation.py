@@ -28,14 +28,14 @@ class StochasticQuantisation(UpdateDefence):
         return 2 ** (self.bits - 1) - 1
 
     @override
-    def protect(self, update: Update, source: torch.Generator) -> Update:
-        return {name: self._quantise(value, source) for name, value in update.items()}
+    def protect(self, update: Update, generator: torch.Generator) -> Update:
+        return {name: self._quantise(value, generator) for name, value in update.items()}
 
-    def _quantise(self, value: Tensor, source: torch.Generator) -> Tensor:
+    def _quantise(self, value: Tensor, generator: torch.Generator) -> Tensor:
         step = value.abs().max() / self.levels
         if not step:
             return value
-        chance = torch.rand(value.shape, generator=source)
+        chance = torch.rand(value.shape, generator=generator)
         return (value / step + chance).floor().clamp(-self.levels, self.levels) * step
 
     @override

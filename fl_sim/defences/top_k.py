@@ -19,7 +19,7 @@ class TopK(UpdateDefence):
     fraction: float = Field(0.1, gt=0, le=1, description="of the entries that is sent, rounded up")
 
     @override
-    def protect(self, update: Update, source: torch.Generator) -> Update:
+    def protect(self, update: Update, generator: torch.Generator) -> Update:
         flat = torch.cat([value.flatten() for value in update.values()])
         largest = flat.abs().topk(math.ceil(self.fraction * len(flat))).indices
         kept = torch.zeros_like(flat).index_copy(0, largest, flat[largest])

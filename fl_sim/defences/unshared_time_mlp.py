@@ -51,9 +51,9 @@ class UnsharedTimeMLP(Defence):
         images: Tensor,
         noise: Tensor,
         timesteps: Tensor,
-        source: torch.Generator,
+        generator: torch.Generator,
     ) -> tuple[Update, float]:
-        gradient, loss = super().batch_gradient(model, scheduler, images, noise, timesteps, source)
+        gradient, loss = super().batch_gradient(model, scheduler, images, noise, timesteps, generator)
         if self.keep == "own":
             return gradient, loss
         return {name: value for name, value in gradient.items() if not self.withholds(name)}, loss

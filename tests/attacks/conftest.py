@@ -38,9 +38,9 @@ def psnr(images: Tensor, truth: Tensor) -> float:
     return float(-10 * torch.log10((images - truth).square().mean()))
 
 
-def draw_images(source: torch.Generator, samples: int = 1) -> Tensor:
+def draw_images(generator: torch.Generator, samples: int = 1) -> Tensor:
     """Smooth random images in [-1, 1]."""
-    coarse = torch.rand(samples, SHAPE[0], 4, 4, generator=source) * 2 - 1
+    coarse = torch.rand(samples, SHAPE[0], 4, 4, generator=generator) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=SHAPE[1:], mode="bilinear")
 
 
@@ -71,11 +71,11 @@ def make_victim(
     if zero_snr:
         scheduler_config["rescale_betas_zero_snr"] = True
     scheduler = diffusion.build_scheduler(scheduler_config)
-    source = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(seed + 1)
     if images is None:
-        images = draw_images(source, len(timesteps))
+        images = draw_images(generator, len(timesteps))
     if noise is None:
-        noise = torch.randn(images.shape, generator=source)
+        noise = torch.randn(images.shape, generator=generator)
     steps = torch.tensor(timesteps)
     if optimizer is None:
         update = diffusion.gradient(model, scheduler, images, noise, steps)

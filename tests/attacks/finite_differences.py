@@ -26,11 +26,11 @@ def to_double(problem: InversionProblem) -> InversionProblem:
 
 def assert_derivative(objective: Objective, shapes: Sequence[tuple[int, ...]], relative: float, step: float) -> None:
     """Along the derivative with respect to each unknown, and a random direction, at a random point."""
-    source = torch.Generator().manual_seed(5)
-    point = [torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_() for shape in shapes]
+    generator = torch.Generator().manual_seed(5)
+    point = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
     _, derivatives = objective(point)
     for index, derivative in enumerate(derivatives):
-        random = torch.randn(derivative.shape, generator=source, dtype=torch.float64)
+        random = torch.randn(derivative.shape, generator=generator, dtype=torch.float64)
         direction = derivative / derivative.norm() + 0.5 * random / random.norm()
         ahead, behind = (
             objective([(u + s * direction if i == index else u).detach().requires_grad_() for i, u in enumerate(point)])

@@ -195,9 +195,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name, short_rec
 
 @pytest.fixture
 def random_update(known_victim) -> Observation:
-    source = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     honest = known_victim.observation
-    update = {name: torch.randn(value.shape, generator=source) for name, value in honest.update.items()}
+    update = {name: torch.randn(value.shape, generator=generator) for name, value in honest.update.items()}
     return replace(honest, update=update)
 
 

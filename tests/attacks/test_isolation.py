@@ -157,10 +157,10 @@ def decoy_from_the_operating_system() -> Victim:
     def random_seed() -> int:
         return int.from_bytes(os.urandom(7), "big")
 
-    source = torch.Generator().manual_seed(random_seed())
+    generator = torch.Generator().manual_seed(random_seed())
     timestep = 200 + random_seed() % 600
-    noise = torch.randn(1, 3, 8, 8, generator=source)
-    return make_victim((timestep,), images=draw_images(source), noise=noise)
+    noise = torch.randn(1, 3, 8, 8, generator=generator)
+    return make_victim((timestep,), images=draw_images(generator), noise=noise)
 
 
 def test_a_decoy_in_the_update_is_what_comes_back(victim):
@@ -175,11 +175,11 @@ def test_a_decoy_in_the_update_is_what_comes_back(victim):
 
 def random_update(victim: Victim, readable_timestep: bool) -> Observation:
     """The victim's observation with an update of random numbers, but for what tells the timestep if that is wanted."""
-    source = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     update = {
         name: value
         if readable_timestep and name.startswith("time_embedding.linear_1")
-        else torch.randn(value.shape, generator=source) * value.square().mean().sqrt()
+        else torch.randn(value.shape, generator=generator) * value.square().mean().sqrt()
         for name, value in victim.observation.update.items()
     }
     return replace(victim.observation, update=update)
@@ -195,7 +195,7 @@ def test_a_random_update_tells_no_timestep(victim):
 def test_a_random_update_ends_at_chance_level(victim):
     observation = random_update(victim, readable_timestep=True)
     images = create("residual", {"max_evaluations": 300}).reconstruct(observation, seed=7).images
-    source = torch.Generator().manual_seed(4)
-    of_others = [psnr(images, (draw_images(source) + 1) / 2) for _ in range(50)]
+    generator = torch.Generator().manual_seed(4)
+    of_others = [psnr(images, (draw_images(generator) + 1) / 2) for _ in range(50)]
     assert victim.psnr(images) <= max(of_others)
     assert victim.psnr(images) < 15

@@ -44,9 +44,9 @@ def reconstruction(images: torch.Tensor, timesteps: torch.Tensor, attack: str = 
 def pictures(folder: Path, blank: int, others: int) -> tuple[str, ...]:
     """The settings for a folder of so many pictures of one colour, and so many others, dealt out to the clients."""
     folder.mkdir()
-    source = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for index in range(blank + others):
-        pixels = torch.rand(16, 16, 3, generator=source) if index >= blank else torch.full((16, 16, 3), 0.1 * index)
+        pixels = torch.rand(16, 16, 3, generator=generator) if index >= blank else torch.full((16, 16, 3), 0.1 * index)
         Image.fromarray((255 * pixels).byte().numpy()).save(folder / f"{index}.png")
     return "data.name=folder", f"data.path={folder}", "data.partition=iid"
 

@@ -12,10 +12,10 @@ from experiments import metrics
 
 
 def pair(channels: int = 3, size: int = 16) -> tuple[Tensor, Tensor]:
-    source = torch.Generator().manual_seed(0)
-    first = torch.rand(4, channels, size, size, generator=source)
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(4, channels, size, size, generator=generator)
     spread = torch.tensor([0.01, 0.05, 0.2, 0.5]).reshape(4, 1, 1, 1)
-    return first, (first + spread * torch.randn(first.shape, generator=source)).clamp(0, 1)
+    return first, (first + spread * torch.randn(first.shape, generator=generator)).clamp(0, 1)
 
 
 def as_arrays(images: Tensor) -> list[np.ndarray]:

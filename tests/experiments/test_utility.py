@@ -58,8 +58,8 @@ def test_the_loss_of_a_model_that_predicts_nothing_is_known() -> None:
 
 def test_a_broken_model_measures_worse_and_the_same_model_measures_the_same() -> None:
     utility, weights = bundled()
-    source = torch.Generator().manual_seed(0)
-    broken = {name: value + 0.1 * torch.randn(value.shape, generator=source) for name, value in weights.items()}
+    generator = torch.Generator().manual_seed(0)
+    broken = {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
     before = torch.get_rng_state()
     loss, (samples, distance) = utility.loss(weights), utility.sample(weights)
     assert utility.loss(weights) == loss
@@ -78,9 +78,9 @@ def test_a_model_of_nan_is_measured_as_such() -> None:
 
 
 def test_the_patch_distance_is_the_frechet_distance_of_gaussians() -> None:
-    source = torch.Generator().manual_seed(1)
-    first = torch.rand(5, 3, 8, 8, generator=source)
-    second = 0.5 * torch.rand(4, 3, 8, 8, generator=source) + 0.1
+    generator = torch.Generator().manual_seed(1)
+    first = torch.rand(5, 3, 8, 8, generator=generator)
+    second = 0.5 * torch.rand(4, 3, 8, 8, generator=generator) + 0.1
     patches = [
         np.stack(
             [np.asarray(image[:, y : y + 4, x : x + 4]).ravel() for image in some for y in range(5) for x in range(5)]

@@ -53,16 +53,16 @@ class LocalGrid(local_grid.LocalGrid):
     """
 
     def __init__(self, client_app: Client, clients: int, chance: int = 0) -> None:
-        source = self.source = random.Random(chance)
-        super().__init__(client_app, [source.getrandbits(63) for _ in range(clients)])
+        generator = self.generator = random.Random(chance)
+        super().__init__(client_app, [generator.getrandbits(63) for _ in range(clients)])
         self.errors: dict[int, str] = {}
 
     def get_node_ids(self) -> list[int]:
-        return self.source.sample(list(self.nodes), len(self.nodes))
+        return self.generator.sample(list(self.nodes), len(self.nodes))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
-        self.source.shuffle(messages)
+        self.generator.shuffle(messages)
         return super().push_messages(messages)
 
     def answer(self, message: Message) -> Message | None:

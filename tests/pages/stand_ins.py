@@ -32,11 +32,11 @@ CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
 
 def photos(folder: Path) -> None:
     """A folder of a user's own: a sub-folder per hospital, and a kind of file that is not read."""
-    source = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for hospital in "abcd":
         (folder / f"hospital_{hospital}").mkdir(parents=True)
         for number, suffix in enumerate(("png", "jpg")):
-            pixels = torch.randint(256, (40, 48, 3), generator=source, dtype=torch.uint8).numpy()
+            pixels = torch.randint(256, (40, 48, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(folder / f"hospital_{hospital}" / f"{number}.{suffix}")
     (folder / "notes.txt").write_text("not an image")
 

@@ -27,9 +27,9 @@ def initial_arrays() -> ArrayRecord:
 
 def made_up_update(sent: ArrayRecord, node: int, server_round: int, update: str) -> dict[str, torch.Tensor]:
     """Noise as gradient, or the weights that were sent plus some of it."""
-    source = torch.Generator().manual_seed(1000 * node + server_round)
+    generator = torch.Generator().manual_seed(1000 * node + server_round)
     weights = sent.to_torch_state_dict()
-    noise = {name: 0.01 * torch.randn(value.shape, generator=source) for name, value in weights.items()}
+    noise = {name: 0.01 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
     return noise if update == "gradient" else {name: weights[name] + value for name, value in noise.items()}
 
 

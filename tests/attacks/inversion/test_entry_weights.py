@@ -50,10 +50,10 @@ def test_the_truth_has_about_the_matching_loss_that_noise_makes_expected():
     truth = make_victim((200,))
     flat = flatten(list(truth.observation.update.values()))
     size = 0.3 * float(flat.square().mean().sqrt())
-    source = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
 
     def noisy(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value + size * torch.randn(value.shape, generator=source) for name, value in update.items()}
+        return {name: value + size * torch.randn(value.shape, generator=generator) for name, value in update.items()}
 
     problem = InversionProblem(
         make_victim((200,), defend=noisy, defence=DefenceDisclosure(noise_std=size)).observation, "cpu"
@@ -89,8 +89,11 @@ def test_a_gradient_below_the_clipping_norm_has_its_scale():
 
 
 def test_tensors_whose_gradient_is_rounding_do_not_outweigh_the_others():
-    source = torch.Generator().manual_seed(0)
-    gradient = {"kernel": torch.randn(1000, generator=source), "keys.bias": 1e-10 * torch.randn(10, generator=source)}
+    generator = torch.Generator().manual_seed(0)
+    gradient = {
+        "kernel": torch.randn(1000, generator=generator),
+        "keys.bias": 1e-10 * torch.randn(10, generator=generator),
+    }
     uncertainty = {"kernel": torch.full((1000,), 0.1), "keys.bias": torch.full((10,), 1e-11)}
     weights = balanced_weights(gradient, uncertainty, 1.5)
     assert float((weights[1000:] * gradient["keys.bias"].square()).sum()) < 1e-4

@@ -86,12 +86,12 @@ def test_signs_come_without_the_magnitude_that_was_sent_with_them():
 @pytest.mark.parametrize("levels", [1, 7, 127])
 @pytest.mark.parametrize("optimizer", [None, LocalOptimizer(lr=0.5)], ids=["gradient", "delta"])
 def test_random_rounding_shows_as_uncertainty_of_its_size(levels, optimizer):
-    source = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def rounded(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         steps = {name: value.abs().max() / levels for name, value in update.items()}
         return {
-            name: (value / steps[name] + torch.rand(value.shape, generator=source)).floor() * steps[name]
+            name: (value / steps[name] + torch.rand(value.shape, generator=generator)).floor() * steps[name]
             for name, value in update.items()
         }
 

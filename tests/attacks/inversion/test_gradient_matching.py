@@ -43,9 +43,9 @@ def double_matching(victim: Victim, distance: str, derivative: str) -> GradientM
 
 
 def draw_unknowns(victim: Victim) -> list[Tensor]:
-    source = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     shape = victim.images.shape
-    return [torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
 
 
 @pytest.mark.parametrize("derivative", TOLERANCE)
@@ -56,9 +56,9 @@ def test_the_derivative_is_that_of_the_value(distance, derivative):
     unknowns = draw_unknowns(victim)
     value, found = matching(unknowns)
     assert value == pytest.approx(matching.value(unknowns))
-    source = torch.Generator().manual_seed(6)
+    generator = torch.Generator().manual_seed(6)
     for index, unknown in enumerate(unknowns):
-        random = torch.randn(unknown.shape, generator=source, dtype=torch.float64)
+        random = torch.randn(unknown.shape, generator=generator, dtype=torch.float64)
         direction = random / random.norm() + found[index] / found[index].norm()
         step = 1e-5
         moved = [

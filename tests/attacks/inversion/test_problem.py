@@ -17,12 +17,12 @@ def scale_known(
     norm: float, defence: DefenceDisclosure, noise_std: float = 0.0, clients: int = 1, **victim: object
 ) -> bool:
     """Whether an attacker who knows of ``defence`` takes an update scaled to ``norm``, with noise, for unclipped."""
-    source = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(4)
 
     def defend(update: dict[str, Tensor]) -> dict[str, Tensor]:
         factor = norm / math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
         return {
-            name: value * factor + noise_std * torch.randn(value.shape, generator=source)
+            name: value * factor + noise_std * torch.randn(value.shape, generator=generator)
             for name, value in update.items()
         }
 

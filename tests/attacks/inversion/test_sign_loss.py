@@ -5,8 +5,11 @@ from attacks.inversion.sign_loss import sign_distance, sign_floor
 
 
 def vectors() -> tuple[list[torch.Tensor], torch.Tensor]:
-    source = torch.Generator().manual_seed(0)
-    truth = [torch.randn(6, 5, generator=source, dtype=torch.float64), torch.randn(7, generator=source).double() * 1e-3]
+    generator = torch.Generator().manual_seed(0)
+    truth = [
+        torch.randn(6, 5, generator=generator, dtype=torch.float64),
+        torch.randn(7, generator=generator).double() * 1e-3,
+    ]
     return truth, torch.cat([value.reshape(-1) for value in truth])
 
 
@@ -42,8 +45,8 @@ def test_entries_without_a_sign_are_left_out():
 
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 def test_right_signs_end_below_the_floor_and_random_ones_far_above(temperature):
-    source = torch.Generator().manual_seed(0)
-    gradient = torch.randn(5000, generator=source)
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(5000, generator=generator)
     right, _ = sign_distance([gradient.sign()], temperature)(gradient, gradient)
-    random, _ = sign_distance([torch.randn(5000, generator=source).sign()], temperature)(gradient, gradient)
+    random, _ = sign_distance([torch.randn(5000, generator=generator).sign()], temperature)(gradient, gradient)
     assert right < sign_floor(temperature) < random / 5

@@ -49,8 +49,8 @@ def test_from_nearby_it_comes_close_to_the_image(monkeypatch):
     recipe = Phases(sampler_steps=2, latent_iterations=1, pixel_iterations=150, lr=0.01, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)
     victim = make_victim(prediction_type="sample")
-    source = torch.Generator().manual_seed(3)
-    near = [truth + 0.3 * torch.randn(truth.shape, generator=source) for truth in (victim.images, victim.noise)]
+    generator = torch.Generator().manual_seed(3)
+    near = [truth + 0.3 * torch.randn(truth.shape, generator=generator) for truth in (victim.images, victim.noise)]
     matching = match_everything(InversionProblem(victim.observation, "cpu"), "one-sided")
     images, *_ = GIDMPlus(phases="pixels").two_phases(matching, [*near, relax(victim.timesteps + 20)])
     before, after = (victim.psnr((found + 1) / 2) for found in (near[0], images))
@@ -71,8 +71,8 @@ def test_every_unknown_is_moved(monkeypatch, victim):
     recipe = Phases(sampler_steps=2, latent_iterations=3, pixel_iterations=3, lr=0.1, solved_below=None)
     monkeypatch.setitem(RECIPES, "short", recipe)
     matching = match_everything(InversionProblem(victim.observation, "cpu"), "one-sided")
-    source = torch.Generator().manual_seed(4)
-    start = [torch.randn(shape, generator=source) for shape in ((1, *SHAPE), (1, *SHAPE), (1,))]
+    generator = torch.Generator().manual_seed(4)
+    start = [torch.randn(shape, generator=generator) for shape in ((1, *SHAPE), (1, *SHAPE), (1,))]
     for phases in ("latent", "pixels"):
         found = GIDMPlus(phases=phases).two_phases(matching, start)
         assert not any(torch.equal(before, after) for before, after in zip(start, found, strict=True))

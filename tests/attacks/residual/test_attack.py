@@ -64,8 +64,8 @@ def root_mean_square(update: dict[str, torch.Tensor]) -> float:
 
 
 def noisy(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    source, size = torch.Generator().manual_seed(7), 0.1 * root_mean_square(update)
-    return {name: value + size * torch.randn(value.shape, generator=source) for name, value in update.items()}
+    generator, size = torch.Generator().manual_seed(7), 0.1 * root_mean_square(update)
+    return {name: value + size * torch.randn(value.shape, generator=generator) for name, value in update.items()}
 
 
 def signs_of(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -67,10 +67,10 @@ def test_the_derivative_is_the_difference_of_values():
     start = [value.double().requires_grad_() for value in drawn_anew(unknowns, truth)]
     objective = deflated_run(found, start, FREE).objective
     _, derivatives = objective(start)
-    source = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     for index, derivative in enumerate(derivatives):
         assert not derivative[~FREE].any()
-        direction = torch.randn(derivative.shape, generator=source, dtype=torch.float64)
+        direction = torch.randn(derivative.shape, generator=generator, dtype=torch.float64)
         ahead, behind = (
             objective([(u + s * direction if i == index else u).detach().requires_grad_() for i, u in enumerate(start)])
             for s in (1e-5, -1e-5)

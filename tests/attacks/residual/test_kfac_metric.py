@@ -31,10 +31,10 @@ def test_an_error_is_measured_by_the_second_moments_of_a_patch():
     patches = torch.stack([padded[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)], dim=-1).view(-1, 9)
     moments = (patches.T @ patches).double()
     inverse = torch.linalg.inv(moments + 0.1 * moments.diagonal().mean() * torch.eye(9))
-    source, costs = torch.Generator().manual_seed(3), []
+    generator, costs = torch.Generator().manual_seed(3), []
     for _ in range(2):
         error = {name: torch.zeros_like(value) for name, value in problem.gradient.items()}
-        error["conv_in.weight"] = torch.randn(error["conv_in.weight"].shape, generator=source)
+        error["conv_in.weight"] = torch.randn(error["conv_in.weight"].shape, generator=generator)
         rows = error["conv_in.weight"].view(-1, 9).double()
         value, _ = distance(observed + flatten(list(error.values())), observed)
         costs.append(float(value) / float((rows @ inverse * rows).sum()))

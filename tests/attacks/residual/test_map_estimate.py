@@ -24,10 +24,10 @@ def noisy_victim(told: bool = True, known: bool = False, clipped: bool = False) 
     flat = torch.cat([value.flatten() for value in make_victim((200,)).observation.update.values()])
     norm, factor = float(flat.norm()), 0.5 if clipped else 1.0
     deviation = SHARE * factor * norm / len(flat) ** 0.5
-    source = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(7)
 
     def defend(update: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {n: factor * v + deviation * torch.randn(v.shape, generator=source) for n, v in update.items()}
+        return {n: factor * v + deviation * torch.randn(v.shape, generator=generator) for n, v in update.items()}
 
     clip_norm = factor * norm if clipped else None
     defence = DefenceDisclosure(noise_std=deviation, clip_norm=clip_norm) if told else None
@@ -46,14 +46,14 @@ def test_photographs_have_an_energy_of_about_their_number_of_elements_at_any_siz
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 8, 12), (1, 4, 9, 9)])
 def test_the_energy_of_what_the_law_describes_is_the_number_of_elements(shape):
     """Of images with that spectrum, made the other way round: by the inverse of SciPy's DCT."""
-    source = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     count, channels, height, width = shape
     total = 0.0
     for _ in range(200):
         f2 = torch.arange(height)[:, None] ** 2 + torch.arange(width)[None] ** 2
         deviation = (height * width * torch.where(f2 > 0, 1 / f2, 22.0)).sqrt()
-        white = torch.randn(count, channels, height, width, generator=source)
-        common = torch.randn(count, 1, height, width, generator=source)
+        white = torch.randn(count, channels, height, width, generator=generator)
+        common = torch.randn(count, 1, height, width, generator=generator)
         colour = white - white.mean(dim=1, keepdim=True)
         coefficients = deviation * (0.0117**0.5 * common + 0.0032**0.5 * colour)
         images = torch.from_numpy(idctn(coefficients.numpy(), axes=(2, 3), norm="ortho"))

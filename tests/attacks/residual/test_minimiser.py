@@ -37,8 +37,8 @@ def test_samples_are_put_where_they_belong():
 
 def test_a_candidate_that_nearly_matches_changes_the_metric_and_its_losses_stay_matching_losses(single):
     unknowns, truth = single
-    source = torch.Generator().manual_seed(1)
-    near = [value + 0.3 * torch.randn(value.shape, generator=source) * value.std() for value in truth]
+    generator = torch.Generator().manual_seed(1)
+    near = [value + 0.3 * torch.randn(value.shape, generator=generator) * value.std() for value in truth]
     candidate = candidate_at(unknowns, near)
     while candidate.loss >= candidate.minimiser.metric.below:
         assert candidate.objective is candidate.matching
@@ -63,10 +63,10 @@ def test_a_sample_that_does_not_fit_keeps_the_metric(single, monkeypatch):
 @pytest.mark.parametrize("slope", [1.0, float("nan")])
 def test_a_metric_that_leads_astray_is_given_up(single, slope, monkeypatch):
     candidate = candidate_at(*single)
-    source = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
 
     def astray(point):
-        return torch.tensor(1.0), [slope * torch.randn(value.shape, generator=source) for value in point]
+        return torch.tensor(1.0), [slope * torch.randn(value.shape, generator=generator) for value in point]
 
     monkeypatch.setattr(Minimiser, "in_metric", lambda *_: astray)
     candidate.advance(5)

@@ -45,8 +45,8 @@ def noisy(victim: Victim, relative: float, seed: int = NOISE) -> tuple[dict[str,
     update = victim.observation.update
     flat = torch.cat([value.flatten() for value in update.values()])
     deviation = relative * float(flat.norm()) / flat.numel() ** 0.5
-    source = torch.Generator().manual_seed(seed)
-    return {k: v + deviation * torch.randn(v.shape, generator=source) for k, v in update.items()}, deviation
+    generator = torch.Generator().manual_seed(seed)
+    return {k: v + deviation * torch.randn(v.shape, generator=generator) for k, v in update.items()}, deviation
 
 
 def without(victim: Victim, *parts: str) -> Observation:
@@ -264,8 +264,8 @@ def test_more_samples_than_the_layers_have_inputs_are_unknown():
 
 def test_a_gradient_of_no_timestep_is_unknown(victim):
     problem = InversionProblem(victim.observation, "cpu")
-    source = torch.Generator().manual_seed(0)
-    problem.gradient = {k: torch.randn(v.shape, generator=source) for k, v in problem.gradient.items()}
+    generator = torch.Generator().manual_seed(0)
+    problem.gradient = {k: torch.randn(v.shape, generator=generator) for k, v in problem.gradient.items()}
     assert_unknown(recover_timesteps(problem), 1)
 
 

@@ -15,12 +15,12 @@ PRIVATE_SEED = 11
 
 def own_update(recipe: Recipe, scale: float = 0.01) -> dict[str, Tensor]:
     """The update that the client would send without a defence; tensors differ in size, as gradients do."""
-    source = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     message = train_message(recipe)
     sent = message.content.array_records[ARRAYS].to_torch_state_dict()
     names = read_update(sent, arrays_in(pack_reply(sent, 1, 0.5, 0, "cpu")), recipe)
     return {
-        name: scale * (1 + index % 5) * torch.randn(value.shape, generator=source)
+        name: scale * (1 + index % 5) * torch.randn(value.shape, generator=generator)
         for index, (name, value) in enumerate(names.items())
     }
 

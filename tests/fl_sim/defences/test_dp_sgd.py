@@ -25,8 +25,8 @@ def network(attention: bool = True, **changes: object) -> nn.Module:
 
 
 def batch(samples: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    source = torch.Generator().manual_seed(1)
-    images, noise = (torch.randn(samples, 3, 16, 16, generator=source) for _ in range(2))
+    generator = torch.Generator().manual_seed(1)
+    images, noise = (torch.randn(samples, 3, 16, 16, generator=generator) for _ in range(2))
     return images, noise, torch.tensor([20, 400, 900])[:samples]
 
 

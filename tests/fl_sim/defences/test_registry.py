@@ -14,7 +14,7 @@ from tests.fl_sim.defences.stub import RECIPES, flat, own_update, sent_update
 class Halved(UpdateDefence):
     name = "halved"
 
-    def protect(self, update: Update, source: torch.Generator) -> Update:
+    def protect(self, update: Update, generator: torch.Generator) -> Update:
         return {name: value / 2 for name, value in update.items()}
 
 

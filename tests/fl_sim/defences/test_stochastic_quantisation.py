@@ -22,10 +22,10 @@ def test_entries_lie_on_the_levels_next_to_their_value(kind: str, bits: int, lev
 
 
 def test_rounding_is_right_on_average_and_has_the_noise_of_a_coin() -> None:
-    defence, source = create("stochastic-quantisation", {"bits": 3}), torch.Generator().manual_seed(1)
+    defence, generator = create("stochastic-quantisation", {"bits": 3}), torch.Generator().manual_seed(1)
     assert isinstance(defence, UpdateDefence)
     own = {NAME: own_update(RECIPES["gradient"])[NAME]}
-    draws = torch.stack([defence.protect(own, source)[NAME] for _ in range(100)])
+    draws = torch.stack([defence.protect(own, generator)[NAME] for _ in range(100)])
     step = own[NAME].abs().max() / 3
     share = (own[NAME] / step) % 1
     expected = step * (share * (1 - share)).sqrt()

@@ -26,9 +26,9 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
 
 
 def draw(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    source = torch.Generator().manual_seed(0)
-    x0 = torch.rand(batch, 3, 16, 16, generator=source) * 2 - 1
-    return x0, torch.randn(x0.shape, generator=source), torch.tensor([0, 400, 999])[:batch]
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(batch, 3, 16, 16, generator=generator) * 2 - 1
+    return x0, torch.randn(x0.shape, generator=generator), torch.tensor([0, 400, 999])[:batch]
 
 
 def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
