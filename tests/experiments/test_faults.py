@@ -69,7 +69,7 @@ class Running:
         return table.exists() and table.read_text().count("\n") > 1
 
     def wait_for(self, happened: Callable[[], object]) -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not happened():
             assert self.popen.poll() is None, self.popen.communicate()
             assert time.monotonic() < end
@@ -99,7 +99,7 @@ def survivor(tmp_path_factory: pytest.TempPathFactory, ray_environment: dict[str
     with started(tmp_path_factory.mktemp("survivor") / "run", ray_environment) as running:
         running.wait_for(running.attacking)
         kill_all(running.attacking())
-        output, _ = running.popen.communicate(timeout=120)
+        output, _ = running.popen.communicate(timeout=300)
         assert running.popen.returncode == 0, output
         return running.directory
 
@@ -146,7 +146,7 @@ def test_a_terminated_run_says_so_in_one_line_and_leaves_nobody_behind(
         running.wait_for(running.attacking)
         everybody = running.processes()
         running.popen.terminate()
-        output, _ = running.popen.communicate(timeout=120)
+        output, _ = running.popen.communicate(timeout=300)
         _, alive = psutil.wait_procs(everybody, timeout=30)
     path = running.directory.path
     assert running.popen.returncode == 128 + signal.SIGTERM, output
