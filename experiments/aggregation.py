@@ -62,6 +62,7 @@ def choose_strategy(
             continue
         number = next(iter(trained)) if len(trained) == 1 else None
         strategy = _build(settings, offered, number or offered)
+        _check_effect(settings, strategy)
         _check_layers(settings, strategy, trained, defence)
         return _with_clients_per_round(settings, number), strategy
     raise failures[0]
@@ -136,7 +137,8 @@ def _build(settings: ExperimentSettings, per_round: int, sampled: int) -> Strate
 def _offers(settings: ExperimentSettings, per_round: int, sampled: int) -> dict[str, Any]:
     """Flower's arguments that follow from other settings; no client evaluates, as that tells nothing about leakage."""
     clients = settings.federation.clients
-    sizes = {"fraction_train": per_round / clients, "min_train_nodes": per_round}
+    # Flower takes the larger of the two, and rounds the fraction down. So a class that fixes either keeps its choice.
+    sizes = {"fraction_train": min(1.0, (per_round + 0.5) / clients), "min_train_nodes": 1}
     return (sizes if not settings.strategy.args.keys() & sizes.keys() else {}) | {
         "fraction_evaluate": 0.0,
         "min_evaluate_nodes": 0,
@@ -207,6 +209,19 @@ def _check_layers(settings: ExperimentSettings, strategy: Strategy, trained: set
         for key, problem in (*_unknown_metrics(layer), *_wrong_numbers(layer, trained)):
             by_default = "" if key in settings.strategy.args else " (by default)"
             raise SettingsError(f"strategy.args.{key} = {getattr(layer, key)!r}{by_default}: {kind} {problem}")
+
+
+def _check_effect(settings: ExperimentSettings, strategy: Strategy) -> None:
+    """Refuse a number among the arguments that no layer of the strategy keeps, or that Flower takes for another one."""
+    for key, value in settings.strategy.args.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if key == "fraction_train" and not 0 <= value <= 1:
+            raise SettingsError(f"strategy.args.{key} = {value!r}: allowed: 0 to 1")
+        kept = {type(layer).__name__: getattr(layer, key) for layer in layers(strategy) if hasattr(layer, key)}
+        if kept and value not in kept.values():
+            name, instead = next(iter(kept.items()))
+            raise SettingsError(f"strategy.args.{key} = {value!r}: has no effect, {name} sets {instead!r}")
 
 
 def _unknown_metrics(layer: Strategy) -> Iterator[tuple[str, str]]:

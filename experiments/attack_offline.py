@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from attacks.attack import AttackError
 from attacks.observation import Observation
 from attacks.reconstruction_file import save_reconstruction
 from attacks.registry import create
@@ -38,7 +39,11 @@ def attack_capture(
     seen = observation.circumstances
     attack_seed = derive_seed(seed, "attack", attack.name, seen.round, seen.client)
     with console.status(f"{name} on {capture.name}"):
-        found = attack.reconstruct(observation, attack_seed, where)
+        try:
+            found = attack.reconstruct(observation, attack_seed, where)
+        except AttackError:
+            out.rmdir()  # nothing to keep
+            raise
     picture = out / "reconstruction.png"
     write_atomically(out / "reconstruction.safetensors", lambda file: save_reconstruction(file, found))
     write_atomically(picture, lambda file: save_grid(file, found.images))

@@ -1,10 +1,11 @@
 """Checkpoint files (fl_sim/diffusion/checkpoint.py) as a person names them in the settings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.package_data import data_file
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, ConfigError, read_checkpoint
+from fl_sim.diffusion import Checkpoint, ConfigError, outline, read_checkpoint
 from fl_sim.files import write_atomically
 
 BUNDLED = data_file("checkpoints/demo.safetensors")
@@ -20,6 +21,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and, if it says for which size of images it is, check that clients can train it on them.
 
+    The weights are in the network's own order, whatever the file's: clients reply in that order, and several of
+    Flower's strategies pair what they sent with the replies by position.
+
     Raises:
         SettingsError: if the file is missing, truncated, no checkpoint, does not fit itself, or cannot be trained.
     """
@@ -29,4 +33,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
             checkpoint.check((CHANNELS, checkpoint.image_size, checkpoint.image_size))
     except ConfigError as error:
         raise SettingsError(f"model.checkpoint = {str(path)!r}: not a usable checkpoint: {error}") from error
-    return checkpoint
+    in_order = outline(checkpoint.model).state_dict()
+    return replace(checkpoint, weights={name: checkpoint.weights[name] for name in in_order})

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from experiments.bench.cli import app as bench
-from experiments.commands import console, expand_home, one_line_errors, one_run, output_folder, what_is_left
+from experiments.commands import (
+    comparison_file,
+    console,
+    expand_home,
+    one_line_errors,
+    one_run,
+    output_folder,
+    what_is_left,
+)
 
 app = typer.Typer(
     name="fl-sim",
@@ -81,7 +89,10 @@ def attack(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
     threads: Annotated[
-        int, typer.Option(min=1, help="Torch threads; more are faster, and may change the last bits of the result.")
+        int,
+        typer.Option(
+            min=1, max=1024, help="Torch threads; more are faster, and may change the last bits of the result."
+        ),
     ] = 1,
 ) -> None:
     """Attack one captured update offline, without any truth to compare with."""
@@ -100,7 +111,9 @@ def attack(
 )
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Run directories.")],
-    out: Annotated[Path, typer.Option(help="Where a comparison of several runs goes.")] = Path("comparison.html"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where a comparison of several runs goes.", show_default="comparison.html")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a PNG of what was private, noised and found.")
     ] = None,
@@ -110,11 +123,12 @@ def report(
         from experiments.report import build_comparison, build_report
 
         runs = [expand_home(directory) for directory in directories]
+        comparison = comparison_file(out, runs)
         if picture is not None:
             from experiments.strip import build_strip
 
             build_strip(one_run(runs, "--picture"), expand_home(picture))
-        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, expand_home(out))
+        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 

@@ -22,8 +22,9 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False) -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and an exit code.
 
-    The code is 2 for bad input, 1 for a failed federation, and 128 + the signal for a command that was stopped; that
-    one ends with ``last_words``. ``with_ray``: the command runs a federation on Ray.
+    The code is 2 for bad input and for files that cannot be read or written, 1 for a failed federation, and 128 + the
+    signal for a command that was stopped; that one ends with ``last_words``. ``with_ray``: the command runs a
+    federation on Ray.
     """
     with stoppable(last_words if callable(last_words) else lambda: last_words, at_once=with_ray):
         from fl_sim.errors import UserError
@@ -33,6 +34,11 @@ def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False)
             yield
         except UserError as error:
             errors.print(f"fl-sim: {error}")
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            errors.print(f"fl-sim: {error.filename}: {error.strerror}")
             raise typer.Exit(2) from error
         except FederationError as error:
             errors.print(f"fl-sim: the run failed: {error}")
@@ -63,6 +69,15 @@ def one_run(directories: Sequence[Path], option: str) -> Path:
     if len(directories) > 1:
         raise SettingsError(f"{option}: {len(directories)} run directories were given; allowed with it: one")
     return directories[0]
+
+
+def comparison_file(given: Path | None, directories: Sequence[Path]) -> Path:
+    """Where a comparison goes; SettingsError if a place was ``given`` for the report of a single run."""
+    from fl_sim.config import SettingsError
+
+    if given is not None and len(directories) == 1:
+        raise SettingsError(f"--out {given}: the report of one run is in its folder; allowed with several runs")
+    return expand_home(given) if given is not None else Path("comparison.html")
 
 
 def choose_device(name: str) -> str:

@@ -31,6 +31,7 @@ from fl_sim.diffusion import (
     build_scheduler,
     check_network,
     count_parameters,
+    matching_names,
     outline,
     scheduler_config,
     trainable_names,
@@ -150,9 +151,13 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    if not recipe.trained_names():
-        some = ", ".join(trainable_names(recipe.model)[::10])
-        raise SettingsError(f"client.trainable = {list(recipe.trainable)}: matches no parameter; some are {some}")
+    names = trainable_names(recipe.model)
+    for pattern in recipe.trainable:
+        if not matching_names(names, [pattern]):
+            raise SettingsError(
+                f"client.trainable = {list(recipe.trainable)}: {pattern!r} matches no parameter; some are "
+                f"{', '.join(names[::10])}"
+            )
 
 
 def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
@@ -166,6 +171,10 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
         )
     fields = LoRA(rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
     model = checkpoint.build()
+    layers = [name for name, _ in model.named_modules()]
+    for target in lora.targets:
+        if not matching_names(layers, [target]):
+            raise SettingsError(f"client.lora.targets = {list(lora.targets)}: {target!r} matches no layer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "adapters"))
         try:
@@ -247,8 +256,14 @@ def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
 
 def _check_attacks(settings: ExperimentSettings) -> None:
     attack = settings.attack
+    called: dict[str, str] = {}
     for name, arguments in attack.arguments.items():
-        create(name, arguments, "attack")
+        own = create(name, arguments, "attack").name
+        if called.setdefault(own, name) != name:
+            raise SettingsError(
+                f"attack.name = {_as_typed(attack.name)!r}: {called[own]!r} and {name!r} are both called {own!r} in "
+                "the tables; give one of the classes another name"
+            )
     for name in attack.args.keys() - set(attack.names):
         if name not in ATTACKS.names():
             known = sorted({*ATTACKS.names(), *attack.names})

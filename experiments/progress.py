@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines anywhere else."""
 
+import math
 from collections.abc import Callable
 from threading import Lock
 from time import monotonic
@@ -77,9 +78,10 @@ class Progress:
         left = self._planned_rounds - len(self._rounds)
         self._step = f"training round {finished.round + 1}" if left else "waiting for the attacks"
         missing = f", missing {finished.clients_missing}" if finished.clients_missing else ""
+        diverged = "" if math.isfinite(finished.train_loss) else "; the training has diverged"
         self._say(
             f"round {finished.round}/{self._planned_rounds}: training loss {finished.train_loss:.4f}, "
-            f"{len(finished.clients_seen)} clients{missing}"
+            f"{len(finished.clients_seen)} clients{missing}{diverged}"
         )
 
     def attacked(self, rows: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from experiments.summary import (
 )
 from experiments.utility import DEFINITIONS
 from fl_sim.config import SettingsError
+from fl_sim.errors import explain
 from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
@@ -81,7 +82,7 @@ class Run:
             directory,
             directory.settings(),
             read_leakage(directory.leakage_csv),
-            pd.read_parquet(directory.rounds) if directory.rounds.is_file() else pd.DataFrame(),
+            _read_rounds(directory.rounds),
             _read_json(directory.utility),
             _read_json(directory.environment),
         )
@@ -233,7 +234,30 @@ def _load_images(run: Run, update_id: UpdateId, attack: str, truth: Truth | None
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The content of the file, empty if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content = _read(path, lambda file: json.loads(file.read_text(encoding="utf-8")))
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: damaged: it holds no table")
+    return content
+
+
+def _read_rounds(path: Path) -> pd.DataFrame:
+    """The rounds table, empty if there is none yet."""
+    if not path.is_file():
+        return pd.DataFrame()
+    rounds: pd.DataFrame = _read(path, pd.read_parquet)
+    if "round" not in rounds:
+        raise SettingsError(f"{path}: damaged: it has no column 'round'")
+    return rounds
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What ``read`` makes of the file; SettingsError if it is damaged."""
+    try:
+        return read(path)
+    except Exception as error:  # whatever a library raises about a file that was cut off
+        raise SettingsError(f"{path}: damaged: {explain(error)}") from error
 
 
 def _problems(run: Run) -> list[tuple[str, str]]:

@@ -36,8 +36,11 @@ class Round:
 def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
     """Replace the table by ``rounds``, with a column ``median_psnr_<attack>`` for every attack in ``leakage``.
 
-    The median is over the round's originals with content, NaN where there is none.
+    The median is over the round's originals with content, NaN where there is none. Before the first round has ended
+    nothing is written.
     """
+    if not rounds:
+        return
     entries = [asdict(entry) for entry in rounds]
     frame = pd.DataFrame([entry | entry.pop("utility") for entry in entries])
     for attack, rows in leakage.groupby("attack", sort=True):

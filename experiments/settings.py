@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from experiments.package_data import data_file
-from fl_sim.config import Positive, Section, Settings, SettingsError, expand_home, load_settings, resolve
+from fl_sim.config import Seconds, Section, Settings, SettingsError, expand_home, load_settings, resolve
 from fl_sim.errors import nearest
 from fl_sim.setting_layers import Tree, Void, look_up
 
@@ -22,11 +22,17 @@ class AttackSettings(Section):
     when: Literal["during", "after"] = "during"
     knows_defence: bool = True
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, le=10_000)
     queue_limit: int | None = Field(None, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0, allow_inf_nan=False)
-    threads: int = Field(1, ge=1)
-    timeout: Positive = 600.0
+    threads: int = Field(1, ge=1, le=10_000)
+    timeout: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _none_is_alone(self) -> Self:
+        if not isinstance(self.name, str) and NO_ATTACK in self.name and len(self.name) > 1:
+            raise ValueError(f"attack.name = {list(self.name)}: {NO_ATTACK!r} stands alone, or other names without it")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,7 +55,7 @@ class UtilitySettings(Section):
     """How often the evaluator measures the model, and how many images it samples."""
 
     every: int = Field(1, ge=0)
-    samples: int = Field(16, ge=0)
+    samples: int = Field(16, ge=0, le=10_000)
 
 
 class ExperimentSettings(Settings):

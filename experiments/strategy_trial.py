@@ -5,6 +5,7 @@ No client trains in this; one does afterwards, for a batch, without the strategy
 
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -53,18 +54,48 @@ def count_trained_clients(
             there are not, or sends messages that they cannot read.
     """
     with _undisturbed():
-        grid = _UnansweringGrid(settings.seed, settings.federation.clients)
         strategy = build()
         if isinstance(strategy, Gossip):
             return {settings.federation.clients}
+        answer = _within(settings.federation.timeout, lambda: _ask(strategy, settings, arrays, config))
+        if answer is None:
+            raise SettingsError(
+                f"{given_arguments(settings, SAMPLE_SIZE)}: has not said whom it trains within federation.timeout = "
+                f"{settings.federation.timeout:g} s"
+            )
+        return answer
+
+
+def _ask(strategy: Strategy, settings: ExperimentSettings, arrays: ArrayRecord, config: ConfigRecord) -> set[int]:
+    """What ``count_trained_clients`` returns or raises."""
+    grid = _UnansweringGrid(settings.seed, settings.federation.clients)
+    try:
+        trained = {_trained_at_first(strategy, settings, arrays, config, grid)}
+        _start_evaluation(strategy, arrays, grid)
+        return trained | _trained_later(strategy, settings.federation.rounds, arrays, config, grid)
+    except _WaitsForNodesError:
+        raise _too_many_wanted(settings, strategy) from None
+    except _AsksClientsError:
+        return set()
+
+
+def _within(seconds: float, ask: Callable[[], set[int]]) -> set[int] | None:
+    """What ``ask`` returns or raises; None if that takes longer, and then its thread is left behind."""
+    answers: list[set[int] | BaseException] = []
+
+    def keep_answer() -> None:
         try:
-            trained = {_trained_at_first(strategy, settings, arrays, config, grid)}
-            _start_evaluation(strategy, arrays, grid)
-            return trained | _trained_later(strategy, settings.federation.rounds, arrays, config, grid)
-        except _WaitsForNodesError:
-            raise _too_many_wanted(settings, strategy) from None
-        except _AsksClientsError:
-            return set()
+            answers.append(ask())
+        except BaseException as error:  # raised again where it was asked
+            answers.append(error)
+
+    thread = threading.Thread(target=keep_answer, daemon=True)
+    thread.start()
+    thread.join(min(seconds, threading.TIMEOUT_MAX))
+    answer = answers[0] if answers else None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 class _WaitsForNodesError(BaseException):
@@ -108,7 +139,7 @@ def _trained_at_first(
     try:
         messages = list(strategy.configure_train(1, arrays, config, grid))
         asked = {message.metadata.dst_node_id for message in messages}
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError(f"{subject}: cannot configure round 1: {explain(error)}") from error
     if not asked:
         raise SettingsError(f"{subject}: trains nobody")

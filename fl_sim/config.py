@@ -31,6 +31,7 @@ NO_CHECKPOINT = "none"
 
 Seed = Annotated[int, Field(ge=0, lt=2**SEED_BITS, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
 S = TypeVar("S", bound="Settings")
 
 
@@ -38,10 +39,14 @@ def expand_home(path: Any) -> Any:
     """The path, if it is one, with a leading ``~`` replaced by the home folder: a shell does not do that behind ``=``.
 
     Raises:
-        ValueError: if it is empty, or names the home of nobody.
+        ValueError: if it is empty, no UTF-8, or names the home of nobody.
     """
     if path == "":
         raise ValueError("must not be empty")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is not valid UTF-8; a configuration file cannot name it") from error
     try:
         return str(Path(path).expanduser()) if str(path).startswith("~") else path
     except RuntimeError as error:
@@ -100,7 +105,7 @@ class ModelSettings(Section):
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     num_train_timesteps: int = Field(1000, ge=1)
     block_out_channels: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 64), min_length=1)
-    layers_per_block: int = Field(1, ge=1)
+    layers_per_block: int = Field(1, ge=1, le=64)
     norm_num_groups: int = Field(8, ge=1)
     attention: bool = False
 
@@ -116,8 +121,8 @@ class FederationSettings(Section):
     rounds: int = Field(3, ge=1)
     client_cpus: Positive = 1.0
     client_gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
-    timeout: Positive = 600.0
-    client_timeout: Positive | None = None
+    timeout: Seconds = 600.0
+    client_timeout: Seconds | None = None
 
     @model_validator(mode="after")
     def _sample_fits(self) -> Self:
@@ -155,9 +160,9 @@ class ClientSettings(Section):
 
     seed: Seed | None = None
     update: Literal["gradient", "weights"] = "gradient"
-    batch_size: int = Field(1, ge=1)
-    local_steps: int = Field(1, ge=1)
-    epochs: int | None = Field(None, ge=1)
+    batch_size: int = Field(1, ge=1, le=10_000)
+    local_steps: int = Field(1, ge=1, le=10_000)
+    epochs: int | None = Field(None, ge=1, le=10_000)
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1)
     lr: Positive = 0.01
@@ -185,7 +190,7 @@ class DefenceSettings(Section):
 class RaySettings(Section):
     """Where the federation runs: on this machine, or on the Ray cluster at ``address``."""
 
-    address: str | None = None
+    address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^\s:/]+:\d+)$")
 
 
 _LOCAL_STEPS = ("local_steps", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "max_grad_norm")
@@ -329,11 +334,17 @@ def load_settings(
 
 
 def resolve(settings: S) -> S:
-    """The same settings with the private seed, where it was left open, drawn by the system."""
-    client = settings.client
+    """The same settings with absolute paths, and a private seed drawn by the system where it was left open."""
+    client, data, model = settings.client, settings.data, settings.model
     if client.seed is None:
         client = client.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
-    return settings.model_copy(update={"client": client})
+    if data.path is not None:
+        data = data.model_copy(update={"path": data.path.absolute()})
+    if Path(data.name).exists() and os.sep in data.name:
+        data = data.model_copy(update={"name": str(Path(data.name).absolute())})
+    if Path(model.checkpoint).is_file() and model.checkpoint not in (NO_CHECKPOINT, "bundled"):
+        model = model.model_copy(update={"checkpoint": str(Path(model.checkpoint).absolute())})
+    return settings.model_copy(update={"client": client, "data": data, "model": model})
 
 
 def dump_toml(settings: Settings) -> str:
@@ -395,7 +406,7 @@ def _parse_key(key: str) -> list[str]:
     while isinstance(table, dict) and len(table) == 1:
         [(name, table)] = table.items()
         path.append(name)
-    return path
+    return path if table == 0 else [""]  # a comment or a line break in the key
 
 
 def _parse_value(text: str) -> Any:

@@ -26,7 +26,7 @@ def import_by_path(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a stranger's module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever a stranger's module does while it is imported
         raise ImportError(one_line(f"cannot be imported: {type(error).__name__}: {error}")) from error
 
 

@@ -193,4 +193,4 @@ def many_clients(
 
 
 def _names_in(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    return tuple(name.strip() for name in text.split(",")) if text else ()

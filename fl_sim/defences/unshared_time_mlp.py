@@ -37,6 +37,11 @@ class UnsharedTimeMLP(Defence):
 
     @override
     def check(self, recipe: Recipe) -> None:
+        if not any(self.withholds(name) for name in recipe.trained_names()):
+            raise SettingsError(
+                f"defence.name = {self.name!r}: clients train none of these layers (client.trainable = "
+                f"{list(recipe.trainable)}), so that nothing is withheld"
+            )
         if self.keep == "own" and recipe.update == "gradient":
             raise SettingsError(
                 "defence.args.keep = 'own': a client that sends its gradient trains nothing of its own; "

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import time
 import tomllib
 
@@ -38,6 +39,18 @@ class PassesOn(FedAvg):
 class SetsItself(FedAvg):
     def __init__(self, **kwargs):
         super().__init__(fraction_evaluate=0.0, **kwargs)
+
+
+class TwoOfFour(FedAvg):
+    """Has a sampling rule of its own, whatever it is given."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**(kwargs | {"fraction_train": 0.5}))
+
+
+class ForgetsArguments(FedAvg):
+    def __init__(self, **kwargs):
+        super().__init__()
 
 
 class One(FedAvg):
@@ -90,6 +103,17 @@ class Breaks(FedAvg):
         raise RuntimeError("out of\nluck")
 
 
+class Exits(FedAvg):
+    def configure_train(self, *_):
+        sys.exit(0)
+
+
+class NeverReturns(FedAvg):
+    def configure_train(self, *_):
+        while True:
+            time.sleep(0.01)
+
+
 class Waits(FedAvg):
     def configure_train(self, server_round, arrays, config, grid):
         while len(list(grid.get_node_ids())) < 99:
@@ -140,6 +164,7 @@ def prepared(*overrides: str) -> Experiment:
         ([f"{HERE}:PassesOn", "federation.clients_per_round=2"], 2),
         ([f"{HERE}:PassesOn", "strategy.args.fraction_train=0.5"], 2),
         ([f"{HERE}:SetsItself", "federation.clients_per_round=3"], 3),
+        ([f"{HERE}:TwoOfFour"], 2),
         ([f"{HERE}:One"], 1),
         ([f"{HERE}:One", "federation.clients_per_round=1"], 1),
         ([f"{HERE}:Half"], 2),
@@ -191,6 +216,20 @@ def test_a_round_in_which_nobody_is_asked_to_train_ends_the_run_in_one_line(tmp_
         ([f"{HERE}:Waits"], r"strategy\.name = '.*Waits': waits for more clients .*federation\.clients = 4$"),
         ([f"{HERE}:EvaluatesWithMany"], r"strategy\.name = '.*EvaluatesWithMany': waits for more clients"),
         (["strategy.args.fraction_train=0.0"], r"strategy\.args\.fraction_train = 0\.0: trains nobody"),
+        (
+            [f"{HERE}:NeverReturns", "federation.timeout=1"],
+            r"NeverReturns': has not said whom .*federation\.timeout = 1 s",
+        ),
+        ([f"{HERE}:Exits"], r"strategy\.name = '.*Exits': cannot configure round 1: SystemExit: 0$"),
+        (["strategy.args.fraction_train=-1.0"], r"strategy\.args\.fraction_train = -1\.0: allowed: 0 to 1$"),
+        (
+            [f"{HERE}:TwoOfFour", "strategy.args.fraction_train=1.0"],
+            r"strategy\.args\.fraction_train = 1\.0: has no effect, TwoOfFour sets 0\.5$",
+        ),
+        (
+            [f"{HERE}:ForgetsArguments", "strategy.args.fraction_train=0.5"],
+            r"strategy\.args\.fraction_train = 0\.5: has no effect, ForgetsArguments sets 1\.0$",
+        ),
         ([f"{HERE}:Nobody"], r"strategy\.name = '.*Nobody': trains nobody"),
         ([f"{HERE}:Stranger"], r"strategy\.name = '.*Stranger': addresses node 7"),
         ([f"{HERE}:Breaks"], r"strategy\.name = '.*Breaks': cannot configure round 1: RuntimeError: out of luck$"),
@@ -344,3 +383,24 @@ def test_asking_leaves_no_trace(caplog: pytest.LogCaptureFixture, monkeypatch: p
     assert not flower.disabled
     assert taken.federation.clients_per_round is None
     assert resolve(experiment.settings) == experiment.settings
+
+
+# They pair the weights that they sent with the replies by position.
+BY_POSITION = {
+    "FedAvgM": "server_momentum = 0.9",
+    "QFedAvg": "",
+    "DifferentialPrivacyServerSideFixedClipping": "noise_multiplier = 0.1, clipping_norm = 1.0",
+    "DifferentialPrivacyClientSideFixedClipping": "noise_multiplier = 0.1, clipping_norm = 1.0",
+}
+
+
+@pytest.mark.parametrize(("name", "arguments"), BY_POSITION.items(), ids=BY_POSITION)
+def test_every_strategy_goes_on_from_a_checkpoint(tmp_path, name, arguments) -> None:
+    overrides = ("model={checkpoint = 'bundled'}", "client.update=weights", f"strategy.name={name}")
+    started = load_settings(
+        ExperimentSettings,
+        {key: BASE[key] for key in ("client", "attack", "utility")},
+        (*overrides, f"strategy.args={{{arguments}}}", "federation.clients=2", "federation.rounds=2"),
+    )
+    rounds = pd.read_parquet(run_in_process(tmp_path / "run", started).rounds)
+    assert rounds["clients_seen"].map(list).tolist() == [[0, 1], [0, 1]]

@@ -162,3 +162,9 @@ def test_held_out_losses_and_samples_are_without_dropout(tmp_path: Path) -> None
     )
     assert utility.loss(experiment.weights) == without.loss(experiment.weights)
     assert torch.equal(utility.sample(experiment.weights)[0], without.sample(experiment.weights)[0])
+
+
+def test_weights_come_in_the_networks_order_whatever_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, checkpoint())
+    assert list(load_checkpoint(path).weights) == list(build_model(MODEL).state_dict())

@@ -143,3 +143,19 @@ def test_a_picture_is_of_one_run(tmp_path: Path) -> None:
     assert not strip.exists()
     assert fl_sim("report", runs[0], "--picture", strip).exit_code == 0
     assert strip.exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_stays_as_it_was(tmp_path: Path) -> None:
+    runs = [make_up_run(tmp_path / name).path for name in ("one", "two")]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for place in (tmp_path, file / "below.html"):
+        assert_refused(fl_sim("report", *runs, "--out", place), str(tmp_path))
+        assert_refused(fl_sim("report", runs[0], "--picture", place), str(tmp_path))
+    assert file.read_text() == "mine"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_report_of_one_run_has_its_place(tmp_path: Path) -> None:
+    run = make_up_run(tmp_path / "run").path
+    assert_refused(fl_sim("report", run, "--out", tmp_path / "page.html"), "--out", "allowed with several runs")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
+from attacks.residual import Residual
 from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment, build_recipe, prepare
 from experiments.settings import ExperimentSettings
@@ -14,6 +15,10 @@ from strategies.fed_sgd import FedSGD
 from tests.experiments.made_up_run import tiny_settings
 
 TOY = "attack.name=tests.attacks.toy_attacks:Guess"
+
+
+class Namesake(Residual):
+    """Inherits its name."""
 
 
 def prepared(*overrides: str) -> Experiment:
@@ -53,7 +58,7 @@ def test_as_many_clients_train_as_the_settings_say() -> None:
     assert isinstance(strategy, FedSGD)
     inner = strategy.strategy
     assert isinstance(inner, FedAvg)
-    assert (inner.min_train_nodes, inner.min_available_nodes, inner.fraction_evaluate) == (2, 7, 0.0)
+    assert (inner.min_available_nodes, inner.fraction_evaluate) == (7, 0.0)
     assert max(int(7 * inner.fraction_train), inner.min_train_nodes) == 2
 
 
@@ -66,6 +71,8 @@ def test_a_defence_that_cannot_be_is_refused_before_anything_is_written() -> Non
         prepared("defence.name=top-k", "defence.args.fraction=2")
     with pytest.raises(SettingsError, match=r"defence.args.keep = 'own'"):
         prepared("defence.name=unshared-time-mlp", "defence.args.keep=own")
+    with pytest.raises(SettingsError, match=r"defence.name = 'unshared-time-mlp': clients train none of these layers"):
+        prepared("defence.name=unshared-time-mlp", "client.trainable=['conv_out.*']")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +185,14 @@ def test_settings_that_say_what_the_checkpoint_is_are_recorded(trained: str) -> 
         ("strategy.name=FedAvgg", "did you mean 'FedAvg'"),
         ("strategy.args.optimiser=adam", r"strategy\.args\.optimiser = 'adam'"),
         ("client.update=weights", r"strategy\.name = 'FedSGD': takes gradients, but client\.update = 'weights'"),
+        ("attack.name=['none', 'residual']", r"attack\.name = \['none', 'residual'\]: 'none' stands alone"),
+        (
+            "attack.name=['residual', 'tests.experiments.test_experiment:Namesake']",
+            "'residual' and 'tests.*Namesake' are both called 'residual'",
+        ),
+        ("client.trainable=['conv_out.*', 'nosuch.*']", r"client\.trainable = .*'nosuch\.\*' matches no parameter"),
+        ("client.lora={rank = 1, targets = ['*conv*', 'nosuch']}", r"client\.lora\.targets = .*'nosuch' matches no"),
+        ("attack.name=tests.experiments.exits:Attack", r"attack\.name = .*: cannot be imported: SystemExit: 0$"),
         ("defence.name=prayer", r"defence\.name = 'prayer'"),
         ("data.photographs=['astronaut', 'mona lisa']", "mona lisa"),
         ("model.checkpoint=nowhere.safetensors", r"model\.checkpoint = 'nowhere\.safetensors'"),

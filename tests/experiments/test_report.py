@@ -90,7 +90,7 @@ def test_a_run_that_nobody_attacked_has_a_report(tmp_path: Path) -> None:
 
 
 def test_a_name_in_the_settings_cannot_become_markup(tmp_path: Path) -> None:
-    directory = make_up_run(tmp_path / "run", "ray.address=<script>alert(1)</script>")
+    directory = make_up_run(tmp_path / "run", "strategy.name=<script>alert(1)</script>")
     assert "<script>" not in build_report(directory.path).read_text()
 
 
@@ -161,6 +161,16 @@ def test_runs_are_set_side_by_side(tmp_path: Path) -> None:
     assert page.text.count(str(runs[0])) == 2
     assert "seed" in page.text
     assert "PSNR by round" in page.alternatives
+
+
+@pytest.mark.parametrize("name", ["rounds.parquet", "environment.json", "utility.json"])
+@pytest.mark.parametrize("content", [b"", b"half a fi"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    directory = make_up_run(tmp_path / "run")
+    (directory.path / name).write_bytes(content)
+    with pytest.raises(SettingsError, match=f"{name}: damaged: ") as refusal:
+        build_report(directory.path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

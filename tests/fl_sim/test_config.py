@@ -48,6 +48,18 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
     assert resolve(load_settings(Settings, {}, ["client.seed=5"])).client.seed == 5
 
 
+def test_resolved_paths_mean_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "trained.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    given = ["data.name=folder", "data.path=images", "model.checkpoint=trained.safetensors"]
+    resolved = resolve(load_settings(Settings, {}, given))
+    assert resolved.data.path == tmp_path / "images"
+    assert resolved.model.checkpoint == str(tmp_path / "trained.safetensors")
+    assert resolve(load_settings(Settings, {}, ["data.name=./images"])).data.name == str(tmp_path / "images")
+    assert resolve(load_settings(Settings, {})).model.checkpoint == "bundled"
+
+
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
@@ -76,6 +88,13 @@ def test_resolve_draws_the_private_seed_and_leaves_a_given_one_alone() -> None:
         ("data.name=folder", ["data.path", "data.name = 'folder'"]),
         ("seed", ["'seed'", "key=value"]),
         (".x=1", ["'.x=1'", "key=value"]),
+        ("# seed=1", ["'# seed=1'", "key=value"]),
+        ("client.batch_size=1000000000000", ["client.batch_size = 1000000000000", "less than or equal to 10000"]),
+        ("model.layers_per_block=1000000", ["model.layers_per_block = 1000000", "less than or equal to 64"]),
+        ("federation.timeout=1e13", ["federation.timeout = 10000000000000.0", "less than or equal to"]),
+        ("ray.address=", ["ray.address = ''"]),
+        ("ray.address=nonsense", ["ray.address = 'nonsense'"]),
+        ("model.checkpoint=\udcff", ["model.checkpoint", "not valid UTF-8"]),
     ],
 )
 def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(override: str, fragments: list[str]) -> None:

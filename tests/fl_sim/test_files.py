@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,17 @@ def test_a_first_write_that_fails_leaves_nothing_under_the_final_name(tmp_path: 
 
     with pytest.raises(OSError, match="disk full"):
         write_atomically(target, half)
-    assert not target.exists()
+    assert not list(target.parent.iterdir())
     write_atomically(target, lambda file: file.write_text("new"))
-    assert [path.name for path in target.parent.iterdir() if not path.name.startswith(".")] == [target.name]
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert target.read_text() == "new"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (tmp_path, pipe):
+        with pytest.raises(OSError, match="is there and is no file"):
+            write_atomically(target, lambda file: file.write_text("new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert pipe.is_fifo()
