@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -27,7 +26,7 @@ from fl_sim.federation import (
 )
 from fl_sim.repeatable_grid import FederationError, RepeatableGrid
 from fl_sim.wire import ARRAYS, CONFIG, ROUND, pack_reply
-from tests.fl_sim.federations import equal, fed_avg, node_context, repeatable_grid, tiny_settings
+from tests.fl_sim.federations import fed_avg, node_context, repeatable_grid, tiny_settings
 
 
 def test_a_backend_that_is_gone_ends_the_wait_for_replies() -> None:
@@ -100,20 +99,6 @@ def server_app(work: Callable[[RepeatableGrid], Any]) -> ServerApp:
         work(RepeatableGrid(grid, 0, 3, timeout=120.0))
 
     return app
-
-
-@pytest.mark.ray
-def test_on_ray_the_weights_are_those_of_this_process() -> None:
-    results: list[dict[str, torch.Tensor]] = []
-    settings = tiny_settings("federation.client_cpus=2")
-
-    def twice(grid: RepeatableGrid) -> None:
-        results.append(fed_avg(grid))
-        results.append(fed_avg(RepeatableGrid(grid.grid, 0, 3, timeout=120.0)))
-
-    run_federation(server_app(twice), build_client_app(settings), settings, AttackResources(1))
-    assert equal(results[0], results[1])
-    assert equal(results[0], fed_avg(repeatable_grid()))
 
 
 def answers_with_what_it_got(message: Message, client: int) -> Message:

@@ -19,8 +19,8 @@ from fl_sim.wire import CLIPPING_NORM, METRICS, Recipe
 from strategies.honest_but_curious import HonestButCurious
 from strategies.registry import available, build_strategy
 from strategies.sink import DirectorySink
+from tests.fl_sim.federations import equal, repeatable_grid, tiny_settings, weights_recipe
 from tests.fl_sim.federations import initial_arrays as tiny_arrays
-from tests.fl_sim.federations import tiny_settings, weights_recipe
 from tests.strategies import stub_federation
 from tests.strategies.stub_federation import GRADIENTS, NODES, WEIGHTS, client_of, made_up_update
 from tests.strategies.test_honest_but_curious import Notes
@@ -91,7 +91,7 @@ def test_no_strategy_is_forgotten() -> None:
 
 
 @pytest.mark.ray
-def test_on_ray_an_attack_changes_no_bit_either(tmp_path: Path) -> None:
+def test_on_ray_an_attack_changes_no_bit_either_and_the_weights_are_those_of_this_process(tmp_path: Path) -> None:
     recipe = weights_recipe()
     settings = tiny_settings("federation.client_cpus=2")
     weights: dict[tuple[str, bool], dict[str, torch.Tensor]] = {}
@@ -113,6 +113,10 @@ def test_on_ray_an_attack_changes_no_bit_either(tmp_path: Path) -> None:
     for name in ("FedAdam", "FedMedian"):
         plain, attacked = weights[name, False], weights[name, True]
         assert all(torch.equal(value, attacked[parameter]) for parameter, value in plain.items())
+        here = build_strategy(name, {"fraction_evaluate": 0.0}).start(
+            repeatable_grid(), tiny_arrays(recipe), 2, train_config=recipe.to_config()
+        )
+        assert equal(plain, here.arrays.to_torch_state_dict())
         guesses = list((tmp_path / name / "reconstructions").glob(f"*-{create(GUESS).name}.safetensors"))
         assert len(guesses) == 2 * 3
     assert not all(map(torch.equal, weights["FedAdam", True].values(), weights["FedMedian", True].values()))

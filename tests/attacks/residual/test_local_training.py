@@ -19,11 +19,11 @@ def test_what_is_wrong_after_the_race_of_orders_is_drawn_anew(monkeypatch):
     [unknowns] = possible_unknowns(problem)
     x_t, residual = true_unknowns(unknowns, victim)
     wrong = [torch.cat([x_t[:1], -x_t[1:]]), torch.cat([residual[:1], residual[1:].flip(-1)])]
-    as_batch = candidate_at(unknowns, wrong, precision=1e-4)
+    as_batch = candidate_at(unknowns, wrong, precision=1e-3, seed=6)  # of which the first draws lead to it
     fits_below = as_batch.minimiser.rules.fits_below
     assert as_batch.misfits()[0] < fits_below < as_batch.misfits()[1]
     monkeypatch.setattr("attacks.residual.local_training.race", lambda runs, *_: runs[0])
-    budget = problem.budget.of(900)
+    budget = problem.budget.of(400)
     found = BatchRefinement().run(LocalTraining().run(as_batch, budget), budget)
     assert isinstance(found.matching, SimulatedTraining)
     assert found.misfits().max() < fits_below
