@@ -1,5 +1,6 @@
-"""Checkpoint files (fl_sim/diffusion/checkpoint.py) as a person names them in the settings."""
+"""Checkpoints (fl_sim/diffusion/checkpoint.py) as a person names them in the settings: a file, a folder, a hub id."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from fl_sim.diffusion import Checkpoint, ConfigError, outline, read_checkpoint
 from fl_sim.files import write_atomically
 
 BUNDLED = data_file("checkpoints/demo.safetensors")
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
+"""The form of a hub id: owner/name."""
 CHANNELS = 3
 """Channels of the clients' images."""
 
@@ -16,6 +19,31 @@ CHANNELS = 3
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file, whole or not at all."""
     write_atomically(path, checkpoint.save)
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file or folder that ``model.checkpoint`` names: "bundled", a path, or a hub id.
+
+    A hub id is looked up in the local cache of huggingface_hub, and on the hub where there is a network. Only JSON and
+    safetensors files are fetched.
+
+    Raises:
+        SettingsError: if it is a hub id and neither has it.
+    """
+    if name == "bundled":
+        return BUNDLED
+    path = Path(name)
+    if path.exists() or not re.fullmatch(HUB_ID, name):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's library raises its own errors, requests' and OSErrors
+        raise SettingsError(
+            f"model.checkpoint = {name!r}: there is no such file or folder, and no such model in the hub's cache or on "
+            f"the hub ({type(error).__name__}); allowed: a folder that diffusers saved"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -13,14 +13,15 @@ from torch import Tensor
 from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
-from experiments.checkpoint import BUNDLED, load_checkpoint
+from experiments.checkpoint import find_checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
 from experiments.utility import Utility
 from fl_sim.client_app import check_images
-from fl_sim.config import NO_CHECKPOINT, DataSettings, SettingsError
+from fl_sim.config import NO_CHECKPOINT, DataSettings, ModelSettings, SettingsError
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
+    KNOWN_NETWORKS,
     LORA,
     Checkpoint,
     ConfigError,
@@ -33,6 +34,7 @@ from fl_sim.diffusion import (
     count_parameters,
     matching_names,
     outline,
+    read_network_config,
     scheduler_config,
     trainable_names,
     unet_config,
@@ -189,7 +191,7 @@ def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     model = settings.model
     if model.checkpoint == NO_CHECKPOINT:
         return _fresh_model(settings)
-    checkpoint = load_checkpoint(BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint))
+    checkpoint = load_checkpoint(find_checkpoint(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
     if checkpoint.image_size is not None:
         _check_size(model.checkpoint, checkpoint.image_size)
@@ -234,24 +236,56 @@ def _agree(key: str, value: Any, trained: Any) -> None:
 
 
 def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
-    shape = settings.model
-    model_config = unet_config(
-        settings.data.image_size,
-        block_out_channels=shape.block_out_channels,
-        layers_per_block=shape.layers_per_block,
-        norm_num_groups=shape.norm_num_groups,
-        attention=shape.attention,
-    )
+    shape, model_config = settings.model, _network_config(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         try:
             weights = build_model(model_config).state_dict()
         except ConfigError as error:
-            raise SettingsError(
-                f"model.block_out_channels = {list(shape.block_out_channels)}, model.norm_num_groups = "
-                f"{shape.norm_num_groups}: {error}"
-            ) from error
+            raise SettingsError(f"{_network_named(shape)}: {error}") from error
     return Checkpoint(weights, model_config, scheduler_config(shape.num_train_timesteps, shape.prediction_type), {})
+
+
+def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
+    """The configuration of the network that ``[model]`` describes, for images of ``data.image_size``."""
+    shape, size = settings.model, settings.data.image_size
+    if shape.config is None:
+        described = unet_config(
+            size,
+            block_out_channels=shape.unet.get("block_out_channels", shape.block_out_channels),
+            layers_per_block=shape.layers_per_block,
+            norm_num_groups=shape.norm_num_groups,
+            attention=shape.attention,
+        )
+    else:
+        described = _known_or_read(shape.config)
+    return described | shape.unet | {"sample_size": size}
+
+
+def _known_or_read(name: str) -> dict[str, Any]:
+    """The known network of that name, or the one in a ``config.json`` as diffusers saves it."""
+    if name in KNOWN_NETWORKS:
+        return dict(KNOWN_NETWORKS[name])
+    if Path(name).suffix != ".json":
+        known = ", ".join(KNOWN_NETWORKS)
+        raise SettingsError(
+            f"model.config = {name!r}: unknown; allowed: {known}, or a FILE.json{nearest(name, KNOWN_NETWORKS)}"
+        )
+    try:
+        return read_network_config(Path(name))
+    except ConfigError as error:
+        raise SettingsError(f"model.config = {name!r}: {error}") from error
+
+
+def _network_named(shape: ModelSettings) -> str:
+    """The settings that describe the network, for a message about it."""
+    given = {"config": shape.config, "unet": shape.unet or None}
+    given |= {
+        key: list(shape.block_out_channels) if key == "block_out_channels" else getattr(shape, key)
+        for key in ("block_out_channels", "norm_num_groups")
+        if shape.config is None
+    }
+    return ", ".join(f"model.{key} = {value!r}" for key, value in given.items() if value is not None)
 
 
 def _check_attacks(settings: ExperimentSettings) -> None:

@@ -67,6 +67,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
+_SHAPE = ("block_out_channels", "layers_per_block", "norm_num_groups", "attention")
+"""Settings of [model] that describe the network."""
+
+
 class DataSettings(Section):
     """Which images the clients hold, and how they are split among them."""
 
@@ -108,6 +112,17 @@ class ModelSettings(Section):
     layers_per_block: int = Field(1, ge=1, le=64)
     norm_num_groups: int = Field(8, ge=1)
     attention: bool = False
+    config: UserPath | None = None
+    unet: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        for key in _SHAPE:
+            if key in self.unet and key in self.model_fields_set:
+                raise ValueError(
+                    f"model.{key} = {getattr(self, key)!r}: model.unet.{key} is given too; give one of them"
+                )
+        return self
 
 
 class FederationSettings(Section):
@@ -195,7 +210,7 @@ class RaySettings(Section):
 
 _LOCAL_STEPS = ("local_steps", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "max_grad_norm")
 
-BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ModelSettings.model_fields if key != "checkpoint")
+BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ("prediction_type", "num_train_timesteps", *_SHAPE))
 """What a checkpoint decides: these settings, where they are given beside one, must agree with it."""
 
 
@@ -220,6 +235,20 @@ class Settings(Section):
             ("data.split", "data.image_column", "data.label_column"),
             "there is no Hugging Face dataset",
             "a dataset's name as data.name",
+        ),
+        Void(
+            "model.checkpoint",
+            lambda checkpoint: checkpoint != NO_CHECKPOINT,
+            ("model.config", "model.unet"),
+            "the checkpoint brings its own network",
+            "model.checkpoint = 'none'",
+        ),
+        Void(
+            "model.config",
+            lambda config: config is not None,
+            tuple(f"model.{key}" for key in _SHAPE),
+            "it describes the network",
+            "model.config unset; single keys go into model.unet",
         ),
         Void(
             "data.partition",
@@ -285,7 +314,8 @@ class Settings(Section):
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
         """``file`` without what came with a choice that ``given`` replaces by another one.
 
-        That is the arguments of a name, and the network's settings where a checkpoint now brings them.
+        That is the arguments of a name, the network's settings where a checkpoint now brings them, and a key of the
+        network under its other name.
         """
         kept = drop_arguments(file, given, _defaults(cls), cls.arguments_of)
         before = look_up(file, "model.checkpoint", look_up(_defaults(cls), "model.checkpoint"))
@@ -293,6 +323,10 @@ class Settings(Section):
         for key in BROUGHT_BY_CHECKPOINT if checkpoint != NO_CHECKPOINT else ():
             if checkpoint != before or look_up(kept, key) == look_up(_defaults(cls), key):
                 remove(kept, key)
+        for key in _SHAPE:  # two names of one thing: the override's counts
+            for one, other in ((f"model.{key}", f"model.unet.{key}"), (f"model.unet.{key}", f"model.{key}")):
+                if look_up(given, one) is not None:
+                    remove(kept, other)
         return kept
 
     seed: Seed = 0
@@ -342,8 +376,10 @@ def resolve(settings: S) -> S:
         data = data.model_copy(update={"path": data.path.absolute()})
     if Path(data.name).exists() and os.sep in data.name:
         data = data.model_copy(update={"name": str(Path(data.name).absolute())})
-    if Path(model.checkpoint).is_file() and model.checkpoint not in (NO_CHECKPOINT, "bundled"):
+    if Path(model.checkpoint).exists() and model.checkpoint not in (NO_CHECKPOINT, "bundled"):
         model = model.model_copy(update={"checkpoint": str(Path(model.checkpoint).absolute())})
+    if model.config is not None and Path(model.config).is_file():
+        model = model.model_copy(update={"config": str(Path(model.config).absolute())})
     return settings.model_copy(update={"client": client, "data": data, "model": model})
 
 

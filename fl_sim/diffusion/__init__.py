@@ -8,6 +8,8 @@ image. Batches are [B,C,H,W], timesteps [B].
 
 from fl_sim.diffusion.checkpoint import Checkpoint, read_checkpoint
 from fl_sim.diffusion.configuration import ConfigError
+from fl_sim.diffusion.diffusers_folder import read_network_config
+from fl_sim.diffusion.known_networks import KNOWN_NETWORKS
 from fl_sim.diffusion.local_optimizer import LocalOptimizer
 from fl_sim.diffusion.lora import LORA, LoRA, adapt
 from fl_sim.diffusion.network import (
@@ -36,6 +38,7 @@ from fl_sim.diffusion.sampler import DDIMSampler
 from fl_sim.diffusion.training_loss import gradient, gradient_and_loss, loss
 
 __all__ = [
+    "KNOWN_NETWORKS",
     "LORA",
     "MODEL_CLASSES",
     "PREDICTION_TYPES",
@@ -62,6 +65,7 @@ __all__ = [
     "outline",
     "predict",
     "read_checkpoint",
+    "read_network_config",
     "read_safetensors",
     "sample_size",
     "scheduler_config",

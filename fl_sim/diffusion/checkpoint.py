@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fl_sim.diffusion.configuration import ConfigError
+from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from fl_sim.diffusion.network import build_model, outline, sample_size
 from fl_sim.diffusion.network_check import check_network
 from fl_sim.diffusion.noise_schedule import build_scheduler
@@ -64,11 +65,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file, its floating-point weights converted to float32.
+    """Read a checkpoint file, or a folder that diffusers saved; floating-point weights are converted to float32.
 
     Raises:
         ConfigError: if it cannot be read, is no checkpoint, or its weights do not fit its model.
     """
+    if is_diffusers_folder(path):
+        weights, model, scheduler, types = read_diffusers_folder(path)
+        sample_size(model)
+        _check_weights(weights, outline(model))
+        return Checkpoint(weights, model, scheduler, {}, types)
     tensors, metadata = read_safetensors(path)
     facts = _checkpoint_facts(metadata)
     schedule = build_scheduler(facts["scheduler"]).config
@@ -84,7 +90,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _checkpoint_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     if CHECKPOINT not in metadata:
-        other = "it is a capture" if "observation" in metadata else "weights that diffusers saved cannot be read yet"
+        other = "it is a capture" if "observation" in metadata else "of weights that diffusers saved, name the folder"
         raise ConfigError(
             f"its metadata has no {CHECKPOINT!r}, the configuration of network and noise schedule; {other}"
         )

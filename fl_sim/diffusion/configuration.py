@@ -25,7 +25,7 @@ def from_config(cls: Any, config: Mapping[str, Any], what: str) -> Any:
     """
     public = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        with _quiet_diffusers():
+        with quiet_diffusers():
             built, unused = cls.from_config(public, return_unused_kwargs=True)
     except Exception as error:  # diffusers raises any exception for a wrong value
         raise ConfigError(f"{what} configuration cannot be built: {message(error)}") from error
@@ -35,7 +35,8 @@ def from_config(cls: Any, config: Mapping[str, Any], what: str) -> Any:
 
 
 @contextmanager
-def _quiet_diffusers() -> Iterator[None]:
+def quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers from logging warnings meanwhile."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)

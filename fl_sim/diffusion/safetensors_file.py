@@ -33,8 +33,7 @@ def _no_file(path: Path) -> str | None:
     """What is at ``path`` instead of a regular file; None if it is one. A named pipe would block whoever opens it."""
     try:
         if path.is_dir():
-            of_diffusers = any((path / name).exists() for name in ("config.json", "model_index.json"))
-            return f"it is a folder{' of diffusers, which cannot be read yet' if of_diffusers else ''}"
+            return "it is a folder without model_index.json or config.json, which diffusers would have written"
         if not path.exists():
             return "there is no such file"
         return None if path.is_file() else "it is no regular file"

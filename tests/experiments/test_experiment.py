@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,55 @@ def test_wrong_settings_are_named_before_anything_starts(override: str, complain
     with pytest.raises(ValueError, match=complaint) as refusal:
         prepared(override)
     assert "\n" not in str(refusal.value)
+
+
+def network(*overrides: str) -> dict[str, object]:
+    return prepared("model.checkpoint=none", *overrides).recipe.model
+
+
+def test_single_keys_of_the_network_can_be_set() -> None:
+    assert network("model.unet={act_fn = 'gelu', block_out_channels = [8, 8, 8], norm_num_groups = 4}") == unet_config(
+        16, block_out_channels=[8, 8, 8], norm_num_groups=4
+    ) | {"act_fn": "gelu"}
+
+
+def test_a_network_is_taken_by_name_or_from_a_file_of_diffusers(tmp_path: Path) -> None:
+    assert network("model.config=small") == unet_config(16)
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps(unet_config(64, block_out_channels=(8, 8), norm_num_groups=4) | {"_diffusers_version": "0"})
+    )
+    expected = unet_config(16, block_out_channels=(8, 8), norm_num_groups=4)
+    assert network(f"model.config={file}") == expected
+    assert network(f"model.config={file}", "model.unet.act_fn=gelu") == expected | {"act_fn": "gelu"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["model.config=smal"], r"model\.config = 'smal': unknown; allowed: small, .*did you mean 'small'"),
+        (["model.config=gone.json"], r"model\.config = 'gone\.json': gone\.json cannot be read: No such file"),
+        (["model.config=small", "model.attention=true"], r"model\.attention = True: with model\.config = 'small'"),
+        (
+            ["model.unet.norm_num_groups=4", "model.norm_num_groups=4"],
+            r"model\.norm_num_groups = 4: model\.unet\.norm_num_groups is given too",
+        ),
+        (["model.unet.no_such=1"], r"model\.unet = \{'no_such': 1\}.*unknown keys: no_such"),
+        (["model.unet.act_fn=no"], r"model\.unet = .*cannot be built"),
+        (["model.unet.out_channels=6"], "predicts a variance"),
+        (["model.unet.num_class_embeds=3"], "takes class labels"),
+    ],
+)
+def test_a_network_that_cannot_be_is_one_line(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        prepared("model.checkpoint=none", *overrides)
+    assert "\n" not in str(refusal.value)
+
+
+def test_beside_a_checkpoint_no_network_is_described(trained: str) -> None:
+    for given in ("model.config=small", "model.unet.act_fn=gelu"):
+        with pytest.raises(SettingsError, match="the checkpoint brings its own network"):
+            beside(trained, given)
 
 
 def test_the_description_names_model_clients_defence_and_attacks() -> None:

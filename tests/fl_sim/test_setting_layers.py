@@ -20,6 +20,12 @@ EXAMPLES: dict[str, Any] = {
     "data.image_column": "img",
     "data.label_column": "label",
     "data.dirichlet_alpha": 0.25,
+    "model.config": "paper",
+    "model.unet": {"act_fn": "gelu"},
+    "model.block_out_channels": [8, 8],
+    "model.layers_per_block": 2,
+    "model.norm_num_groups": 4,
+    "model.attention": True,
     "federation.curious_peers": [1],
     "federation.degree": 2,
     "client.local_steps": 2,
@@ -44,6 +50,8 @@ EXAMPLES: dict[str, Any] = {
 """Of every setting that another one can make void a value that is not its default."""
 
 MAKES_VOID: dict[str, list[Any]] = {
+    "model.checkpoint": ["bundled"],
+    "model.config": ["small"],
     "data.name": ["bundled", "folder", "some/dataset"],
     "data.partition": ["iid", "photo"],
     "federation.topology": ["server", "ring"],
@@ -56,6 +64,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "defence.name": ["none"],
 }
 SUPPORT = {
+    "small": {"model": {"checkpoint": "none"}},
     "folder": {"data": {"path": "/photos"}},
     "ring": {"strategy": {"name": "Gossip"}},
     3: {"client": {"update": "weights"}},
