@@ -134,7 +134,7 @@ def report(
 
 @app.command("list")
 def show_names() -> None:
-    """Show the attacks, strategies, defences, datasets and presets there are."""
+    """Show the attacks, strategies, defences, networks, datasets and presets there are."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 

@@ -279,13 +279,12 @@ def _known_or_read(name: str) -> dict[str, Any]:
 
 def _network_named(shape: ModelSettings) -> str:
     """The settings that describe the network, for a message about it."""
-    given = {"config": shape.config, "unet": shape.unet or None}
-    given |= {
-        key: list(shape.block_out_channels) if key == "block_out_channels" else getattr(shape, key)
-        for key in ("block_out_channels", "norm_num_groups")
-        if shape.config is None
-    }
-    return ", ".join(f"model.{key} = {value!r}" for key, value in given.items() if value is not None)
+    given: dict[str, Any] = {"unet": shape.unet} if shape.unet else {}
+    if shape.config is None:
+        given |= {"block_out_channels": list(shape.block_out_channels), "norm_num_groups": shape.norm_num_groups}
+    else:
+        given |= {"config": shape.config}
+    return ", ".join(f"model.{key} = {value!r}" for key, value in given.items())
 
 
 def _check_attacks(settings: ExperimentSettings) -> None:

@@ -8,16 +8,18 @@ from rich.table import Table
 from attacks.registry import ATTACKS
 from experiments.settings import preset_names
 from fl_sim.defences.registry import DEFENCES
+from fl_sim.diffusion import KNOWN_NETWORKS, count_parameters, outline
 from fl_sim.images.bundled import PHOTOGRAPHS
 from strategies.registry import available as strategies
 
 
 def list_names() -> Group:
-    """A table each of attacks, strategies, defences, datasets and presets."""
+    """A table each of attacks, strategies, defences, networks, datasets and presets."""
     kinds = {
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "strategy": dict.fromkeys(strategies(), ""),
         "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
+        "network": {name: _network_line(config) for name, config in KNOWN_NETWORKS.items()},
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
             "folder": "the images under data.path",
@@ -36,6 +38,11 @@ def _table(kind: str, names: dict[str, str]) -> Table:
     for name, description in names.items():
         table.add_row(name, description)
     return table
+
+
+def _network_line(config: dict[str, Any]) -> str:
+    parameters = count_parameters(outline(config).parameters()) / 1e6
+    return f"{parameters:.1f} million parameters; channels {', '.join(map(str, config['block_out_channels']))}"
 
 
 def _summary_line(documented: type) -> str:

@@ -75,6 +75,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         sample_size(model)
         _check_weights(weights, outline(model))
         return Checkpoint(weights, model, scheduler, {}, types)
+    if path.is_dir():
+        raise ConfigError(
+            "it is a folder without model_index.json and config.json; allowed: a safetensors file, or a folder that "
+            "diffusers saved"
+        )
     tensors, metadata = read_safetensors(path)
     facts = _checkpoint_facts(metadata)
     schedule = build_scheduler(facts["scheduler"]).config

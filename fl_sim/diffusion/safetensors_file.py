@@ -33,7 +33,7 @@ def _no_file(path: Path) -> str | None:
     """What is at ``path`` instead of a regular file; None if it is one. A named pipe would block whoever opens it."""
     try:
         if path.is_dir():
-            return "it is a folder without model_index.json or config.json, which diffusers would have written"
+            return "it is a folder"
         if not path.exists():
             return "there is no such file"
         return None if path.is_file() else "it is no regular file"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments.checkpoint import load_checkpoint, save_checkpoint
+from experiments.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from experiments.experiment import prepare
 from experiments.utility import Utility
 from fl_sim.config import SettingsError
@@ -168,3 +168,27 @@ def test_weights_come_in_the_networks_order_whatever_the_files(tmp_path: Path) -
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, checkpoint())
     assert list(load_checkpoint(path).weights) == list(build_model(MODEL).state_dict())
+
+
+def test_a_folder_of_diffusers_is_trained_and_attacked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build_model(MODEL).save_pretrained(tmp_path / "saved")
+    settings = tiny_settings(f"model.checkpoint={tmp_path / 'saved'}", "attack.args.residual.max_evaluations=3")
+    directory = run_in_process(tmp_path / "run", settings)
+    assert set(pd.read_parquet(directory.leakage_parquet)["status"]) == {"ok"}
+    assert f'checkpoint = "{tmp_path / "saved"}"' in directory.config.read_text()
+
+
+def test_a_hub_id_is_looked_up_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = "0" * 40
+    cached = tmp_path / "models--someone--ddpm"
+    build_model(MODEL).save_pretrained(cached / "snapshots" / revision)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_checkpoint("someone/ddpm") == cached / "snapshots" / revision
+    assert load_checkpoint(find_checkpoint("someone/ddpm")).image_size == 16
+    with pytest.raises(SettingsError, match=r"model\.checkpoint = 'someone/else': .*no such model in the hub's cache"):
+        find_checkpoint("someone/else")
+    assert find_checkpoint("./someone/else") == Path("./someone/else")

@@ -171,3 +171,18 @@ def test_a_pipeline_without_its_network_is_one_line(tmp_path: Path) -> None:
     shutil.rmtree(folder / "unet")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read: No such file"):
         read_checkpoint(folder)
+
+
+def test_a_folder_of_something_else_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"a folder without model_index\.json and config\.json; allowed: a safetensors"
+    ):
+        read_checkpoint(tmp_path)
+
+
+def test_a_network_of_latents_is_refused(tmp_path: Path) -> None:
+    folder = save_pipeline(tmp_path / "saved")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))
+    with pytest.raises(ConfigError, match="works on the latents of a vqvae"):
+        read_checkpoint(folder)

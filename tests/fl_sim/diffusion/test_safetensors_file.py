@@ -9,16 +9,10 @@ import torch
 from fl_sim.diffusion import ConfigError, read_safetensors
 
 
-def a_folder_of_diffusers(path: Path) -> None:
-    path.mkdir()
-    (path / "config.json").write_text("{}")
-
-
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
         ("model", Path.mkdir, "it is a folder; allowed: a safetensors file"),
-        ("model", a_folder_of_diffusers, "it is a folder of diffusers, which cannot be read yet; allowed"),
         ("model.safetensors", Path.touch, "it is empty"),
         ("model.bin", lambda path: torch.save({}, path), "it is a pickle, which is never opened"),
         ("model.ckpt", lambda path: path.write_bytes(b"\x80\x02}."), "it is a pickle, which is never opened"),
