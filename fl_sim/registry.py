@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -90,11 +90,14 @@ class Registry(Generic[Kind]):
             UserError: as ``find``, or naming the argument that is wrong and what is allowed.
         """
         cls = self.find(name, table)
+        where = f"{self.kind} {name!r}: " if table is None else f"{table}.{self._arguments.format(name=name)}."
+        for key, value in (arguments or {}).items():
+            if isinstance(value, bool) and not _is_switch(cls, key):
+                raise self.error(f"{where}{key} = {str(value).lower()}: neither true nor false is allowed here")
         try:
             return cls(**(arguments or {}))
         except ValidationError as error:
             first = first_error(error)
-            where = f"{self.kind} {name!r}: " if table is None else f"{table}.{self._arguments.format(name=name)}."
             key = where + dotted(first["loc"])
             if first["type"] == "missing":
                 raise self.error(f"{key} is not set; {self.kind} {name!r} needs it") from error
@@ -104,6 +107,12 @@ class Registry(Generic[Kind]):
                 hint = nearest(str(first["loc"][-1]), taken)
                 problem = f"unknown argument; {name} takes: {', '.join(taken) or 'none'}{hint}"
             raise self.error(f"{key} = {first['input']!r}: {problem}") from error
+
+
+def _is_switch(cls: type[BaseModel], key: str) -> bool:
+    """Whether the field may be true or false; so may one that is not there, which is refused for that."""
+    annotation = cls.model_fields[key].annotation if key in cls.model_fields else bool
+    return annotation is Any or bool in (annotation, *get_args(annotation))
 
 
 def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -194,6 +194,14 @@ def test_settings_that_say_what_the_checkpoint_is_are_recorded(trained: str) -> 
         ("client.trainable=['conv_out.*', 'nosuch.*']", r"client\.trainable = .*'nosuch\.\*' matches no parameter"),
         ("client.lora={rank = 1, targets = ['*conv*', 'nosuch']}", r"client\.lora\.targets = .*'nosuch' matches no"),
         ("attack.name=tests.experiments.exits:Attack", r"attack\.name = .*: cannot be imported: SystemExit: 0$"),
+        (
+            "attack={name = 'residual', args = {residual = {history = true}}}",
+            r"attack\.args\.residual\.history = true: nei",
+        ),
+        (
+            "defence={name = 'top-k', args = {fraction = true}}",
+            r"defence\.args\.fraction = true: neither true nor false",
+        ),
         ("defence.name=prayer", r"defence\.name = 'prayer'"),
         ("data.photographs=['astronaut', 'mona lisa']", "mona lisa"),
         ("model.checkpoint=nowhere.safetensors", r"model\.checkpoint = 'nowhere\.safetensors'"),
