@@ -378,7 +378,7 @@ def resolve(settings: S) -> S:
         data = data.model_copy(update={"name": str(Path(data.name).absolute())})
     if Path(model.checkpoint).exists() and model.checkpoint not in (NO_CHECKPOINT, "bundled"):
         model = model.model_copy(update={"checkpoint": str(Path(model.checkpoint).absolute())})
-    if model.config is not None and Path(model.config).is_file():
+    if model.config is not None and Path(model.config).suffix == ".json":
         model = model.model_copy(update={"config": str(Path(model.config).absolute())})
     return settings.model_copy(update={"client": client, "data": data, "model": model})
 

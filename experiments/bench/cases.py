@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict
 from attacks.attack import Needs
 from attacks.observation import ThreatModel
 from attacks.registry import ATTACKS
-from fl_sim.diffusion import LocalOptimizer, unet_config
+from fl_sim.diffusion import KNOWN_NETWORKS, LocalOptimizer, unet_config
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "16": unet_config(16),
+    "16": KNOWN_NETWORKS["small"],
     "32-narrow": unet_config(32),
     "32-deep": unet_config(32, block_out_channels=(32, 64, 128)),
     "32": unet_config(32, block_out_channels=(64, 128), layers_per_block=2),
-    "32-wide": unet_config(32, block_out_channels=(64, 128, 128)),
+    "32-wide": KNOWN_NETWORKS["three-levels"],
     "64": unet_config(64, block_out_channels=(128, 256, 384), layers_per_block=2),
     "128": unet_config(128, block_out_channels=(128, 256, 384), layers_per_block=2),
 }

@@ -78,7 +78,6 @@ def read_diffusers_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, An
     model = read_network_config(network / "config.json")
     saved = [place / "scheduler" / "scheduler_config.json" for place in (folder, network.parent)]
     scheduler = next((ddpm_config(_read_json(file)) for file in saved if file.is_file()), scheduler_config())
-    build_scheduler(scheduler)
     outline(model)
     types = _check_weight_files(network)
     return _weights(network, model), model, scheduler, types

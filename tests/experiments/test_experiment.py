@@ -224,8 +224,16 @@ def test_single_keys_of_the_network_can_be_set() -> None:
     ) | {"act_fn": "gelu"}
 
 
-def test_a_network_is_taken_by_name_or_from_a_file_of_diffusers(tmp_path: Path) -> None:
+def test_a_network_is_taken_by_name_or_from_a_file_of_diffusers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").touch()  # does not stand in the name's way
     assert network("model.config=small") == unet_config(16)
+    assert (
+        resolve(load_settings(ExperimentSettings, {}, ["model={checkpoint='none', config='small'}"])).model.config
+        == "small"
+    )
     file = tmp_path / "config.json"
     file.write_text(
         json.dumps(unet_config(64, block_out_channels=(8, 8), norm_num_groups=4) | {"_diffusers_version": "0"})
