@@ -14,9 +14,9 @@ from experiments.commands import choose_device
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
 from experiments.settings import ExperimentSettings
-from fl_sim.config import load_settings
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
+from fl_sim.settings_file import load_settings
 
 
 def attack_capture(

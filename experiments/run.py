@@ -25,9 +25,9 @@ from experiments.report import build_report
 from experiments.run_directory import RunDirectory, check_empty_folder
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.client_app import build_client_app
-from fl_sim.config import dump_toml
 from fl_sim.federation import AttackResources, check_resources, run_federation
 from fl_sim.repeatable_grid import RepeatableGrid
+from fl_sim.settings_file import dump_toml
 from strategies.curious_peers import CuriousPeers
 from strategies.gossip import Gossip
 from strategies.honest_but_curious import HonestButCurious

@@ -13,8 +13,9 @@ from typing import Any
 
 from attacks.observation import UpdateId
 from experiments.settings import ExperimentSettings
-from fl_sim.config import SettingsError, dump_toml, load_settings
+from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
+from fl_sim.settings_file import dump_toml, load_settings
 
 REPORTED_PACKAGES = ("fl-sim", "torch", "torchvision", "diffusers", "flwr", "flwr-datasets", "ray", "numpy", "lpips")
 

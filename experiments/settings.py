@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from experiments.package_data import data_file
-from fl_sim.config import Seconds, Section, Settings, SettingsError, expand_home, load_settings, resolve
+from fl_sim.config import Seconds, Section, Settings, SettingsError, expand_home, resolve
 from fl_sim.errors import nearest
 from fl_sim.setting_layers import Tree, Void, look_up
+from fl_sim.settings_file import load_settings
 
 PRESETS = data_file("presets")
 NO_ATTACK = "none"

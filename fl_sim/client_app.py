@@ -15,12 +15,13 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 
 from fl_sim import diffusion
-from fl_sim.config import Settings, SettingsError, flower_run_directory, load_settings
+from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
+from fl_sim.settings_file import load_settings
 from fl_sim.wire import (
     ARRAYS,
     CLIENT,

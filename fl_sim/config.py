@@ -1,25 +1,18 @@
-"""The federation's settings: one typed, frozen tree, from TOML and ``key=value`` overrides; unknown keys are refused.
+"""The federation's settings: one typed, frozen tree; unknown keys are refused.
 
 Every key is described in docs/settings.md. A user's mistake is one line: the key, its value and what is allowed.
 """
 
-import math
 import os
-import re
 import secrets
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fl_sim.errors import UserError, first_error, nearest
-from fl_sim.setting_layers import Tree, Void, drop_arguments, drop_void, look_up, remove
+from fl_sim.errors import UserError
+from fl_sim.setting_layers import Tree, Void, drop_arguments, look_up, remove
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -317,11 +310,11 @@ class Settings(Section):
         That is the arguments of a name, the network's settings where a checkpoint now brings them, and a key of the
         network under its other name.
         """
-        kept = drop_arguments(file, given, _defaults(cls), cls.arguments_of)
-        before = look_up(file, "model.checkpoint", look_up(_defaults(cls), "model.checkpoint"))
+        kept = drop_arguments(file, given, defaults_of(cls), cls.arguments_of)
+        before = look_up(file, "model.checkpoint", look_up(defaults_of(cls), "model.checkpoint"))
         checkpoint = look_up(given, "model.checkpoint", before)
         for key in BROUGHT_BY_CHECKPOINT if checkpoint != NO_CHECKPOINT else ():
-            if checkpoint != before or look_up(kept, key) == look_up(_defaults(cls), key):
+            if checkpoint != before or look_up(kept, key) == look_up(defaults_of(cls), key):
                 remove(kept, key)
         for key in _SHAPE:  # two names of one thing: the override's counts
             for one, other in ((f"model.{key}", f"model.unet.{key}"), (f"model.unet.{key}", f"model.{key}")):
@@ -340,33 +333,6 @@ class Settings(Section):
     ray: RaySettings = RaySettings()
 
 
-def load_settings(
-    cls: type[S], source: Path | Mapping[str, Any], overrides: Sequence[str] = (), recorded: bool = False
-) -> S:
-    """Settings of class ``cls`` from a TOML file or a nested mapping, with ``key=value`` overrides applied in order.
-
-    A key is dotted (``client.batch_size``); a value is parsed as TOML and, where that fails, taken as a string. What
-    does not go together is dropped or refused as fl_sim/setting_layers.py says. Of what a run has ``recorded`` nothing
-    void is refused.
-
-    Raises:
-        SettingsError: naming the key, its value and what is allowed, with the nearest name where one is close.
-    """
-    file = _read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
-    given = _with_overrides({}, overrides)
-    kept = cls.without_outlived_arguments(file, given)
-    tree, refusals = drop_void(_with_overrides(kept, overrides), kept, given, _defaults(cls), cls.void)
-    _refuse_nan(tree)
-    _refuse_loose_types(cls, tree)
-    try:
-        settings = cls.model_validate(tree)
-    except ValidationError as error:
-        raise SettingsError(_describe(cls, tree, first_error(error))) from error
-    if refusals and not recorded:
-        raise SettingsError(refusals[0])
-    return settings
-
-
 def resolve(settings: S) -> S:
     """The same settings with absolute paths, and a private seed drawn by the system where it was left open."""
     client, data, model = settings.client, settings.data, settings.model
@@ -383,149 +349,13 @@ def resolve(settings: S) -> S:
     return settings.model_copy(update={"client": client, "data": data, "model": model})
 
 
-def dump_toml(settings: Settings) -> str:
-    """The settings as TOML that ``load_settings`` reads back unchanged; what is unset or void is left out."""
-    tree = settings.model_dump(mode="json", exclude_none=True)
-    void = [key for rule in settings.void if rule.applies(tree, _defaults(type(settings))) for key in rule.keys]
-    if settings.model.checkpoint != NO_CHECKPOINT:
-        given = {f"model.{name}" for name in settings.model.model_fields_set}
-        void += [key for key in BROUGHT_BY_CHECKPOINT if key not in given]
-    for key in void:
-        remove(tree, key)
-    return tomli_w.dumps(tree)
-
-
 def flower_run_directory(context: "Context") -> Path:
     """Where a run under ``flwr run`` keeps its files: the same rule on the server's side and on the clients'."""
     home = context.run_config.get("out") or os.environ.get("FL_SIM_HOME") or Path.home() / ".fl-sim"
     return Path(str(home)).expanduser() / f"run-{context.run_id}"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from error
-
-
-def _with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
-    """The tree with every ``key=value`` set in it."""
-    changed = deepcopy(tree)
-    for override in overrides:
-        _apply(changed, override)
-    return changed
-
-
-def _apply(tree: Tree, override: str) -> None:
-    """Set one ``key=value`` in a tree of tables, in place, making the tables on the way."""
-    key, equals, text = override.partition("=")
-    path = _parse_key(key)
-    if not equals or not all(path):
-        raise SettingsError(f"override {override!r}: expected key=value, such as client.batch_size=4")
-    *tables, leaf = path
-    for depth, name in enumerate(tables):
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise SettingsError(f"override {override!r}: {'.'.join(path[: depth + 1])} is a value, not a table")
-    tree[leaf] = _parse_value(text.strip())
-
-
-def _parse_key(key: str) -> list[str]:
-    """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
-    try:
-        table = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
-        return [part.strip() for part in key.split(".")]
-    path: list[str] = []
-    while isinstance(table, dict) and len(table) == 1:
-        [(name, table)] = table.items()
-        path.append(name)
-    return path if table == 0 else [""]  # a comment or a line break in the key
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if parsed.keys() == {"value"} else text
-
-
-def _refuse_nan(tree: Mapping[str, Any], prefix: str = "") -> None:
-    """No setting means anything as NaN, not even where its type allows it."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            _refuse_nan(value, f"{prefix}{name}.")
-        elif any(
-            isinstance(part, float) and math.isnan(part) for part in (value if isinstance(value, list) else [value])
-        ):
-            raise SettingsError(f"{prefix}{name} = {value!r}: not a number")
-
-
-def _refuse_loose_types(cls: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> None:
-    """A switch is true or false, and these are no numbers; pydantic would take one for the other."""
-    for name, value in tree.items():
-        kind = cls.model_fields[name].annotation if name in cls.model_fields else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
-            _refuse_loose_types(kind, value, f"{prefix}{name}.")
-        elif kind is bool and not isinstance(value, bool):
-            raise SettingsError(f"{prefix}{name} = {value!r}: allowed: true or false")
-        elif kind is not None and kind is not bool and isinstance(value, bool):
-            raise SettingsError(f"{prefix}{name} = {str(value).lower()}: neither true nor false is allowed here")
-
-
-def _describe(cls: type[Settings], tree: Tree, error: ErrorDetails) -> str:
-    """One line for one of pydantic's errors in a tree of settings."""
-    key, value = _key_at(tree, error["loc"]), error["input"]
-    if error["type"] == "value_error":
-        # A table's own check names its keys itself.
-        reason = str(error["ctx"]["error"])
-        return reason if isinstance(value, dict | BaseModel) else f"{key} = {value!r}: {reason}"
-    if error["type"] == "extra_forbidden":
-        while isinstance(value, dict) and value:  # the key as it was typed: no.such = 1, not no = {'such': 1}
-            name, value = next(iter(value.items()))
-            key = f"{key}.{name}"
-        siblings = ", ".join(_model_at(cls, error["loc"][:-1]).model_fields)
-        return f"{key} = {value!r}: unknown setting; allowed here: {siblings}{nearest(key, _keys(cls))}"
-    if error["type"] == "model_type":
-        fields = ", ".join(f"{key}.{name}" for name in _model_at(cls, error["loc"]).model_fields)
-        return f"{key} = {value!r}: a table, not a value; allowed in it: {fields}"
-    choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
-    reason = error["msg"].replace("valid tuple", "list").replace("path for <class 'pathlib.Path'>", "path")
-    return f"{key} = {value!r}: {reason}{nearest(str(value), choices)}"
-
-
-def _key_at(tree: Tree, location: tuple[int | str, ...]) -> str:
-    """The dotted key of a place in the tree; pydantic goes on with the types that it tried there."""
-    key: list[str] = []
-    found: Any = tree
-    for part in location:
-        if not isinstance(found, dict) or part not in found:
-            break
-        found = found[part]
-        key.append(str(part))
-    return ".".join(key)
-
-
 @cache
-def _defaults(cls: type[Settings]) -> Tree:
+def defaults_of(cls: type[Settings]) -> Tree:
     """The tree of all defaults."""
     return cls().model_dump(mode="json")
-
-
-def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings, tables included."""
-    for name, field in cls.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-
-
-def _model_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    for name in location:
-        annotation = cls.model_fields[str(name)].annotation
-        assert isinstance(annotation, type)
-        cls = annotation
-    return cls

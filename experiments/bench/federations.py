@@ -23,10 +23,11 @@ from experiments.run import federate, repeatable_grid
 from experiments.settings import ExperimentSettings
 from experiments.utility import DISTANCE, LOSS, Utility
 from fl_sim.client_app import build_client_app
-from fl_sim.config import load_settings, resolve
+from fl_sim.config import resolve
 from fl_sim.draws import derive_seed
 from fl_sim.local_grid import LocalGrid
 from fl_sim.repeatable_grid import RoundLog
+from fl_sim.settings_file import load_settings
 
 UNDEFENDED = {
     "data": {"photographs": ["hopper", "ihc"], "image_size": 16},

@@ -29,8 +29,9 @@ from experiments.experiment import Experiment, prepare
 from experiments.run import federate, repeatable_grid
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
-from fl_sim.config import load_settings, resolve
+from fl_sim.config import resolve
 from fl_sim.federation import AttackResources, run_federation
+from fl_sim.settings_file import load_settings
 from strategies.sink import DirectorySink
 
 SETTLED = 5

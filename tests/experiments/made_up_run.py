@@ -13,7 +13,7 @@ from experiments.leakage import Evaluator, LeakageTable, client_truth
 from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
-from fl_sim.config import load_settings
+from fl_sim.settings_file import load_settings
 
 BASE = {
     "client": {"seed": 11},

@@ -16,8 +16,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.experiment import Experiment, prepare
 from experiments.settings import ExperimentSettings
-from fl_sim.config import SettingsError, dump_toml, load_settings, resolve
+from fl_sim.config import SettingsError, resolve
 from fl_sim.repeatable_grid import FederationError
+from fl_sim.settings_file import dump_toml, load_settings
 from strategies.layers import layers
 from tests.experiments.in_process import run_in_process
 

@@ -9,9 +9,10 @@ from attacks.residual import Residual
 from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment, build_recipe, prepare
 from experiments.settings import ExperimentSettings
-from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
+from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, resolve
 from fl_sim.defences.registry import create
 from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, unet_config
+from fl_sim.settings_file import dump_toml, load_settings
 from strategies.fed_sgd import FedSGD
 from tests.experiments.made_up_run import tiny_settings
 

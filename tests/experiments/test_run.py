@@ -19,7 +19,7 @@ from experiments.leakage import COLUMNS, TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
-from fl_sim.config import load_settings
+from fl_sim.settings_file import load_settings
 from fl_sim.wire import CONFIG, ROUND
 from tests.experiments.in_process import PoolInThisProcess, run_in_process
 from tests.experiments.made_up_run import tiny_settings

@@ -5,7 +5,8 @@ import pytest
 
 from experiments.run_directory import RunDirectory, make_empty_folder
 from experiments.settings import ExperimentSettings, load_run
-from fl_sim.config import SettingsError, load_settings
+from fl_sim.config import SettingsError
+from fl_sim.settings_file import load_settings
 from tests.experiments.made_up_run import tiny_settings
 
 

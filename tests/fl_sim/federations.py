@@ -11,9 +11,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_sim import diffusion, local_grid
 from fl_sim.client_app import build_client_app
-from fl_sim.config import Settings, load_settings
+from fl_sim.config import Settings
 from fl_sim.local_grid import Client
 from fl_sim.repeatable_grid import RepeatableGrid
+from fl_sim.settings_file import load_settings
 from fl_sim.wire import Recipe
 
 

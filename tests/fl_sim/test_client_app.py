@@ -7,11 +7,12 @@ from PIL import Image
 
 from fl_sim import diffusion
 from fl_sim.client_app import app, build_client_app, check_images, local_training, private_draw
-from fl_sim.config import Settings, SettingsError, dump_toml
+from fl_sim.config import Settings, SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.images import folder
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
+from fl_sim.settings_file import dump_toml
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, Recipe
 from tests.fl_sim.federations import initial_arrays, node_context, tiny_recipe, tiny_settings, weights_recipe
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fl_sim.config import Settings, SettingsError, dump_toml, flower_run_directory, load_settings, resolve
+from fl_sim.config import Settings, SettingsError, flower_run_directory, resolve
+from fl_sim.settings_file import dump_toml, load_settings
 
 
 def test_overrides_win_over_the_file_and_keep_their_toml_types(tmp_path: Path) -> None:

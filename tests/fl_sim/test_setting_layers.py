@@ -9,8 +9,9 @@ import pytest
 
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings, load_run
-from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, dump_toml, load_settings, resolve
+from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, resolve
 from fl_sim.setting_layers import Void, has, look_up
+from fl_sim.settings_file import dump_toml, load_settings
 
 EXAMPLES: dict[str, Any] = {
     "data.path": "/photos",

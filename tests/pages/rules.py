@@ -33,7 +33,8 @@ from experiments.cli import app
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings
 from fl_sim import registry
-from fl_sim.config import load_settings, resolve
+from fl_sim.config import resolve
+from fl_sim.settings_file import load_settings
 from tests.experiments.in_process import PoolInThisProcess, without_ray
 from tests.pages.benchmarks import quick_benchmarks
 from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
