@@ -69,7 +69,9 @@ def _figure(columns: list[list[Tensor]], labels: list[str]) -> Figure:
         for column, pictures in enumerate(columns):
             for row, picture in enumerate(pictures):
                 axis = axes[row, column]
-                axis.imshow(picture.permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")
+                axis.imshow(
+                    picture.permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+                )
                 axis.set_xticks([])
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)

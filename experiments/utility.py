@@ -41,7 +41,7 @@ SAMPLER_STEPS = 10
 DEFINITIONS = {
     LOSS: f"mean DDPM loss of {HELD_OUT_IMAGES} crops of photographs that no client holds, at one timestep per crop "
     "and stratum; the strata weighted by their width",
-    DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} RGB patches, in [0, 1], of "
+    DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} patches, in [0, 1], of "
     f"samples ({SAMPLER_STEPS} DDIM steps) and of the clients' images",
 }
 
@@ -58,7 +58,7 @@ def column(stratum: range) -> str:
 
 
 def heldout_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> dict[str, float]:
-    """The loss on ``images`` [N,3,S,S] in [-1, 1], by column: each stratum's, and the mean over all timesteps.
+    """The loss on ``images`` [N,C,H,W] in [-1, 1], by column: each stratum's, and the mean over all timesteps.
 
     Every image meets one timestep of each stratum, evenly spread over it, and noise of its own, always the same.
     """
@@ -89,7 +89,7 @@ def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, .
 def patch_distance(first: Tensor, second: Tensor) -> float:
     """Squared Fréchet distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) between patches of images in [0, 1].
 
-    Each side is [N,3,H,W]; m and C are mean and covariance of all its overlapping PATCH x PATCH patches (Dowson and
+    Each side is [N,C,H,W]; m and C are mean and covariance of all its overlapping PATCH x PATCH patches (Dowson and
     Landau 1982). 0 for the same images, about 5 between photographs and uniform noise, NaN where a model broke.
     """
     if not (first.isfinite().all() and second.isfinite().all()):
@@ -154,7 +154,7 @@ class Utility:
         return heldout_loss(self._model(weights), self._scheduler, self._held_out.to(self._device))
 
     def sample(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Images sampled from a model, [N,3,S,S] in [0, 1], and their patch distance by column."""
+        """Images sampled from a model, [N,C,H,W] in [0, 1], and their patch distance by column."""
         images = sample(self._model(weights), self._scheduler, self.recipe.image_shape, self.settings.utility.samples)
         return images, {DISTANCE: patch_distance(images, self._reference)}
 
@@ -176,11 +176,13 @@ class Utility:
     def _held_out(self) -> Tensor:
         data = DataSettings(photographs=self.photographs, image_size=self.settings.data.image_size)
         images = list_images(data)
-        return images.decode(_evenly(len(images), HELD_OUT_IMAGES))
+        return images.decode(_evenly(len(images), HELD_OUT_IMAGES), self.recipe.image_shape[0])
 
     @cached_property
     def _reference(self) -> Tensor:
-        return (list_images(self.settings.data).decode(self.reference) + 1) / 2
+        images = list_images(self.settings.data)
+        sound = filter(images.is_sound, self.reference)
+        return (images.decode(sound, self.recipe.image_shape[0]) + 1) / 2
 
 
 def _evenly(population: int, count: int) -> list[int]:

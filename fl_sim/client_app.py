@@ -4,6 +4,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
 from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
 from fl_sim.settings_file import load_settings
@@ -82,40 +84,50 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.samples(len(held))
-    images = list_images(settings.data).decode(_drawn(seed, held, samples, client, server_round))
+    images = list_images(settings.data)
+    drawn = images.decode(_drawn(images, seed, held, samples, client, server_round), recipe.image_shape[0])
     if recipe.noise_seed is not None:
-        return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
+        return drawn, *dictated_draw(recipe.of_samples(samples), client, server_round)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     timesteps = diffusion.num_train_timesteps(recipe.scheduler)
-    return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
+    return drawn, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
     """Check that a run with these (resolved) settings can read its images, before it starts.
 
     It reads the header of every image of a folder, and decodes the images that a client draws in any round and
-    ``others``, the indices of those that the evaluator will decode.
+    ``others``, the indices of those that the evaluator will decode. Broken images are noted in the set of images.
 
     Raises:
         SettingsError: naming the image, or why there are none to draw from.
     """
     images, seed = list_images(settings.data), _private_seed(settings)
-    images.identify()
-    needed = set(others)
+    images.identify_all()
+    needed = set(filter(images.is_sound, others))
     for client, held in enumerate(partition(settings.data, settings.federation.clients, seed)):
         samples = recipe.samples(len(held))
         for server_round in range(1, settings.federation.rounds + 1):
-            if needed.issuperset(held):
+            if (needed | images.broken.keys()).issuperset(held) and not needed.isdisjoint(held):
                 break
-            needed.update(_drawn(seed, held, samples, client, server_round))
-    for index in sorted(needed):
-        images.decode([index])
+            needed.update(_drawn(images, seed, held, samples, client, server_round))
 
 
-def _drawn(seed: int, held: Sequence[int], samples: int, client: int, server_round: int) -> list[int]:
-    """Which images a client draws in a round, as indices into all images."""
-    drawn = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
-    return [held[index] for index in drawn.tolist()]
+def _drawn(images: ImageSet, seed: int, held: Sequence[int], samples: int, client: int, server_round: int) -> list[int]:
+    """Which images a client draws in a round, as indices into all images; broken ones are passed over.
+
+    Raises:
+        SettingsError: if all that it holds are broken.
+    """
+    image_seed, dealt = derive_seed(seed, "images", client, server_round), samples
+    while True:
+        order = (held[index] for index in draw_image_indices(image_seed, dealt, len(held)).tolist())
+        drawn = list(islice(filter(images.is_sound, order), samples))
+        if len(drawn) == samples:
+            return drawn
+        if not drawn and dealt >= len(held):
+            raise SettingsError(f"client {client} holds no image that can be read: {images.broken[held[0]]}")
+        dealt *= 2
 
 
 def local_training(

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fl_sim.errors import UserError
 from fl_sim.setting_layers import Tree, Void, drop_arguments, look_up, remove
@@ -49,6 +49,32 @@ def expand_home(path: Any) -> Any:
 UserPath = Annotated[str, BeforeValidator(expand_home)]
 """A name or a path as somebody typed it."""
 
+Side = Annotated[int, Field(ge=11, le=1024)]
+
+
+def _two_sides(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("allowed: a side in pixels, or [height, width]")
+    return value
+
+
+def _one_or_two(value: Any) -> str:
+    return "two" if isinstance(value, list | tuple) else "one"
+
+
+ImageSize = Annotated[
+    Annotated[Side, Tag("one")] | Annotated[tuple[Side, Side], Tag("two")],
+    Discriminator(_one_or_two),
+    BeforeValidator(_two_sides),
+]
+"""The side of a square in pixels, or (height, width)."""
+
+BUNDLED_SETS = ("bundled", "digits", "faces")
+"""Values of ``data.name`` for images that installed packages ship."""
+
+NOT_DATASETS = (*BUNDLED_SETS, "folder")
+"""Values of ``data.name`` that are no Hugging Face dataset."""
+
 
 class SettingsError(UserError):
     """A setting that cannot be used."""
@@ -69,15 +95,24 @@ class DataSettings(Section):
 
     name: UserPath = "bundled"
     path: Annotated[Path | None, BeforeValidator(expand_home)] = None
+    config: str | None = None
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
     tiles_per_side: int = Field(4, ge=1, le=64)
     image_column: str | None = None
     label_column: str | None = None
-    image_size: int = Field(16, ge=11, le=1024)
+    image_size: ImageSize = 16
+    channels: Literal[1, 3] | None = None
+    strict: bool = False
     partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of every image in pixels."""
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
 
     @model_validator(mode="after")
     def _folder_has_path(self) -> Self:
@@ -224,10 +259,17 @@ class Settings(Section):
         ),
         Void(
             "data.name",
-            lambda name: name in ("bundled", "folder"),
-            ("data.split", "data.image_column", "data.label_column"),
+            lambda name: name in NOT_DATASETS,
+            ("data.config", "data.split", "data.image_column", "data.label_column"),
             "there is no Hugging Face dataset",
             "a dataset's name as data.name",
+        ),
+        Void(
+            "data.name",
+            lambda name: name in BUNDLED_SETS,
+            ("data.strict",),
+            "no file can be broken",
+            "data.name = 'folder' or a dataset's name",
         ),
         Void(
             "model.checkpoint",

@@ -41,24 +41,25 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     on the number of images and the timesteps to draw from, and on nothing else in ``case``.
     """
     start = load_checkpoint(checkpoint) if checkpoint else _untrained(case, seed, index)
-    assert start.image_size is not None  # the benchmark's networks say it
+    assert start.image_shape is not None  # the benchmark's networks say it
     recipe = Recipe(
         model=start.model,
         scheduler=start.scheduler,
-        image_shape=(3, start.image_size, start.image_size),
+        image_shape=start.image_shape,
         update="weights" if case.optimizer else "gradient",
         batch_size=case.batch_size,
         local_steps=case.local_steps,
         optimizer=case.optimizer,
     )
-    held = list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=start.image_size))
+    channels, *sides = start.image_shape
+    held = list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=sides))
     # Victim after victim deals on from one shuffled deck, so that no photograph comes twice before all have come.
     dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held))
     chosen = dealt[-case.samples :].tolist()
     first, last = case.timesteps
     noise_seed = derive_seed(seed, "noise", case.network, first, last, index)
     noise, steps_from_first = draw_noise_and_timesteps(noise_seed, case.samples, recipe.image_shape, last - first + 1)
-    images, timesteps = held.decode(chosen), first + steps_from_first
+    images, timesteps = held.decode(chosen, channels), first + steps_from_first
     update, defence = _sent(
         case, recipe, start.weights, (images, noise, timesteps), derive_seed(seed, "defence", index)
     )
