@@ -56,12 +56,16 @@ def test_in_the_known_threat_model_the_server_dictates_all_but_the_images() -> N
     assert torch.equal(one[2], other[2])
 
 
-def folder_settings(path: Path, files: int) -> Settings:
+def folder_settings(path: Path, files: int, *overrides: str) -> Settings:
     for number in range(files):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path / f"{number}.png")
-    return tiny_settings(
-        "data.name=folder", f"data.path={path}", "data.partition=iid", "federation.clients=2", "federation.rounds=2"
-    )
+    given = ("data.name=folder", f"data.path={path}", "data.partition=iid")
+    return tiny_settings(*given, "federation.clients=2", "federation.rounds=2", *overrides)
+
+
+def reds(images: torch.Tensor) -> list[int]:
+    """How red the images of ``folder_settings`` are, which is the number of the file."""
+    return ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
 def test_a_client_decodes_what_it_draws_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,16 +79,11 @@ def test_a_client_decodes_what_it_draws_and_nothing_else(tmp_path: Path, monkeyp
 
 
 def test_every_image_that_a_run_draws_is_decoded_before_it_starts(tmp_path: Path) -> None:
-    settings, recipe = folder_settings(tmp_path, 40), tiny_recipe(batch_size=2)
+    settings, recipe = folder_settings(tmp_path, 40, "data.strict=true"), tiny_recipe(batch_size=2)
     check_images(settings, recipe)
     names = list_images(settings.data).photographs
-    reds = {
-        round((private_draw(settings, recipe, client, server_round)[0][index, 0, 0, 0].item() + 1) * 127.5)
-        for client in range(2)
-        for server_round in (1, 2)
-        for index in range(2)
-    }
-    drawn = {names.index(f"{red}.png") for red in reds}
+    draws = (private_draw(settings, recipe, client, number)[0] for client in range(2) for number in (1, 2))
+    drawn = {names.index(f"{red}.png") for images in draws for red in reds(images)}
     whole = (tmp_path / "0.png").read_bytes()
     for index, name in enumerate(names):
         path = tmp_path / name
@@ -102,7 +101,7 @@ def test_every_image_that_a_run_draws_is_decoded_before_it_starts(tmp_path: Path
 
 
 def test_a_file_that_is_no_image_is_found_though_nobody_draws_it(tmp_path: Path) -> None:
-    settings = folder_settings(tmp_path, 40)
+    settings = folder_settings(tmp_path, 40, "data.strict=true")
     for number in range(40):
         (tmp_path / f"{number}.png").rename(tmp_path / f"{number}.kept")
         (tmp_path / f"{number}.png").touch()
@@ -110,6 +109,42 @@ def test_a_file_that_is_no_image_is_found_though_nobody_draws_it(tmp_path: Path)
         with pytest.raises(SettingsError, match=rf"/{number}\.png: not a readable image: the file is empty"):
             check_images(settings, tiny_recipe(batch_size=1))
         (tmp_path / f"{number}.kept").rename(tmp_path / f"{number}.png")
+
+
+def test_broken_images_are_passed_over_and_all_who_look_agree(tmp_path: Path) -> None:
+    settings, recipe = folder_settings(tmp_path, 12), tiny_recipe(batch_size=4)
+    before = [reds(private_draw(settings, recipe, client, 1)[0]) for client in range(2)]
+    broken = before[0][1], before[1][0]
+    (tmp_path / f"{broken[0]}.png").write_bytes(b"")
+    cut = tmp_path / f"{broken[1]}.png"
+    cut.write_bytes(cut.read_bytes()[:-30])
+
+    def drawn(look_first: bool) -> list[list[int]]:
+        list_images.cache_clear()
+        if look_first:
+            check_images(settings, recipe)
+        return [reds(private_draw(settings, recipe, client, 1)[0]) for client in range(2)]
+
+    after = drawn(look_first=False)
+    assert drawn(look_first=True) == after
+    assert len(list_images(settings.data).broken) == 2
+    for kept, now, gone in zip(before, after, broken, strict=True):
+        assert now[:3] == [red for red in kept if red != gone], "the others keep their order"
+        assert len(now) == 4
+        assert gone not in now
+
+
+def test_a_client_without_a_sound_image_is_named(tmp_path: Path) -> None:
+    settings = folder_settings(tmp_path, 9)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"client 0 holds no image that can be read: .*\.png: .* the file is empty"):
+        check_images(settings, tiny_recipe())
+
+
+def test_a_grey_recipe_draws_grey_images() -> None:
+    images = private_draw(tiny_settings(), tiny_recipe(batch_size=2, image_shape=(1, 16, 16)), 0, 1)[0]
+    assert images.shape == (2, 1, 16, 16)
 
 
 def test_an_unresolved_private_seed_is_refused() -> None:
