@@ -32,6 +32,7 @@ class SearchProgress:
             console=console,
             transient=True,
             disable=not console.is_terminal,
+            get_time=lambda: monotonic(),
             speed_estimate_period=SPEED_PERIOD,
         )
         self._task = self._progress.add_task(title, total=None, state="")

@@ -56,19 +56,17 @@ def without_timestep() -> Observation:
 
 
 CASES: dict[str, tuple[str, Callable[[], Observation], dict[str, Any]]] = {
-    "dlg": ("dlg", known, {"max_evaluations": 40}),
+    "dlg": ("dlg", known, {"max_evaluations": 15}),
     "gidm": ("gidm", known, {}),
     "gidm-plus": ("gidm-plus", private, {}),
     "inverting-gradients": ("inverting-gradients", known, {"iterations": 12}),
-    "residual": ("residual", private, {"max_evaluations": 90}),
-    "K-FAC metric": ("residual", private, {"max_evaluations": 90} | EARLY_METRIC),
-    "known noise": ("residual", known, {"max_evaluations": 50}),
-    "double backward": ("residual", private, {"max_evaluations": 20, "derivative": "double-backward"}),
-    "batch": ("residual", batch, {"max_evaluations": 80}),
-    "timestep twice": ("residual", timestep_twice, {"max_evaluations": 40}),
-    "local steps": ("residual", two_steps, {"max_evaluations": 80}),
-    "noise": ("residual", noisy, {"max_evaluations": 60}),
-    "tournament": ("residual", without_timestep, {"max_evaluations": 40}),
+    "residual": ("residual", private, {"max_evaluations": 30}),
+    "K-FAC metric": ("residual", private, {"max_evaluations": 50} | EARLY_METRIC),
+    "batch": ("residual", batch, {"max_evaluations": 40}),
+    "timestep twice": ("residual", timestep_twice, {"max_evaluations": 12}),
+    "local steps": ("residual", two_steps, {"max_evaluations": 40}),
+    "noise": ("residual", noisy, {"max_evaluations": 24}),
+    "tournament": ("residual", without_timestep, {"max_evaluations": 10}),
 }
 
 
