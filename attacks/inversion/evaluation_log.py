@@ -134,11 +134,24 @@ class EvaluationLog:
         return value, derivatives
 
     def save(self) -> None:
-        """Write the answers that are not written yet; a write that is broken off is as if it had not begun."""
+        """Write the answers that are not written yet; a write that is broken off is as if it had not begun.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
+        """
         pending = list(self._pending)
         if not pending:
             return
-        body = self._body(pending)
+        try:
+            end = self._append(self._body(pending))
+        except OSError as error:
+            raise CheckpointError(f"--checkpoint {self._path}: cannot be written: {error.strerror}") from error
+        left, now = self._pending[len(pending) :], time.perf_counter()
+        # A signal interrupts calls and loops, not a row of assignments: the file's end and what is left stay in step.
+        self._end, self._pending, self._saved = end, left, now
+
+    def _append(self, body: bytes) -> int:
+        """Put a block after the last whole one; returns where it ends."""
         with self._path.open("r+b" if self._end else "wb") as file:
             if not self._end:
                 file.write(MAGIC)
@@ -147,10 +160,7 @@ class EvaluationLog:
             file.write(len(body).to_bytes(_LENGTH, "little") + sha256(body).digest() + body)
             file.flush()
             os.fsync(file.fileno())
-            end = file.tell()
-        left, now = self._pending[len(pending) :], time.perf_counter()
-        # A signal interrupts calls and loops, not a row of assignments: the file's end and what is left stay in step.
-        self._end, self._pending, self._saved = end, left, now
+            return file.tell()
 
     def seconds(self) -> float:
         """How long the search has taken, earlier sessions included."""

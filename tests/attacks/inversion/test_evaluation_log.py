@@ -1,5 +1,6 @@
 """A search that is broken off goes on to the same result, bit for bit, and from no file but its own."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,14 @@ def test_the_file_is_not_written_before_it_is_due(attack: Attack, known_victim: 
         attack.reconstruct(known_victim.observation, seed=7, log=log)
         assert not path.exists()
     assert path.exists()
+
+
+def test_a_full_disk_is_one_line(
+    attack: Attack, known_victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation_log.os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"search\.log: cannot be written: No space left on device$"):
+        attack_with_log(attack, known_victim.observation, tmp_path / "search.log", every_seconds=0.0)
