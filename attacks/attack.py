@@ -18,9 +18,11 @@ from diffusers import DDPMScheduler
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.problem import InversionProblem
+from attacks.memory import PeakMemory, available_memory, estimate_memory
 from attacks.observation import Circumstances, Observation, ThreatModel
-from attacks.trace import Trace, to_unit_range
+from attacks.trace import Trace, Watch, to_unit_range
 from fl_sim import diffusion
 from fl_sim.errors import UserError
 
@@ -68,6 +70,8 @@ class Reconstruction:
     attack: str
     settings: dict[str, Any]
     seed: int
+    peak_memory: float | None = None
+    """In MiB (attacks/memory.py); None in files of earlier versions."""
 
 
 class Attack(BaseModel, ABC):
@@ -80,21 +84,39 @@ class Attack(BaseModel, ABC):
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING
+    update_copies: ClassVar[int] = 9
+    """Vectors of the update's size that the attack holds at its peak, about; to estimate its memory."""
+
+    @property
+    def curvature_pairs(self) -> int:
+        """Pairs of points and derivatives that the attack keeps, at most; to estimate its memory."""
+        return 0
 
     def reconstruct(
-        self, observation: Observation, seed: int, device: str = "cpu", trace: Trace | None = None
+        self,
+        observation: Observation,
+        seed: int,
+        device: str = "cpu",
+        trace: Trace | None = None,
+        *,
+        log: EvaluationLog | None = None,
+        watch: Watch | None = None,
     ) -> Reconstruction:
         """Attack one observation. Same observation, seed, device and thread count: same result, bit for bit.
 
-        A ``trace`` takes down the images on the way; it changes nothing.
+        A ``trace`` takes down the images on the way, a ``log`` the evaluations, and ``watch`` is told of each; they
+        change nothing. From a log of the same attack that was broken off the search goes on where that ended.
 
         Raises:
-            AttackError: if the observation lacks what the attack needs, or what is found is no number.
+            AttackError: if the observation lacks what the attack needs, the attack does not fit into memory, or what is
+                found is no number.
+            CheckpointError: if the log is not of this attack.
         """
         self.check(observation)
+        self._check_memory(observation, device)
         started = time.perf_counter()
-        problem = InversionProblem(observation, device, trace)
-        with _repeatable_arithmetic():
+        with PeakMemory(device) as memory, _repeatable_arithmetic():
+            problem = InversionProblem(observation, device, trace, log, watch)
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
         if not (outcome.images.isfinite().all() and math.isfinite(outcome.matching_loss)):
             raise AttackError(f"attack {self.name!r} broke down: {_why_not_finite(observation)}")
@@ -104,12 +126,22 @@ class Attack(BaseModel, ABC):
             timesteps=outcome.timesteps.detach().cpu().long(),
             matching_loss=outcome.matching_loss,
             evaluations=problem.budget.spent,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started + (log.earlier_seconds if log is not None else 0.0),
             device=device,
             attack=self.name,
             settings=self.model_dump(mode="json"),
             seed=seed,
+            peak_memory=memory.mib,
         )
+
+    def _check_memory(self, observation: Observation, device: str) -> None:
+        """Refuse an attack that would not fit into the memory that is left on the device."""
+        needed = estimate_memory(observation, self.update_copies, self.curvature_pairs)
+        if needed > (available := available_memory(device)):
+            raise AttackError(
+                f"attack {self.name!r} needs about {needed:.0f} MiB of memory on {device}, {available:.0f} MiB are "
+                "left; allowed: a smaller network, fewer images, or a shorter history"
+            )
 
     def check(self, observation: Observation) -> None:
         """Refuse an observation that lacks what this attack needs, naming what that is and what there is instead."""

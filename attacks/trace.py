@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Watch = Callable[[int, int, float], None]
+"""Is told after each evaluation how many an attack has spent, how many it may come to (0 if unknown), and the value."""
+
 
 @dataclass(frozen=True)
 class Snapshot:

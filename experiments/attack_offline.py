@@ -1,59 +1,117 @@
 """``fl-sim attack``: one attack on one captured update, without the images to compare with."""
 
+import inspect
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.console import Console
 
-from attacks.attack import AttackError
+from attacks.attack import Attack
+from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.observation import Observation
 from attacks.reconstruction_file import save_reconstruction
 from attacks.registry import create
+from experiments.bench.provenance import revision, software
 from experiments.commands import choose_device
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
+from experiments.search_progress import SearchProgress
 from experiments.settings import ExperimentSettings
+from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import load_settings
 
 
+@dataclass(frozen=True)
+class Checkpointing:
+    """The file that a search is kept in, whether to go on from it, and the seconds between two writes."""
+
+    path: Path
+    resume: bool = False
+    every_seconds: float = 300.0
+
+    @classmethod
+    def of_options(cls, path: Path | None, resume: bool, every_seconds: float) -> Self | None:
+        """What the command line asks for; SettingsError if there is nothing to resume."""
+        if path is None and resume:
+            raise SettingsError("--resume: needs the file to go on from; allowed: with --checkpoint FILE")
+        return None if path is None else cls(path, resume, every_seconds)
+
+
 def attack_capture(
-    capture: Path, name: str, seed: int, overrides: list[str], out: Path, device: str, threads: int, console: Console
+    capture: Path,
+    name: str,
+    seed: int,
+    overrides: list[str],
+    out: Path,
+    device: str,
+    threads: int,
+    console: Console,
+    checkpointing: Checkpointing | None = None,
 ) -> None:
     """Attack the update in ``capture`` and write the reconstruction and a picture of it into ``out``.
 
     ``seed`` is the run's public seed: the attack gets the one that the run would give it.
 
     Raises:
-        AttackError, CaptureError, SettingsError: if there is no such attack, capture or device, the attack cannot work
-            on the capture, or ``out`` is not empty.
+        AttackError, CaptureError, SettingsError, CheckpointError: if there is no such attack, capture or device, the
+            attack cannot work on the capture, ``out`` is not empty, or the checkpoint is not of this search.
     """
     attack = create(name, _arguments(name, overrides))
     observation = Observation.load(capture)
     attack.check(observation)
     where = choose_device(device)
-    make_empty_folder(out)
-    torch.set_num_threads(threads)
     seen = observation.circumstances
     attack_seed = derive_seed(seed, "attack", attack.name, seen.round, seen.client)
-    with console.status(f"{name} on {capture.name}"):
-        try:
-            found = attack.reconstruct(observation, attack_seed, where)
-        except AttackError:
-            out.rmdir()  # nothing to keep
-            raise
+    log = None
+    if checkpointing is not None:
+        search = _identity(capture, attack, attack_seed, where, threads)
+        log = EvaluationLog(
+            checkpointing.path, search, resume=checkpointing.resume, every_seconds=checkpointing.every_seconds
+        )
+    make_empty_folder(out)
+    torch.set_num_threads(threads)
+    try:
+        with log or nullcontext(), SearchProgress(console, f"{name} on {capture.name}") as progress:
+            found = attack.reconstruct(observation, attack_seed, where, log=log, watch=progress)
+    except BaseException:
+        out.rmdir()  # nothing to keep
+        raise
     picture = out / "reconstruction.png"
     write_atomically(out / "reconstruction.safetensors", lambda file: save_reconstruction(file, found))
     write_atomically(picture, lambda file: save_grid(file, found.images))
     timesteps = ", ".join(str(timestep) if timestep >= 0 else "unknown" for timestep in found.timesteps.tolist())
     console.print(
         f"matching loss {found.matching_loss:.3g} after {found.evaluations} evaluations in {found.seconds:.1f} s "
-        f"on {found.device}; timesteps: {timesteps}",
+        f"on {found.device}, peak memory {found.peak_memory:.0f} MiB; timesteps: {timesteps}",
         highlight=False,
     )
     console.print(f"reconstruction: [bold]{picture}[/bold]", soft_wrap=True)
+
+
+def _identity(capture: Path, attack: Attack, seed: int, device: str, threads: int) -> dict[str, Any]:
+    """All that the result of a search depends on, as JSON; the attack's own source counts where it is not ours."""
+    return {
+        "capture": _sha256(capture),
+        "attack": attack.name,
+        "settings": attack.model_dump(mode="json"),
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "revision": revision(),
+        "source": _sha256(Path(inspect.getfile(type(attack)))),
+        "software": software(),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:

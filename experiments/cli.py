@@ -13,6 +13,7 @@ from experiments.commands import (
     comparison_file,
     console,
     expand_home,
+    how_to_go_on,
     one_line_errors,
     one_run,
     output_folder,
@@ -75,7 +76,9 @@ def run(
 @app.command(
     epilog="Examples:\n\n"
     "[cyan]fl-sim attack runs/demo/captures/round-0001-client-0003.safetensors --attack residual[/cyan]\n\n"
-    "[cyan]fl-sim attack update.safetensors --attack gidm --set recipe=published --out gidm-result[/cyan]"
+    "[cyan]fl-sim attack update.safetensors --attack gidm --set recipe=published --out gidm-result[/cyan]\n\n"
+    "[cyan]fl-sim attack update.safetensors --attack residual --checkpoint search.log[/cyan]   can be broken off; "
+    "the same with [cyan]--resume[/cyan] goes on"
 )
 def attack(
     capture: Annotated[Path, typer.Argument(help="A capture file: the weights sent and the update that came back.")],
@@ -94,13 +97,24 @@ def attack(
             min=1, max=1024, help="Torch threads; more are faster, and may change the last bits of the result."
         ),
     ] = 1,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the search in this file, to go on if it is broken off.")
+    ] = None,
+    every: Annotated[
+        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="How often the file is written.")
+    ] = 300.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the file that --checkpoint names, to the same result.")
+    ] = False,
 ) -> None:
     """Attack one captured update offline, without any truth to compare with."""
     directory = output_folder(out, f"attack-{capture.stem}-{name}")
-    with one_line_errors("stopped; nothing was written"):
-        from experiments.attack_offline import attack_capture
+    kept = None if checkpoint is None else expand_home(checkpoint)
+    with one_line_errors(lambda: how_to_go_on(kept)):
+        from experiments.attack_offline import Checkpointing, attack_capture
 
-        attack_capture(expand_home(capture), name, seed, overrides, directory, device, threads, console)
+        checkpointing = Checkpointing.of_options(kept, resume, every)
+        attack_capture(expand_home(capture), name, seed, overrides, directory, device, threads, console, checkpointing)
 
 
 @app.command(

@@ -4,6 +4,8 @@ Like experiments/cli.py, this imports nothing slow.
 """
 
 import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -50,6 +52,14 @@ def what_is_left(out: Path) -> str:
     if (out / "leakage.csv").is_file():
         return f"stopped; what was computed is in {out}, and fl-sim report {out} shows it"
     return "stopped before the first round; nothing was computed"
+
+
+def how_to_go_on(checkpoint: Path | None) -> str:
+    """The last words of a search that was stopped; ``checkpoint`` is the file that it is kept in."""
+    if checkpoint is None or not checkpoint.is_file():
+        return "stopped; nothing was written"
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return f"stopped; to go on: {shlex.join(['fl-sim', *words, '--resume'])}"
 
 
 def output_folder(given: Path | None, name: str) -> Path:

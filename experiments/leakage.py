@@ -52,14 +52,15 @@ COLUMNS = {
     "defence_args": "str",
     "defence_known": "bool",
     "observer": "str",
+    "peak_memory": "float64",
 }
 """The table's columns in order, with pandas' types."""
 
-ADDED_COLUMNS = ("flat_psnr",)
+ADDED_COLUMNS = ("flat_psnr", "peak_memory")
 """Columns that tables of earlier runs may lack; they are read as NA."""
 
-TIME_COLUMNS = ("seconds",)
-"""Columns that differ between two runs of the same settings."""
+TIME_COLUMNS = ("seconds", "peak_memory")
+"""Columns that differ between two runs of the same settings: what the machine took."""
 
 SORTED_BY = ["run", "round", "client", "image", "attack", "observer"]
 
@@ -165,6 +166,7 @@ def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
         "evaluations": result.evaluations,
         "seconds": result.seconds,
         "device": result.device,
+        "peak_memory": result.peak_memory,
         "status": OK,
     }
     return [

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 @dataclass
 class Counter:
-    """How many gradients of the training loss an attack has computed so far."""
+    """How many gradients of the training loss an attack has computed so far; how many it plans for, 0 if unknown."""
 
     evaluations: int = 0
+    planned: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,26 @@ class Budget:
         """So many evaluations, or those that are left if they are fewer."""
         return int(min(evaluations, self.left))
 
-    def spend(self) -> None:
-        """Count one evaluation."""
-        self.counter.evaluations += 1
+    @property
+    def planned(self) -> int:
+        """Evaluations that the attack may come to, the most of all its stages; 0 where it has not said so."""
+        return self.counter.planned
+
+    def spend(self, evaluations: int = 1) -> None:
+        """Count one evaluation, or so many."""
+        self.counter.evaluations += evaluations
+
+    def plan(self, limit: int) -> None:
+        """Say that the attack may come to ``limit`` evaluations; this limits nothing."""
+        self.counter.planned = max(self.counter.planned, limit)
 
     def of(self, whole: int) -> "Budget":
         """The budget of an attack that may spend ``whole`` evaluations."""
-        return replace(self, limit=whole, whole=whole)
+        return replace(self.until(whole), whole=whole)
 
     def until(self, limit: int) -> "Budget":
         """The budget of a stage that ends when the attack has spent ``limit`` evaluations."""
+        self.plan(limit)
         return replace(self, limit=limit)
 
     def more(self, evaluations: int) -> "Budget":

@@ -125,8 +125,9 @@ class GradientMatching:
 
         The unknowns are leaf tensors that require gradients; neither their ``.grad`` nor the model's is touched.
         """
-        if self.problem.trace is not None:
-            self.problem.trace.record(self.problem.budget.spent, lambda: self.images(unknowns))
+        return self.problem.evaluate(self._value_and_derivative, unknowns, self.images)
+
+    def _value_and_derivative(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         self.problem.budget.spend()
         if self.derivative == "double-backward":
             return self._double_backward(unknowns)
@@ -144,8 +145,11 @@ class GradientMatching:
 
     def value(self, unknowns: Sequence[Tensor]) -> float:
         """D alone."""
+        return float(self.problem.evaluate(self._value, unknowns)[0])
+
+    def _value(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         gradient = flatten(list(self.gradient(unknowns).values()))
-        return float(self.distance(gradient, self.observed)[0])
+        return self.distance(gradient, self.observed)[0], []
 
     def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
         """g(u) by parameter."""

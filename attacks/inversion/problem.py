@@ -1,16 +1,17 @@
 """The inverse problem that an Observation poses: the model at the observed weights and the gradient to be matched."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 
 import torch
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
+from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.gradient_estimate import estimate_gradient
 from attacks.observation import Observation
-from attacks.trace import Trace
+from attacks.trace import Trace, Watch
 from fl_sim import diffusion
 
 
@@ -33,9 +34,18 @@ class InversionProblem:
             such multiples.
         budget: counts the gradients of the training loss that the attack computes; without a limit of its own.
         trace: records the images on the way, if anyone wants them.
+        log: keeps the evaluations, for a search that may be broken off.
+        watch: is told of every evaluation, if anyone wants to know.
     """
 
-    def __init__(self, observation: Observation, device: str, trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        observation: Observation,
+        device: str,
+        trace: Trace | None = None,
+        log: EvaluationLog | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         circumstances = observation.circumstances
         self.circumstances = circumstances
         self.device = torch.device(device)
@@ -60,8 +70,26 @@ class InversionProblem:
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
         self.budget = Budget()
-        self.trace = trace
+        self.trace, self.log, self.watch = trace, log, watch
         self.scale_known = self._scale_known()
+
+    def evaluate(
+        self,
+        objective: Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]],
+        unknowns: Sequence[Tensor],
+        images: Callable[[Sequence[Tensor]], Tensor] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """``objective(unknowns)``: its value, and its derivative for each unknown or none at all.
+
+        Every objective that calls the network is evaluated here, so that a search can be traced, watched and resumed.
+        The objective itself charges the budget. ``images`` turns the unknowns into images, for the trace.
+        """
+        if self.trace is not None and images is not None:
+            self.trace.record(self.budget.spent, lambda: images(unknowns))
+        found = objective(unknowns) if self.log is None else self.log.evaluate(objective, unknowns, self.budget)
+        if self.watch is not None:
+            self.watch(self.budget.spent, self.budget.planned, float(found[0]))
+        return found
 
     @property
     def signs_only(self) -> bool:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from typing_extensions import override
 
 from attacks.attack import Attack, Needs, Outcome
 from attacks.inversion.gradient_matching import Derivative, match_pixels
@@ -28,6 +29,11 @@ class DLG(Attack):
     slice_evaluations: int = Field(20, ge=1, description="the search ends when so many evaluations bring no progress")
     history: int = Field(100, ge=1, description="curvature pairs of L-BFGS")
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+
+    @property
+    @override
+    def curvature_pairs(self) -> int:
+        return self.history
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""

@@ -14,6 +14,7 @@ equation numbers are not given here, because its text was not at hand to check t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -79,6 +80,7 @@ class GIDM(Attack):
         The first of ``start`` is z, or the pixels themselves if phase 1 is left out; the others are in both phases.
         """
         recipe, unknowns = RECIPES[self.recipe], list(start)
+        matching.problem.budget.plan(recipe.latent_iterations + recipe.pixel_iterations)
         # Adam's eps belongs to the paper's plain sum of squares; the distance here is that sum over |g*|^2.
         eps = float(1e-8 / matching.observed.square().sum())
         if self.phases != "pixels":
@@ -103,4 +105,4 @@ def through_prior(matching: GradientMatching, prior: DDIMSampler) -> Objective:
         value, (derivative, *rest) = matching([images.detach().requires_grad_(), *others])
         return value, [*torch.autograd.grad(images, latents, grad_outputs=derivative), *rest]
 
-    return objective
+    return partial(matching.problem.evaluate, objective)

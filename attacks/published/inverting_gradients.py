@@ -32,6 +32,7 @@ class InvertingGradients(Attack):
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""
+        problem.budget.plan(self.iterations)
         matching = match_pixels(problem, self.derivative, cosine_distance)
         found = self.descend(matching, problem.randn(generator))
         assert problem.timesteps is not None

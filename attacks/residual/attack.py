@@ -32,6 +32,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from typing_extensions import override
 
 from attacks.attack import Attack, Needs, Outcome
 from attacks.inversion.budget import Budget
@@ -58,6 +59,7 @@ class Residual(Attack):
 
     name: ClassVar[str] = "residual"
     needs: ClassVar[Needs] = Needs.LOCAL_STEPS | Needs.OWN_SIGNS
+    update_copies: ClassVar[int] = 16
 
     starts: tuple[tuple[float, float], ...] = Field(
         ((0.3, 0.3), (0.05, 0.05), (1.0, 1.0), (0.3, 0.3), (1.0, 0.05), (0.05, 0.05)),
@@ -94,6 +96,11 @@ class Residual(Attack):
     timestep_check: TimestepCheck = Field(TimestepCheck(), description="stage after a tournament of timesteps")
     sign_polish: SignPolish = Field(SignPolish(), description="stage of signs")
     map_estimate: MapEstimate = Field(MapEstimate(), description="stage of noisy gradients")
+
+    @property
+    @override
+    def curvature_pairs(self) -> int:
+        return self.history
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Pass a candidate through the stages and compute the image from it.

@@ -62,6 +62,9 @@ class MapObjective:
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """A detached scalar and its derivative for each unknown; one evaluation, which takes half more than others."""
+        return self._unknowns.problem.evaluate(self._value_and_derivative, unknowns)
+
+    def _value_and_derivative(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         value, derivatives = self._matching(unknowns)
         energy = self._weight * self._unknowns.energy(unknowns)
         slopes = torch.autograd.grad(energy, list(unknowns))

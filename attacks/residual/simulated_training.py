@@ -63,8 +63,9 @@ class SimulatedTraining:
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """D (a detached scalar) and dD/du for each unknown; counts as one evaluation."""
-        if self.problem.trace is not None:
-            self.problem.trace.record(self.problem.budget.spent, lambda: self.images(unknowns))
+        return self.problem.evaluate(self._value_and_derivative, unknowns, self.images)
+
+    def _value_and_derivative(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         self.problem.budget.spend()
         visited, gradients, mean_gradient = self._forward(unknowns)
         value, direction = self.distance(mean_gradient, self.observed)
@@ -72,7 +73,10 @@ class SimulatedTraining:
 
     def value(self, unknowns: Sequence[Tensor]) -> float:
         """D alone."""
-        return float(self.distance(flatten(list(self.gradient(unknowns).values())), self.observed)[0])
+        return float(self.problem.evaluate(self._value, unknowns)[0])
+
+    def _value(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return self.distance(flatten(list(self.gradient(unknowns).values())), self.observed)[0], []
 
     def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
         """G(u) by parameter."""

@@ -141,6 +141,9 @@ class SubspaceObjective:
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """For [x_t], [N,C,H,W]: a detached scalar in 0..1 and its derivative; counts as one evaluation."""
+        return self.problem.evaluate(self._value_and_derivative, unknowns)
+
+    def _value_and_derivative(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         self.problem.budget.spend()
         [x_t] = unknowns
         shares = self._map_inputs(x_t, self._bases, lambda name, h: _share_outside(h, self._bases[name]))

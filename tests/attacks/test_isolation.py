@@ -85,7 +85,7 @@ def test_no_circle_inside_diffusion():
     assert len(own) > 1
 
 
-CONTRACT = ("attack", "observation", "reconstruction_file", "registry", "trace", "workers")
+CONTRACT = ("attack", "memory", "observation", "reconstruction_file", "registry", "trace", "workers")
 MAY_STAND_ON = {
     "inversion": {"inversion"},
     "timesteps": {"timesteps", "inversion"},

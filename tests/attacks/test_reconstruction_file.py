@@ -1,5 +1,9 @@
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from attacks.attack import AttackError, Reconstruction
 from attacks.reconstruction_file import load_reconstruction, save_reconstruction
@@ -15,6 +19,7 @@ RECONSTRUCTION = Reconstruction(
     attack="guess",
     settings={"budget": 5},
     seed=2**62 + 1,
+    peak_memory=512.5,
 )
 
 
@@ -23,8 +28,18 @@ def test_what_is_saved_is_loaded(tmp_path):
     loaded = load_reconstruction(tmp_path / "r.safetensors")
     assert torch.equal(loaded.images, RECONSTRUCTION.images)
     assert torch.equal(loaded.timesteps, RECONSTRUCTION.timesteps)
-    names = ("matching_loss", "evaluations", "seconds", "device", "attack", "settings", "seed")
+    names = ("matching_loss", "evaluations", "seconds", "device", "attack", "settings", "seed", "peak_memory")
     assert all(getattr(loaded, name) == getattr(RECONSTRUCTION, name) for name in names)
+
+
+def test_a_file_of_an_earlier_version_tells_no_peak_memory(tmp_path):
+    save_reconstruction(tmp_path / "new.safetensors", RECONSTRUCTION)
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        facts = json.loads(file.metadata()["attack"])
+        tensors = {name: file.get_tensor(name) for name in ("images", "timesteps")}
+    del facts["peak_memory"]
+    save_file(tensors, tmp_path / "old.safetensors", metadata={"attack": json.dumps(facts)})
+    assert load_reconstruction(tmp_path / "old.safetensors").peak_memory is None
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 20, 500])

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from experiments.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from experiments.experiment import prepare
+from experiments.leakage import TIME_COLUMNS
 from experiments.utility import Utility
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
@@ -183,7 +184,7 @@ def test_dropout_is_drawn_from_the_private_seed(tmp_path: Path) -> None:
     for number, chosen in enumerate(settings):
         torch.manual_seed(number)  # what else draws in this process must not matter
         run = run_in_process(tmp_path / str(number), chosen)
-        tables.append(pd.read_csv(run.leakage_csv).drop(columns=["run", "seconds"]))
+        tables.append(pd.read_csv(run.leakage_csv).drop(columns=["run", *TIME_COLUMNS]))
         rounds.append(pd.read_parquet(run.rounds)[["train_loss", "weights_sha256"]])
     pd.testing.assert_frame_equal(tables[0], tables[1])
     pd.testing.assert_frame_equal(rounds[0], rounds[1])

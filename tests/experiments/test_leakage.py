@@ -130,7 +130,7 @@ def test_the_table_of_an_earlier_run_lacks_the_columns_added_since(tmp_path: Pat
     written.to_csv(csv, index=False)
     read = read_leakage(csv)
     assert list(read.columns) == list(COLUMNS)
-    assert read["flat_psnr"].isna().all()
+    assert read[list(ADDED_COLUMNS)].isna().all(axis=None)
     written.drop(columns="psnr").to_csv(csv, index=False)
     with pytest.raises(SettingsError, match=r"leakage\.csv: not a leakage table: it lacks psnr$"):
         read_leakage(csv)

@@ -178,8 +178,8 @@ def trainable() -> dict[str, Tensor]:
 
 
 def _facts(found: Any) -> dict[str, Any]:
-    """All that a reconstruction says beside its tensors and the time it took."""
-    return {**vars(found), "images": None, "timesteps": None, "seconds": None}
+    """All that a reconstruction says beside its tensors and what it took of the machine."""
+    return {**vars(found), "images": None, "timesteps": None, "seconds": None, "peak_memory": None}
 
 
 def _all_bytes(reply: RecordDict) -> bytes:

@@ -1,0 +1,72 @@
+import re
+
+import psutil
+import pytest
+import torch
+
+from attacks import memory
+from attacks.attack import AttackError
+from attacks.memory import MIB, PeakMemory, estimate_memory
+from attacks.registry import create
+from fl_sim import diffusion
+from tests.attacks.conftest import MODEL, Victim, make_victim
+from tests.attacks.toy_attacks import Guess, tiny_observation
+
+
+def touched(mib: int) -> torch.Tensor:
+    return torch.ones(mib * MIB // 4)
+
+
+def test_the_peak_is_that_of_the_block_and_not_of_what_the_process_did_before() -> None:
+    large = touched(300)
+    del large
+    before = psutil.Process().memory_info().rss / MIB
+    with PeakMemory("cpu") as peak:
+        medium = touched(100)
+        peak._done.wait(5 * memory.SAMPLED_EVERY)
+        del medium
+    assert before + 90 < peak.mib < before + 200
+
+
+def test_every_reconstruction_tells_its_peak() -> None:
+    assert Guess().reconstruct(tiny_observation(), seed=1).peak_memory == pytest.approx(
+        psutil.Process().memory_info().rss / MIB, rel=0.2
+    )
+
+
+def test_an_attack_that_would_not_fit_says_so_before_it_starts(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack = create("residual")
+    needed = estimate_memory(victim.observation, attack.update_copies, attack.curvature_pairs)
+    monkeypatch.setattr("attacks.attack.InversionProblem", None)
+    monkeypatch.setattr("attacks.attack.available_memory", lambda _: needed - 1)
+    line = (
+        rf"^attack 'residual' needs about {needed:.0f} MiB of memory on cpu, {needed - 1:.0f} MiB are left; allowed: "
+    )
+    with pytest.raises(AttackError, match=line) as caught:
+        attack.reconstruct(victim.observation, seed=1)
+    assert not re.search("\n", str(caught.value))
+
+
+def test_the_estimate_counts_weights_update_activations_and_history() -> None:
+    one, four = (make_victim(timesteps).observation for timesteps in ((400,), (400, 300, 200, 100)))
+    parameters = sum(value.numel() for value in one.weights.values())
+    update = 4 * parameters / MIB
+    assert estimate_memory(one, 12, 0) - estimate_memory(one, 2, 0) == pytest.approx(10 * update)
+    assert estimate_memory(one, 0, 10) - estimate_memory(one, 0, 0) == pytest.approx(10 * 2 * 2 * 4 * 3 * 8 * 8 / MIB)
+    activations = [estimate_memory(seen, 0, 0) - memory.SMALL_THINGS - update for seen in (one, four)]
+    assert 3 * activations[0] < activations[1] < 4.1 * activations[0]
+
+
+def test_activations_are_those_that_a_forward_pass_keeps(victim: Victim) -> None:
+    model = diffusion.build_model(MODEL)
+    kept = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        held = diffusion.predict(model, torch.zeros(1, 3, 8, 8, requires_grad=True), torch.tensor([400]))
+    assert held.requires_grad
+    assert memory._kept_for_backward(victim.observation.circumstances) == pytest.approx(sum(kept.values()), rel=0.05)
