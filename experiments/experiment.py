@@ -134,14 +134,20 @@ def build_recipe(settings: ExperimentSettings) -> Recipe:
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     client = settings.client
     optimizer = LocalOptimizer(
-        name=client.optimizer, lr=client.lr, momentum=client.momentum, max_grad_norm=client.max_grad_norm
+        name=client.optimizer,
+        lr=client.lr,
+        momentum=client.momentum,
+        betas=client.betas,
+        eps=client.eps,
+        weight_decay=client.weight_decay,
+        max_grad_norm=client.max_grad_norm,
     )
     return Recipe(
         model=checkpoint.model,
         scheduler=checkpoint.scheduler,
         image_shape=(3, settings.data.image_size, settings.data.image_size),
         update=client.update,
-        batch_size=client.batch_size,
+        batch_size=client.batch_size * client.gradient_accumulation,
         local_steps=client.local_steps,
         epochs=client.epochs,
         optimizer=optimizer if client.update == "weights" else None,
@@ -149,6 +155,12 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
         rounds=settings.federation.rounds,
         noise_seed=settings.seed if settings.threat == "known" else None,
         trainable=client.trainable,
+        horizontal_flip=client.horizontal_flip,
+        gradient_accumulation=client.gradient_accumulation,
+        min_snr_gamma=client.min_snr_gamma,
+        noise_offset=client.noise_offset,
+        ema_decay=client.ema_decay,
+        dtype=client.dtype,
     )
 
 

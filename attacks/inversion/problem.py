@@ -97,6 +97,19 @@ class InversionProblem:
             return False
         return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
 
+    def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The client's own loss of a batch at the weights that the model holds; the arguments of ``diffusion.loss``."""
+        return diffusion.loss(self.model, self.scheduler, x0, noise, timesteps, self.circumstances.min_snr_gamma)
+
+    def loss_weights(self, timesteps: Tensor) -> Tensor:
+        """w(t) [B,1,1,1], float32, by which that loss weighs a sample at each of ``timesteps`` int64 [B]."""
+        gamma, like = self.circumstances.min_snr_gamma, torch.ones(len(timesteps), 1, 1, 1, device=self.device)
+        return like if gamma is None else diffusion.min_snr_weights(self.scheduler, timesteps, gamma, like)
+
+    def draw_noise(self, generator: torch.Generator, samples: int) -> Tensor:
+        """Noise as clients draw it, [samples,C,H,W] on the device."""
+        return diffusion.add_offset(self.randn(generator, samples), self.circumstances.noise_offset, generator)
+
     @property
     def simulates_local_steps(self) -> bool:
         """Whether several local steps of one client can be simulated: of clipped or summed ones too little is known."""

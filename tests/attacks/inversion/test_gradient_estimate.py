@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from attacks.inversion.gradient_estimate import estimate_gradient, invert_adam_step, momentum_weights
+from attacks.inversion.gradient_estimate import estimate_gradient, invert_adam_step, step_weights
 from attacks.observation import DefenceDisclosure
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
@@ -46,9 +46,20 @@ def test_adam_reveals_nothing_where_its_step_is_a_whole_one():
     assert float(gradient[2]) == pytest.approx(1e-8)
 
 
-def test_momentum_weighs_early_steps_more():
-    assert momentum_weights(3, 0.0) == [1, 1, 1]
-    assert momentum_weights(3, 0.5) == [1.75, 1.5, 1]
+def weights_of_three_steps(momentum: float, ema_decay: float | None = None) -> list[float]:
+    optimizer = LocalOptimizer(lr=1e-3, momentum=momentum)
+    circumstances = make_victim((400,) * 3, local_steps=3, optimizer=optimizer).observation.circumstances
+    return step_weights(circumstances.model_copy(update={"ema_decay": ema_decay}))
+
+
+def test_momentum_and_averages_weigh_early_steps_more():
+    assert weights_of_three_steps(0.0) == [1, 1, 1]
+    assert weights_of_three_steps(0.5) == [1.75, 1.5, 1]
+    # d = 0, 2/11 and min(0.2, 3/12)
+    shares = [2 / 11 * 0.2, 9 / 11 * 0.2, 0.8]
+    assert weights_of_three_steps(0.0, 0.2) == pytest.approx([1, shares[1] + shares[2], shares[2]])
+    momentum = [shares[0] + 1.5 * shares[1] + 1.75 * shares[2], shares[1] + 1.5 * shares[2], shares[2]]
+    assert weights_of_three_steps(0.5, 0.2) == pytest.approx(momentum)
 
 
 def test_noise_and_missing_entries_show_as_uncertainty():
