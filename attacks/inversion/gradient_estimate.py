@@ -39,8 +39,9 @@ def estimate_gradient(observation: Observation, name: str) -> tuple[Tensor, Tens
         if defence.sparsified:
             std[update == 0] = math.inf
     if circumstances.dtype != "float32":
+        kind = getattr(torch, circumstances.dtype)
         sent = update if circumstances.update == "gradient" else before + update
-        std = torch.hypot(std, _spacing(sent, getattr(torch, circumstances.dtype)) / math.sqrt(12 * clients))
+        std = torch.hypot(std, _spacing(sent.to(kind), kind) / math.sqrt(12 * clients))
     if circumstances.update == "delta":
         std = (std.square() + _rounding(observation, name).square()).sqrt()
         update, std = _before_optimizer(circumstances, update, std, before)

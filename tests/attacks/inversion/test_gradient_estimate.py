@@ -26,6 +26,7 @@ def test_a_gradient_is_exact():
         LocalOptimizer(lr=1e-3, weight_decay=0.1),
         LocalOptimizer(name="adam", lr=1e-3),
         LocalOptimizer(name="adam", lr=1e-3, weight_decay=1e-4),
+        LocalOptimizer(name="adamw", lr=1e-3, weight_decay=0.1),
     ],
     ids=lambda optimizer: f"{optimizer.name}-{optimizer.momentum}-{optimizer.weight_decay}",
 )
@@ -38,6 +39,30 @@ def test_one_step_gives_the_gradient_back_with_errors_of_the_size_it_says(optimi
         errors = ((gradient - truth[name]) / uncertainty)[seen]
         assert seen.float().mean() > 0.05
         assert 0.5 < float(errors.square().mean().sqrt()) < 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("optimizer", [None, LocalOptimizer(lr=0.5)], ids=["gradient", "delta"])
+def test_rounding_to_16_bits_shows_as_uncertainty_of_its_size(dtype, optimizer):
+    truth = make_victim().observation.update[NAME]
+    observation = make_victim(optimizer=optimizer, dtype=dtype).observation
+    gradient, uncertainty = estimate_gradient(observation, NAME)
+    errors = (gradient - truth) / uncertainty
+    assert 0.9 < float(errors.square().mean().sqrt()) < 1.1
+    assert float(errors.abs().max()) < 1.01 * math.sqrt(3)  # half a spacing, in standard deviations
+    largest = {"float16": 2**-11, "bfloat16": 2**-8}[dtype]
+    if optimizer is None:
+        normal = gradient.abs() > 2**-14
+        assert float(((gradient - truth) / truth)[normal].abs().max()) <= 1.001 * largest
+
+
+def test_what_float16_rounds_to_nothing_is_as_uncertain_as_its_smallest_number():
+    observation = make_victim(
+        defend=lambda update: {name: 0 * value for name, value in update.items()} | {"conv_in.bias": torch.ones(16)},
+        dtype="float16",
+    ).observation
+    _, uncertainty = estimate_gradient(observation, NAME)
+    torch.testing.assert_close(uncertainty, torch.full_like(uncertainty, 2**-24 / math.sqrt(12)))
 
 
 def test_adam_reveals_nothing_where_its_step_is_a_whole_one():
