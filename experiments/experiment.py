@@ -87,12 +87,13 @@ class Experiment:
         stored = "" if self.stored_as == "float32" else f", stored in {self.stored_as}, trained in float32"
         part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
         steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
+        rounded = "" if client.dtype == "float32" else f", rounded to {client.dtype}"
         update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
         lines = [
             f"model: {model}, {count_parameters(self.weights.values()):,} parameters{stored}{part}",
             *describe_images(settings),
             f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
-            f"{federation.clients} clients send {update} at batch size {client.batch_size}; "
+            f"{federation.clients} clients send {update} at batch size {recipe.batch_size}{rounded}; "
             f"strategy: {settings.strategy.name}",
         ]
         if defence.name != "none":

@@ -91,11 +91,13 @@ class InversionProblem:
 
     @property
     def noisy(self) -> bool:
-        """Whether a defence put random noise of a known size on ``gradient``."""
-        defence = self.circumstances.defence
-        if defence is None or self.signs_only:
+        """Whether ``gradient`` has noise of a known size: of a defence, or of rounding to 16 bits."""
+        defence, rounded = self.circumstances.defence, self.circumstances.dtype != "float32"
+        if self.signs_only:
             return False
-        return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+        return rounded or (
+            defence is not None and bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+        )
 
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The client's own loss of a batch at the weights that the model holds; the arguments of ``diffusion.loss``."""
