@@ -195,20 +195,21 @@ def _instead(need: Needs, seen: Circumstances) -> str:
     if need is Needs.OWN_SIGNS:
         return f"here the signs of {seen.num_clients} clients were summed"
     assert seen.local_optimizer is not None  # of a gradient nothing is lacking
-    optimizer = {"sgd": "SGD", "adam": "Adam"}[seen.local_optimizer.name]
+    optimizer = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[seen.local_optimizer.name]
     several = f" of {seen.num_clients} clients" if seen.num_clients > 1 else ""
     steps = f"{seen.local_steps} {optimizer} steps" if seen.local_steps > 1 else f"one {optimizer} step"
-    adam = "; of Adam only a single step of one client reveals its gradient" if optimizer == "Adam" else ""
+    adaptive = seen.local_optimizer.adaptive
+    adam = f"; of {optimizer} only a single step of one client reveals its gradient" if adaptive else ""
     return f"here are {steps}{several} (local_steps = {seen.local_steps}){adam}"
 
 
 def _reveals_gradient(seen: Circumstances) -> bool:
     optimizer = seen.local_optimizer
-    return seen.update == "gradient" or (optimizer is not None and optimizer.name == "sgd" and seen.local_steps == 1)
+    return seen.update == "gradient" or (optimizer is not None and not optimizer.adaptive and seen.local_steps == 1)
 
 
 def _reveals_local_steps(seen: Circumstances) -> bool:
-    sgd = seen.local_optimizer is None or seen.local_optimizer.name == "sgd"
+    sgd = seen.local_optimizer is None or not seen.local_optimizer.adaptive
     return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1)
 
 

@@ -94,7 +94,10 @@ class Circumstances(BaseModel):
     ``update`` is the mean gradient, or ``delta``: weights after local training minus weights before. With
     ``num_clients`` above 1 the update is the unweighted sum over that many clients and ``client`` is -1.
     ``local_optimizer`` is None where clients send gradients, ``defence`` where nothing was done to the update or the
-    server does not know of it. ``observer`` is the curious peer that saw the update, None for the server.
+    server does not know of it. ``min_snr_gamma`` and ``noise_offset`` are those of the training loss and of the noise,
+    and with ``ema_decay`` a delta is that of the weights' moving average over the local steps (fl_sim/diffusion/). What
+    was sent, the gradient or the new weights, was rounded to ``dtype``. ``observer`` is the curious peer that saw the
+    update, None for the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,6 +112,10 @@ class Circumstances(BaseModel):
     local_optimizer: LocalOptimizer | None = None
     defence: DefenceDisclosure | None = None
     loss_reduction: Literal["mean"] = "mean"
+    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
+    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     image_shape: tuple[int, int, int]
     value_range: tuple[Literal[-1], Literal[1]] = (-1, 1)
@@ -123,6 +130,8 @@ class Circumstances(BaseModel):
             raise ValueError("update 'delta' needs local_optimizer")
         if self.update == "gradient" and self.local_steps > 1:
             raise ValueError("update 'gradient' has local_steps 1; of several steps a delta is sent")
+        if self.update == "gradient" and self.ema_decay is not None:
+            raise ValueError("update 'gradient' has ema_decay null; weights alone are averaged")
         if self.scheduler.get("prediction_type", "epsilon") != self.prediction_type:
             raise ValueError("prediction_type differs from the scheduler's")
         if (self.num_clients > 1) != (self.client == -1):
@@ -184,10 +193,14 @@ class Observation:
     def load(cls, path: Path) -> "Observation":
         """Read a capture file; float16 and bfloat16 become float32, exactly.
 
+        Of a gradient that is stored in such a type ``dtype`` is that type, whatever the metadata says.
+
         Raises:
             CaptureError: if the file is missing, truncated, of another format, or does not fit its model.
         """
         stored, circumstances = _read(Path(path))
+        if circumstances.update == "gradient" and (half := _half_in(stored)) is not None:
+            circumstances = circumstances.model_copy(update={"dtype": half})
         tensors = {name: value.float() if value.dtype in _HALVES else value for name, value in stored.items()}
         weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
         update = {name.removeprefix("update/"): t for name, t in tensors.items() if name.startswith("update/")}
@@ -197,7 +210,13 @@ class Observation:
             raise CaptureError(f"{path}: {error}") from error
 
 
-_HALVES = (torch.float16, torch.bfloat16)
+_HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}  # the coarsest first
+
+
+def _half_in(stored: dict[str, Tensor]) -> str | None:
+    """The coarsest type of 16 bits in which parts of the update are stored; None if there is none."""
+    kinds = {value.dtype for name, value in stored.items() if name.startswith("update/")}
+    return next((name for kind, name in _HALVES.items() if kind in kinds), None)
 
 
 def _spec(value: Tensor) -> TensorSpec:

@@ -7,6 +7,7 @@ been tried before, without clients (experiments/strategy_trial.py).
 
 from dataclasses import dataclass
 
+import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
 from attacks.observation import CaptureError, UpdateId
@@ -26,7 +27,7 @@ _CLIENT, _NODE, _ROUND = 0, 1, 1
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """The training loss of one batch, and the size of the reply in bytes."""
+    """The training loss of one batch, and the size of the reply in bytes, in the type that crosses the wire."""
 
     loss: float
     size: int
@@ -44,8 +45,12 @@ def try_first_batch(experiment: Experiment) -> FirstBatch:
         _check_attacks(experiment, reply)
     return FirstBatch(
         loss=float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])),
-        size=sum(len(array.data) for array in arrays_in(reply.content).values()),
+        size=sum(len(array.data) for array in arrays_in(reply.content).values()) * _bytes_per_number(experiment) // 4,
     )
+
+
+def _bytes_per_number(experiment: Experiment) -> int:
+    return int(getattr(torch, experiment.recipe.dtype).itemsize)
 
 
 def _train_one_batch(experiment: Experiment) -> Message:

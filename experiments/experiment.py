@@ -90,12 +90,13 @@ class Experiment:
         stored = "" if self.stored_as == "float32" else f", stored in {self.stored_as}, trained in float32"
         part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
         steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
+        rounded = "" if client.dtype == "float32" else f", rounded to {client.dtype}"
         update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
         lines = [
             f"model: {model}, {count_parameters(self.weights.values()):,} parameters{stored}{part}",
             *describe_images(settings),
             f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
-            f"{federation.clients} clients send {update} at batch size {client.batch_size}; "
+            f"{federation.clients} clients send {update} at batch size {recipe.batch_size}{rounded}; "
             f"strategy: {settings.strategy.name}",
         ]
         if defence.name != "none":
@@ -138,14 +139,20 @@ def build_recipe(settings: ExperimentSettings) -> Recipe:
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     client = settings.client
     optimizer = LocalOptimizer(
-        name=client.optimizer, lr=client.lr, momentum=client.momentum, max_grad_norm=client.max_grad_norm
+        name=client.optimizer,
+        lr=client.lr,
+        momentum=client.momentum,
+        betas=client.betas,
+        eps=client.eps,
+        weight_decay=client.weight_decay,
+        max_grad_norm=client.max_grad_norm,
     )
     return Recipe(
         model=checkpoint.model,
         scheduler=checkpoint.scheduler,
         image_shape=(_channels(settings.data, checkpoint.model), *settings.data.height_width),
         update=client.update,
-        batch_size=client.batch_size,
+        batch_size=client.batch_size * client.gradient_accumulation,
         local_steps=client.local_steps,
         epochs=client.epochs,
         optimizer=optimizer if client.update == "weights" else None,
@@ -153,6 +160,12 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
         rounds=settings.federation.rounds,
         noise_seed=settings.seed if settings.threat == "known" else None,
         trainable=client.trainable,
+        horizontal_flip=client.horizontal_flip,
+        gradient_accumulation=client.gradient_accumulation,
+        min_snr_gamma=client.min_snr_gamma,
+        noise_offset=client.noise_offset,
+        ema_decay=client.ema_decay,
+        dtype=client.dtype,
     )
 
 

@@ -2,10 +2,11 @@
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler
@@ -19,7 +20,7 @@ from fl_sim import diffusion
 from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
-from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.draws import derive_seed, draw_flips, draw_image_indices, draw_noise_and_timesteps
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
@@ -30,10 +31,12 @@ from fl_sim.wire import (
     CLIPPING_NORM,
     CONFIG,
     PARTITION,
+    RECIPE,
     ROUND,
     Recipe,
     dictated_draw,
     pack_reply,
+    round_reply,
     whole_model,
 )
 
@@ -41,8 +44,25 @@ CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
 
 
-BatchGradient = Callable[[nn.Module, DDPMScheduler, Tensor, Tensor, Tensor], tuple[dict[str, Tensor], float]]
-"""From model, noise schedule, images, noise and timesteps of a batch to its gradient by parameter, and its loss."""
+Draw = tuple[Tensor, Tensor, Tensor]
+"""Images and noise [N,C,H,W], timesteps int64 [N]."""
+
+
+class BatchGradient(Protocol):
+    """Computes what a client trains with."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        scheduler: DDPMScheduler,
+        images: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        /,
+        *,
+        min_snr_gamma: float | None = None,
+    ) -> tuple[dict[str, Tensor], float]:
+        """The gradient of a batch by parameter, and its loss; the arguments are those of ``diffusion.loss``."""
 
 
 def build_client_app(settings: Settings | None = None) -> ClientApp:
@@ -51,7 +71,7 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     Without settings, as under ``flwr run``, each client reads the config.toml that its node config names, or else the
     one that the server wrote into the run directory.
     """
-    app = ClientApp(mods=[_clip_as_dictated])
+    app = ClientApp(mods=[_round_as_prescribed, _clip_as_dictated])
 
     def settings_of(context: Context) -> Settings:
         return settings or _read_settings(_config_path(context))
@@ -75,8 +95,9 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
 
     All are on the CPU. N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the
-    last batch of an epoch is filled up from the next. In the known threat model the server dictates noise and
-    timesteps. The function is pure, so that the evaluator can repeat the draw.
+    last batch of an epoch is filled up from the next. With ``recipe.horizontal_flip`` images are mirrored at random, as
+    the private seed says. In the known threat model the server dictates noise and timesteps. The function is pure, so
+    that the evaluator can repeat the draw.
 
     Raises:
         SettingsError: if ``client.seed`` is not resolved, or the images cannot be listed or read.
@@ -84,13 +105,17 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.samples(len(held))
-    images = list_images(settings.data)
-    drawn = images.decode(_drawn(images, seed, held, samples, client, server_round), recipe.image_shape[0])
+    listed = list_images(settings.data)
+    images = listed.decode(_drawn(listed, seed, held, samples, client, server_round), recipe.image_shape[0])
+    if recipe.horizontal_flip:
+        mirrored = draw_flips(derive_seed(seed, "flips", client, server_round), samples)
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     if recipe.noise_seed is not None:
-        return drawn, *dictated_draw(recipe.of_samples(samples), client, server_round)
+        return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     timesteps = diffusion.num_train_timesteps(recipe.scheduler)
-    return drawn, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
+    drawn = draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps, recipe.noise_offset)
+    return images, *drawn
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
@@ -143,10 +168,11 @@ def local_training(
     """What one client sends, by parameter, and its mean training loss, from a draw that ``private_draw`` makes.
 
     With ``recipe.update`` "gradient" it sends the mean gradient over all N samples; with "weights", the weights after
-    ``recipe.local_steps`` steps of the recipe's optimiser, one batch each: the whole state, or the trained parameters
-    where only these travel. Parameters that ``batch_gradient`` leaves out are not trained. Dropout draws its masks from
-    ``dropout_seed``: the same on every run on one device, but a CPU and a GPU draw different ones. Torch's global
-    generators keep their state.
+    ``recipe.local_steps`` steps of the recipe's optimiser, or their moving average: the whole state, or the trained
+    parameters where only these travel. A step is ``recipe.gradient_accumulation`` batches.
+    Parameters that ``batch_gradient`` leaves out are not trained. Dropout draws its masks from ``dropout_seed``: the
+    same on every run on one device, but a CPU and a GPU draw different ones. Torch's global generators keep their
+    state.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = diffusion.build_model(recipe.model)
@@ -159,8 +185,7 @@ def local_training(
         torch.manual_seed(dropout_seed)
         if recipe.update == "weights":
             return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
-        scheduler = diffusion.build_scheduler(recipe.scheduler)
-        gradient, loss = batch_gradient(model, scheduler, images, noise, timesteps)
+        gradient, loss = _mean_gradient(model, recipe, (images, noise, timesteps), batch_gradient)
         return {name: value.cpu() for name, value in gradient.items()}, loss
 
 
@@ -169,13 +194,13 @@ def _local_steps(
 ) -> tuple[dict[str, Tensor], float]:
     if recipe.optimizer is None:
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
-    scheduler = diffusion.build_scheduler(recipe.scheduler)
     parameters = diffusion.trainable_parameters(model)
     sent = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = recipe.optimizer.build(parameters.values())
-    losses = []
-    for batch in zip(*(draw.split(recipe.batch_size) for draw in (images, noise, timesteps)), strict=True):
-        gradient, loss = batch_gradient(model, scheduler, *batch)
+    average, losses = dict(sent), []
+    decays = diffusion.ema_decays(recipe.ema_decay, len(images) // recipe.batch_size)
+    for decay, batch in zip(decays, _batches((images, noise, timesteps), recipe.batch_size), strict=True):
+        gradient, loss = _mean_gradient(model, recipe, batch, batch_gradient)
         for name, parameter in parameters.items():
             parameter.grad = gradient.get(name)
             if parameter.grad is not None and recipe.optimizer.proximal_mu:
@@ -184,8 +209,38 @@ def _local_steps(
             nn.utils.clip_grad_norm_(parameters.values(), recipe.optimizer.max_grad_norm)
         optimizer.step()
         losses.append(loss)
-    after = parameters if recipe.partial else model.state_dict()
-    return {name: value.detach().cpu() for name, value in after.items()}, sum(losses) / len(losses)
+        average = {name: value.detach().lerp(average[name], decay) for name, value in parameters.items()}
+    after = average if recipe.partial else model.state_dict() | average
+    return {name: value.cpu() for name, value in after.items()}, sum(losses) / len(losses)
+
+
+def _batches(draw: Draw, size: int) -> Iterator[Draw]:
+    """Images, noise and timesteps in batches of ``size`` samples."""
+    yield from zip(*(values.split(size) for values in draw), strict=True)
+
+
+def _mean_gradient(
+    model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
+) -> tuple[dict[str, Tensor], float]:
+    """Gradient and loss of a step: their means over the batches of which it accumulates the gradients."""
+    scheduler = diffusion.build_scheduler(recipe.scheduler)
+    batches = _batches(draw, len(draw[0]) // recipe.gradient_accumulation)
+    found = [batch_gradient(model, scheduler, *batch, min_snr_gamma=recipe.min_snr_gamma) for batch in batches]
+    if len(found) == 1:
+        return found[0]
+    gradients, losses = zip(*found, strict=True)
+    mean = {name: torch.stack([gradient[name] for gradient in gradients]).mean(dim=0) for name in gradients[0]}
+    return mean, sum(losses) / len(losses)
+
+
+def _round_as_prescribed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Round what is sent to the recipe's type, after whatever a defence made of it."""
+    reply = call_next(message, context)
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    dtype = Recipe.from_config(config).dtype if RECIPE in config else "float32"
+    if dtype != "float32" and not reply.has_error():
+        round_reply(reply.content, dtype)
+    return reply
 
 
 def _clip_as_dictated(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -24,6 +24,7 @@ NO_CHECKPOINT = "none"
 
 Seed = Annotated[int, Field(ge=0, lt=2**SEED_BITS, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 S = TypeVar("S", bound="Settings")
 
@@ -206,11 +207,20 @@ class ClientSettings(Section):
     batch_size: int = Field(1, ge=1, le=10_000)
     local_steps: int = Field(1, ge=1, le=10_000)
     epochs: int | None = Field(None, ge=1, le=10_000)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     lr: Positive = 0.01
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Positive | None = None
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    gradient_accumulation: int = Field(1, ge=1, le=10_000)
+    horizontal_flip: bool = False
+    min_snr_gamma: Positive | None = None
+    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     lora: LoRASettings = LoRASettings()
 
@@ -236,7 +246,19 @@ class RaySettings(Section):
     address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^\s:/]+:\d+)$")
 
 
-_LOCAL_STEPS = ("local_steps", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "max_grad_norm")
+_LOCAL_STEPS = (
+    "local_steps",
+    "epochs",
+    "optimizer",
+    "momentum",
+    "betas",
+    "eps",
+    "weight_decay",
+    "lr",
+    "lr_schedule",
+    "max_grad_norm",
+    "ema_decay",
+)
 
 BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ("prediction_type", "num_train_timesteps", *_SHAPE))
 """What a checkpoint decides: these settings, where they are given beside one, must agree with it."""
@@ -330,10 +352,17 @@ class Settings(Section):
         ),
         Void(
             "client.optimizer",
-            lambda optimizer: optimizer == "adam",
+            lambda optimizer: optimizer != "sgd",
             ("client.momentum",),
             "there is no momentum to choose",
             "client.optimizer = 'sgd'",
+        ),
+        Void(
+            "client.optimizer",
+            lambda optimizer: optimizer == "sgd",
+            ("client.betas", "client.eps"),
+            "there are no moments of the gradient",
+            "client.optimizer = 'adam' or 'adamw'",
         ),
         Void(
             "client.lora.rank",

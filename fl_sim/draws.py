@@ -11,6 +11,8 @@ import json
 import torch
 from torch import Tensor
 
+from fl_sim.diffusion.offset_noise import add_offset
+
 
 def derive_seed(root: int, *purpose: str | int) -> int:
     """A seed in 0..2**63-1: the first 63 bits of SHA-256 over the JSON list [root, *purpose].
@@ -32,13 +34,21 @@ def seeded_generator(seed: int) -> torch.Generator:
 
 
 def draw_noise_and_timesteps(
-    seed: int, samples: int, image_shape: tuple[int, ...], num_train_timesteps: int
+    seed: int, samples: int, image_shape: tuple[int, ...], num_train_timesteps: int, noise_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Noise ~ N(0, I) float32 [samples, *image_shape], timesteps uniform in 0..T-1 int64 [samples]; on the CPU."""
+    """Noise ~ N(0, I) float32 [samples, *image_shape], timesteps uniform in 0..T-1 int64 [samples]; on the CPU.
+
+    With ``noise_offset`` it is offset noise (fl_sim/diffusion/offset_noise.py), from the same normal draw.
+    """
     generator = seeded_generator(seed)
     noise = torch.randn(samples, *image_shape, generator=generator)
     timesteps = torch.randint(num_train_timesteps, (samples,), generator=generator)
-    return noise, timesteps
+    return add_offset(noise, noise_offset, generator), timesteps
+
+
+def draw_flips(seed: int, samples: int) -> Tensor:
+    """Whether each image is mirrored, with probability 1/2; bool [samples]."""
+    return torch.rand(samples, generator=seeded_generator(seed)) < 0.5
 
 
 def draw_image_indices(seed: int, samples: int, population: int) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -62,6 +62,11 @@ class Recipe(BaseModel):
     ``trainable`` holds glob patterns of the parameters that clients train. If these are not all, or the model has
     adapters, only the trained parameters travel, in both directions. ``base`` is then a safetensors file with the whole
     model, which server and clients have from the start, like a pretrained model.
+
+    A step's gradient is the mean over ``gradient_accumulation`` batches, which share its ``batch_size`` samples.
+    ``min_snr_gamma`` weighs the loss (fl_sim/diffusion/min_snr.py), ``noise_offset`` is that of the noise
+    (fl_sim/diffusion/offset_noise.py), and with ``ema_decay`` clients send the average of their weights over the local
+    steps (fl_sim/diffusion/ema.py). What clients send is rounded to ``dtype`` (``round_reply``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +84,21 @@ class Recipe(BaseModel):
     noise_seed: int | None = None
     trainable: tuple[str, ...] = ("*",)
     base: str | None = None
+    horizontal_flip: bool = False
+    gradient_accumulation: int = Field(1, ge=1)
+    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
+    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _batches_are_equal(self) -> "Recipe":
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size = {self.batch_size}: not a multiple of gradient_accumulation = "
+                f"{self.gradient_accumulation}"
+            )
+        return self
 
     def to_config(self) -> ConfigRecord:
         """The ``train_config`` to start a strategy with."""
@@ -212,6 +232,20 @@ def replace_update(sent: dict[str, Tensor], reply: Message, update: dict[str, Te
         arrays[name] = Array(value if recipe.update == "gradient" else sent[name] + value)
 
 
+def round_reply(reply: RecordDict, dtype: str) -> None:
+    """Round the floating-point tensors of a reply's update to the nearest numbers of ``dtype``, in place.
+
+    That is what is lost when they cross the wire in that type. They stay float32 arrays, because strategies compute in
+    the type that they get, and NumPy has no bfloat16. There is no loss scaling: float16 makes 0 of magnitudes below
+    2^-25 and infinity of those from 65,520.
+    """
+    kind = getattr(torch, dtype)
+    for arrays in reply.array_records.values():
+        for name, value in arrays.to_torch_state_dict().items():
+            if value.is_floating_point():
+                arrays[name] = Array(value.to(kind).to(value.dtype))
+
+
 def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:
     """What the server dictates to ``client`` in the known threat model: noise [N,C,H,W] and timesteps int64 [N].
 
@@ -224,4 +258,5 @@ def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tenso
         raise ValueError("the recipe has no noise_seed: noise and timesteps are the clients' own")
     seed = derive_seed(recipe.noise_seed, "noise", client, server_round)
     samples = recipe.batch_size * recipe.local_steps
-    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, num_train_timesteps(recipe.scheduler))
+    timesteps = num_train_timesteps(recipe.scheduler)
+    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, timesteps, recipe.noise_offset)

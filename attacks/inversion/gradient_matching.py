@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
-from fl_sim import diffusion
 
 Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
 """From unknowns to a value (a detached scalar) and its derivative for each unknown."""
@@ -187,7 +186,7 @@ def match_pixels(
     assert timesteps is not None
 
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
-        return diffusion.loss(problem.model, problem.scheduler, unknowns[0], noise, timesteps)
+        return problem.loss(unknowns[0], noise, timesteps)
 
     return GradientMatching(problem, training_loss, distance, derivative)
 

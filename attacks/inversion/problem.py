@@ -119,11 +119,26 @@ class InversionProblem:
 
     @property
     def noisy(self) -> bool:
-        """Whether a defence put random noise of a known size on ``gradient``."""
-        defence = self.circumstances.defence
-        if defence is None or self.signs_only:
+        """Whether ``gradient`` has noise of a known size: of a defence, or of rounding to 16 bits."""
+        defence, rounded = self.circumstances.defence, self.circumstances.dtype != "float32"
+        if self.signs_only:
             return False
-        return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+        return rounded or (
+            defence is not None and bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+        )
+
+    def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The client's own loss of a batch at the weights that the model holds; the arguments of ``diffusion.loss``."""
+        return diffusion.loss(self.model, self.scheduler, x0, noise, timesteps, self.circumstances.min_snr_gamma)
+
+    def loss_weights(self, timesteps: Tensor) -> Tensor:
+        """w(t) [B,1,1,1], float32, by which that loss weighs a sample at each of ``timesteps`` int64 [B]."""
+        gamma, like = self.circumstances.min_snr_gamma, torch.ones(len(timesteps), 1, 1, 1, device=self.device)
+        return like if gamma is None else diffusion.min_snr_weights(self.scheduler, timesteps, gamma, like)
+
+    def draw_noise(self, generator: torch.Generator, samples: int) -> Tensor:
+        """Noise as clients draw it, [samples,C,H,W] on the device."""
+        return diffusion.add_offset(self.randn(generator, samples), self.circumstances.noise_offset, generator)
 
     @property
     def simulates_local_steps(self) -> bool:

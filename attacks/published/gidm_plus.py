@@ -20,7 +20,6 @@ from attacks.inversion.gradient_matching import Derivative, GradientMatching
 from attacks.inversion.problem import InversionProblem
 from attacks.published.gidm import GIDM
 from attacks.timesteps.recovery import timestep_hypotheses
-from fl_sim import diffusion
 
 
 class GIDMPlus(GIDM):
@@ -65,7 +64,7 @@ def match_everything(
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
         images, noise, *relaxed = unknowns
         at = real_timesteps(problem, relaxed[0]) if timesteps is None else timesteps
-        return diffusion.loss(problem.model, problem.scheduler, images, noise, at)
+        return problem.loss(images, noise, at)
 
     return GradientMatching(problem, training_loss, derivative=derivative)
 

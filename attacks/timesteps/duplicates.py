@@ -51,8 +51,9 @@ def _public_size(problem: InversionProblem, timestep: Tensor) -> Tensor:
     sizes = []
     for _ in range(PUBLIC_IMAGES):
         image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
-        noise = problem.randn(source, 1)
-        public.gradient = diffusion.gradient(problem.model, problem.scheduler, image, noise, timestep.to(image.device))
+        draw = image, problem.draw_noise(source, 1), timestep.to(image.device)
+        gamma = problem.circumstances.min_snr_gamma
+        public.gradient = diffusion.gradient(problem.model, problem.scheduler, *draw, gamma)
         layer = time_layers(public, timestep)[-1]
         sizes.append(layer.gradient.square().sum() / layer.inputs.square().sum())
         problem.budget.spend()

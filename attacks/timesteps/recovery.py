@@ -90,7 +90,7 @@ def timestep_hypotheses(problem: InversionProblem) -> list[Tensor]:
 def _verdict(problem: InversionProblem, layers: list[TimeLayer]) -> Verdict:
     unknown = Verdict([], 0.0)
     samples, optimizer = problem.samples, problem.circumstances.local_optimizer
-    adam = optimizer is not None and optimizer.name == "adam"
+    adam = optimizer is not None and optimizer.adaptive
     if not layers or (adam and samples > problem.circumstances.batch_size):
         return unknown  # a sum of several of Adam's steps is not linear in gradients
     if problem.signs_only:

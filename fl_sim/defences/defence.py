@@ -52,12 +52,14 @@ class Defence(BaseModel):
         noise: Tensor,
         timesteps: Tensor,
         generator: torch.Generator,
+        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
         """The gradient of a batch that a client trains with or sends, by parameter, and the batch's loss.
 
-        Parameters that it leaves out are not trained. All randomness comes from ``generator``, a CPU generator.
+        Parameters that it leaves out are not trained. All randomness comes from ``generator``, a CPU generator. The
+        other arguments are those of ``diffusion.loss``.
         """
-        return diffusion.gradient_and_loss(model, scheduler, images, noise, timesteps)
+        return diffusion.gradient_and_loss(model, scheduler, images, noise, timesteps, min_snr_gamma)
 
     def disclosure(self, recipe: Recipe) -> dict[str, Any]:
         """What is known to an attacker who knows this defence: a capture's ``defence`` (docs/capture-format.md)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fl_sim import diffusion
+from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.defences.privacy import Privacy, gaussian_privacy
 from fl_sim.wire import Recipe
@@ -33,6 +34,14 @@ class DPSGD(Defence):
     delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
 
     @override
+    def check(self, recipe: Recipe) -> None:
+        if recipe.gradient_accumulation > 1:
+            raise SettingsError(
+                f"client.gradient_accumulation = {recipe.gradient_accumulation}: {self.name} noises every batch, for "
+                f"which alone its privacy is computed; allowed: 1"
+            )
+
+    @override
     def batch_gradient(
         self,
         model: nn.Module,
@@ -41,6 +50,7 @@ class DPSGD(Defence):
         noise: Tensor,
         timesteps: Tensor,
         generator: torch.Generator,
+        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
         parameters = diffusion.trainable_parameters(model)
         # Opacus' own rule for convolutions gives wrong gradients for the channels-last tensors behind an attention
@@ -56,7 +66,7 @@ class DPSGD(Defence):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss = diffusion.loss(per_image, scheduler, images, noise, timesteps)
+                loss = diffusion.loss(per_image, scheduler, images, noise, timesteps, min_snr_gamma)
                 loss.backward()
             optimizer.pre_step()
             gradient = {name: parameter.grad.clone() for name, parameter in parameters.items()}  # type: ignore[union-attr]

@@ -57,8 +57,9 @@ class UnsharedTimeMLP(Defence):
         noise: Tensor,
         timesteps: Tensor,
         generator: torch.Generator,
+        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
-        gradient, loss = super().batch_gradient(model, scheduler, images, noise, timesteps, generator)
+        gradient, loss = super().batch_gradient(model, scheduler, images, noise, timesteps, generator, min_snr_gamma)
         if self.keep == "own":
             return gradient, loss
         return {name: value for name, value in gradient.items() if not self.withholds(name)}, loss

@@ -58,9 +58,11 @@ def make_victim(
     defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     defence: DefenceDisclosure | None = None,
     zero_snr: bool = False,
+    **recipe: Any,
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
 
+    ``recipe`` may have ``min_snr_gamma``, ``noise_offset``, ``ema_decay`` and ``dtype``, as in Circumstances.
     ``defend`` changes the update before it is sent, ``defence`` is what the server knows of that. Attack with another
     seed than those near ``seed``: a start that repeats the client's noise would be a hint.
     """
@@ -76,21 +78,28 @@ def make_victim(
         images = draw_images(generator, len(timesteps))
     if noise is None:
         noise = torch.randn(images.shape, generator=generator)
+        noise = diffusion.add_offset(noise, recipe.get("noise_offset", 0.0), generator)
+    gamma, kind = recipe.get("min_snr_gamma"), getattr(torch, recipe.get("dtype", "float32"))
     steps = torch.tensor(timesteps)
     if optimizer is None:
-        update = diffusion.gradient(model, scheduler, images, noise, steps)
+        update = diffusion.gradient(model, scheduler, images, noise, steps, gamma)
+        update = {name: value.to(kind).float() for name, value in update.items()}
     else:
         local = optimizer.build(model.parameters())
+        after = {name: torch.zeros_like(value) for name, value in weights.items()}
+        shares = iter(diffusion.ema_shares(recipe.get("ema_decay"), local_steps))
         batch_size = len(timesteps) // local_steps
         for batch in zip(*(values.split(batch_size) for values in (images, noise, steps)), strict=True):
             local.zero_grad()
-            diffusion.loss(model, scheduler, *batch).backward()
+            diffusion.loss(model, scheduler, *batch, gamma).backward()
             for name, parameter in model.named_parameters():
                 parameter.grad += optimizer.proximal_mu * (parameter.detach() - weights[name])
             if optimizer.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
             local.step()
-        update = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
+            share = next(shares)
+            after = {name: after[name] + share * value.detach() for name, value in model.named_parameters()}
+        update = {name: value.to(kind).float() - weights[name] for name, value in after.items()}
     circumstances = Circumstances(
         round=1,
         client=0,
@@ -103,6 +112,7 @@ def make_victim(
         image_shape=SHAPE,
         scheduler=scheduler_config,
         model=model_config,
+        **recipe,
     )
     dictated = {"noise": noise, "timesteps": steps} if known else {}
     return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)

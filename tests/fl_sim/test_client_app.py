@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from flwr.app import ConfigRecord, Message, RecordDict
 from PIL import Image
 
@@ -164,15 +165,19 @@ def test_a_gradient_reply_is_the_gradient_of_the_draw() -> None:
     torch.testing.assert_close(update, expected)
 
 
-@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adam", 0.0)])
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adam", 0.0), ("adamw", 0.0)])
 def test_a_weights_reply_is_what_torchs_optimiser_makes_of_the_batches(optimizer: str, momentum: float) -> None:
     recipe, settings = weights_recipe(3, optimizer, momentum), tiny_settings()
+    decay = 0.1 if optimizer == "adamw" else 0.0
+    local = recipe.optimizer.model_copy(update={"weight_decay": decay})
+    recipe = recipe.model_copy(update={"optimizer": local})
     update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
     model = diffusion.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     reference = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=momentum),
         "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
     }[optimizer](model.parameters())
     draw = private_draw(settings, recipe, 1, 1)
     for step in range(3):
@@ -202,6 +207,85 @@ def test_fed_proxs_term_and_the_largest_norm_are_honoured_in_every_step() -> Non
         reference.step()
     assert max(norms) > 0.2
     torch.testing.assert_close(update, dict(model.state_dict()))
+
+
+def test_the_average_of_the_weights_is_that_of_diffusers() -> None:
+    recipe, settings = weights_recipe(3).model_copy(update={"ema_decay": 0.2}), tiny_settings()
+    average = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    weights = initial_arrays(recipe).to_torch_state_dict()
+    parameters = [torch.nn.Parameter(value) for value in weights.values()]
+    reference, draw = EMAModel(parameters, decay=0.2), private_draw(settings, recipe, 1, 1)
+    for steps in (1, 2, 3):
+        some = recipe.model_copy(update={"local_steps": steps, "ema_decay": None})
+        after, _ = local_training(some, weights, *(values[:steps] for values in draw), "cpu")
+        for parameter, name in zip(parameters, weights, strict=True):
+            parameter.data = after[name]
+        reference.step(parameters)
+    torch.testing.assert_close(average, dict(zip(weights, reference.shadow_params, strict=True)))
+    assert not torch.equal(average["conv_in.weight"], parameters[0])
+
+
+@pytest.mark.parametrize("update", ["gradient", "weights"])
+def test_batches_whose_gradients_are_accumulated_count_as_one(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = (tiny_recipe() if update == "gradient" else weights_recipe(2)).model_copy(update={"batch_size": 4})
+    settings, sizes, gradient = tiny_settings(), [], diffusion.gradient_and_loss
+    whole = reply_of(plain, settings)[ARRAYS].to_torch_state_dict()
+    monkeypatch.setattr(diffusion, "gradient_and_loss", lambda *args: sizes.append(len(args[2])) or gradient(*args))
+    parts = reply_of(plain.model_copy(update={"gradient_accumulation": 2}), settings)[ARRAYS].to_torch_state_dict()
+    assert sizes == [2, 2] * (1 if update == "gradient" else 2)
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_batches_of_unequal_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size = 3: not a multiple of gradient_accumulation = 2"):
+        tiny_recipe(batch_size=3, gradient_accumulation=2)
+
+
+def test_images_are_mirrored_as_the_private_seed_says_and_nothing_else_changes() -> None:
+    plain = tiny_recipe(batch_size=16)
+    recipe = plain.model_copy(update={"horizontal_flip": True})
+    before, after = (private_draw(tiny_settings(), each, 1, 1) for each in (plain, recipe))
+    mirrored = [torch.equal(image, own.flip(-1)) for own, image in zip(before[0], after[0], strict=True)]
+    kept = [torch.equal(image, own) for own, image in zip(before[0], after[0], strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 3 < sum(mirrored) < 13
+    assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True))
+    dictated = plain.model_copy(update={"noise_seed": 3}), recipe.model_copy(update={"noise_seed": 3})
+    one, other = (private_draw(tiny_settings(), each, 1, 1)[0] for each in dictated)
+    assert not torch.equal(one, other)  # also where the server dictates all that it can
+
+
+@pytest.mark.parametrize("noise_seed", [None, 3], ids=["private", "known"])
+def test_offset_noise_is_the_same_noise_with_moved_channels(noise_seed: int | None) -> None:
+    recipe = tiny_recipe(batch_size=2, noise_seed=noise_seed)
+    plain = private_draw(tiny_settings(), recipe, 1, 1)
+    offset = private_draw(tiny_settings(), recipe.model_copy(update={"noise_offset": 0.1}), 1, 1)
+    moved = (offset[1] - plain[1]).flatten(2)
+    torch.testing.assert_close(moved, moved[..., :1].expand_as(moved), rtol=0, atol=1e-5)
+    assert moved.abs().amin() > 0
+    assert torch.equal(offset[2], plain[2])
+
+
+def test_min_snr_weighs_what_a_client_sends() -> None:
+    recipe, settings = tiny_recipe(batch_size=2, min_snr_gamma=5.0), tiny_settings()
+    update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+    model = diffusion.build_model(recipe.model)
+    model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
+    draw = private_draw(settings, recipe, 1, 1)
+    expected = diffusion.gradient(model, diffusion.build_scheduler(recipe.scheduler), *draw, 5.0)
+    torch.testing.assert_close(update, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("defence", ["none", "clip-noise"])
+def test_what_is_sent_is_rounded_after_whatever_a_defence_did(dtype: str, defence: str) -> None:
+    settings = tiny_settings(f"defence.name={defence}")
+    for recipe in (tiny_recipe(), weights_recipe()):
+        exact = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
+        sent = reply_of(recipe.model_copy(update={"dtype": dtype}), settings)[ARRAYS].to_torch_state_dict()
+        rounded = {name: value.to(getattr(torch, dtype)).float() for name, value in exact.items()}
+        assert not all(torch.equal(rounded[name], exact[name]) for name in exact)
+        torch.testing.assert_close(sent, rounded, rtol=0, atol=0)
 
 
 def test_an_update_is_clipped_to_the_norm_that_the_server_sends() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fl_sim import diffusion
 from fl_sim.client_app import build_client_app
+from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
 from fl_sim.defences.registry import create
 from fl_sim.wire import ARRAYS
@@ -112,6 +113,19 @@ def test_every_local_step_has_noise_of_its_own_and_a_run_repeats() -> None:
     assert float(moved.std()) == pytest.approx(0.05 * math.sqrt(2), rel=0.02)
     assert torch.equal(state(), state())
     assert not torch.equal(state(), state("client.seed=12"))
+
+
+def test_accumulated_gradients_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"client\.gradient_accumulation = 2: dp-sgd .*allowed: 1"):
+        create("dp-sgd").check(tiny_recipe(batch_size=4, gradient_accumulation=2))
+    create("dp-sgd").check(tiny_recipe(batch_size=4))
+
+
+def test_without_clipping_or_noise_it_is_the_weighted_gradient() -> None:
+    model, defence = network(), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
+    expected = diffusion.gradient(model, SCHEDULER, *batch(), 5.0)
+    found, _ = defence.batch_gradient(model, SCHEDULER, *batch(), torch.Generator(), min_snr_gamma=5.0)
+    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
 
 
 def test_the_privacy_spent_is_opacus_figure_for_poisson_sampling() -> None:
