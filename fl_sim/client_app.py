@@ -18,7 +18,8 @@ from fl_sim import diffusion
 from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
-from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, drop_labels
+from fl_sim.images.classes import class_numbers
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
 from fl_sim.settings_file import load_settings
@@ -39,8 +40,8 @@ CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
 
 
-BatchGradient = Callable[[nn.Module, DDPMScheduler, Tensor, Tensor, Tensor], tuple[dict[str, Tensor], float]]
-"""From model, noise schedule, images, noise and timesteps of a batch to its gradient by parameter, and its loss."""
+BatchGradient = Callable[[nn.Module, DDPMScheduler, Draw], tuple[dict[str, Tensor], float]]
+"""From model, noise schedule and a batch to the batch's gradient by parameter, and its loss."""
 
 
 def build_client_app(settings: Settings | None = None) -> ClientApp:
@@ -69,10 +70,10 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     return app
 
 
-def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
+def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> Draw:
+    """What ``client`` trains on in a round, on the CPU.
 
-    All are on the CPU. N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the
+    N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the
     last batch of an epoch is filled up from the next. In the known threat model the server dictates noise and
     timesteps. The function is pure, so that the evaluator can repeat the draw.
 
@@ -82,24 +83,42 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.samples(len(held))
-    images = list_images(settings.data).decode(_drawn(seed, held, samples, client, server_round))
+    drawn = _drawn(seed, held, samples, client, server_round)
+    images = list_images(settings.data).decode(drawn)
+    labels = _labels(settings, recipe, drawn, derive_seed(seed, "label-dropout", client, server_round))
     if recipe.noise_seed is not None:
-        return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
+        return Draw(images, *dictated_draw(recipe.of_samples(samples), client, server_round), labels)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     timesteps = diffusion.num_train_timesteps(recipe.scheduler)
-    return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
+    return Draw(images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps), labels)
+
+
+def _labels(settings: Settings, recipe: Recipe, drawn: Sequence[int], seed: int) -> Tensor | None:
+    """What a class-conditional network is told of the classes of the images drawn; None where it takes no labels."""
+    rows = diffusion.num_classes(recipe.model)
+    if rows is None and recipe.label_dropout:
+        raise SettingsError(
+            f"client.label_dropout = {recipe.label_dropout}: the network takes no class labels; allowed: 0, or a "
+            "network with num_class_embeds"
+        )
+    if rows is None:
+        return None
+    numbers = class_numbers(list_images(settings.data), rows, recipe.label_dropout > 0)
+    labels = torch.tensor([numbers[index] for index in drawn])
+    return drop_labels(labels, seed, recipe.label_dropout, null=rows - 1) if recipe.label_dropout else labels
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
     """Check that a run with these (resolved) settings can read its images, before it starts.
 
-    It reads the header of every image of a folder, and decodes the images that a client draws in any round and
-    ``others``, the indices of those that the evaluator will decode.
+    A class-conditional network must have a class for each. It reads the header of every image of a folder, and decodes
+    the images that a client draws in any round and ``others``, the indices of those that the evaluator will decode.
 
     Raises:
         SettingsError: naming the image, or why there are none to draw from.
     """
     images, seed = list_images(settings.data), _private_seed(settings)
+    _labels(settings, recipe, [], seed)
     images.identify()
     needed = set(others)
     for client, held in enumerate(partition(settings.data, settings.federation.clients, seed)):
@@ -118,14 +137,17 @@ def _drawn(seed: int, held: Sequence[int], samples: int, client: int, server_rou
     return [held[index] for index in drawn.tolist()]
 
 
+def plain_gradient(model: nn.Module, scheduler: DDPMScheduler, batch: Draw) -> tuple[dict[str, Tensor], float]:
+    """The gradient of a batch by parameter, and its loss, without any defence."""
+    return diffusion.gradient_and_loss(model, scheduler, *batch)
+
+
 def local_training(
     recipe: Recipe,
     weights: dict[str, Tensor],
-    images: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
+    draw: Draw,
     device: str,
-    batch_gradient: BatchGradient = diffusion.gradient_and_loss,
+    batch_gradient: BatchGradient = plain_gradient,
     dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
     """What one client sends, by parameter, and its mean training loss, from a draw that ``private_draw`` makes.
@@ -143,17 +165,16 @@ def local_training(
         trained = set(recipe.trained_names())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
-        images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
         torch.manual_seed(dropout_seed)
         if recipe.update == "weights":
-            return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
+            return _local_steps(model, recipe, draw.to(device), batch_gradient)
         scheduler = diffusion.build_scheduler(recipe.scheduler)
-        gradient, loss = batch_gradient(model, scheduler, images, noise, timesteps)
+        gradient, loss = batch_gradient(model, scheduler, draw.to(device))
         return {name: value.cpu() for name, value in gradient.items()}, loss
 
 
 def _local_steps(
-    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor, batch_gradient: BatchGradient
+    model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
 ) -> tuple[dict[str, Tensor], float]:
     if recipe.optimizer is None:
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
@@ -162,8 +183,8 @@ def _local_steps(
     sent = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = recipe.optimizer.build(parameters.values())
     losses = []
-    for batch in zip(*(draw.split(recipe.batch_size) for draw in (images, noise, timesteps)), strict=True):
-        gradient, loss = batch_gradient(model, scheduler, *batch)
+    for batch in draw.batches(recipe.batch_size):
+        gradient, loss = batch_gradient(model, scheduler, batch)
         for name, parameter in parameters.items():
             parameter.grad = gradient.get(name)
             if parameter.grad is not None and recipe.optimizer.proximal_mu:
@@ -187,15 +208,16 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     config = message.content.config_records[CONFIG]
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
-    images, noise, timesteps = private_draw(settings, recipe, client, server_round)
+    draw = private_draw(settings, recipe, client, server_round)
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     private_seed = _private_seed(settings)
     generator = private_generator(private_seed, client, server_round, "training")
     batch_gradient = partial(_defence(settings).batch_gradient, generator=generator)
     masks = derive_seed(private_seed, "dropout", client, server_round)
-    update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient, masks)
-    return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)
+    update, loss = local_training(recipe, weights, draw, device, batch_gradient, masks)
+    labels = draw.labels if recipe.reveals_labels else None
+    return Message(pack_reply(update, len(draw.images), loss, client, device, labels), reply_to=message)
 
 
 def _defence(settings: Settings) -> Defence:

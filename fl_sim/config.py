@@ -178,6 +178,7 @@ class ClientSettings(Section):
     max_grad_norm: Positive | None = None
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     lora: LoRASettings = LoRASettings()
+    label_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class StrategySettings(Section):

@@ -29,6 +29,8 @@ class InversionProblem:
         image_shape: (C, H, W).
         noise: float32 [N,C,H,W], dictated by the server in the known threat model, else None.
         timesteps: int64 [N], the same.
+        labels: int64 [N], revealed in the known threat model of a class-conditional network, else None.
+        num_classes: how many classes the network distinguishes; None where it takes no labels.
         scale_known: whether ``gradient`` estimates the gradient itself, and not an unknown multiple of it or a mean of
             such multiples.
         budget: counts the gradients of the training loss that the attack computes; without a limit of its own.
@@ -59,6 +61,8 @@ class InversionProblem:
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
+        self.labels = None if observation.labels is None else observation.labels.to(self.device)
+        self.num_classes = diffusion.num_classes(circumstances.model)
         self.budget = Budget()
         self.trace = trace
         self.scale_known = self._scale_known()

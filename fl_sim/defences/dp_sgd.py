@@ -8,12 +8,13 @@ from diffusers import DDPMScheduler
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from fl_sim import diffusion
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.defences.privacy import Privacy, gaussian_privacy
+from fl_sim.draws import Draw
 from fl_sim.wire import Recipe
 
 
@@ -37,9 +38,7 @@ class DPSGD(Defence):
         self,
         model: nn.Module,
         scheduler: DDPMScheduler,
-        images: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
+        batch: Draw,
         generator: torch.Generator,
     ) -> tuple[Update, float]:
         parameters = diffusion.trainable_parameters(model)
@@ -50,13 +49,13 @@ class DPSGD(Defence):
             torch.optim.SGD(parameters.values()),
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.clip_norm,
-            expected_batch_size=len(images),
-            generator=_on(images.device, generator),
+            expected_batch_size=len(batch.images),
+            generator=_on(batch.images.device, generator),
         )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss = diffusion.loss(per_image, scheduler, images, noise, timesteps)
+                loss = diffusion.loss(per_image, scheduler, *batch)
                 loss.backward()
             optimizer.pre_step()
             gradient = {name: parameter.grad.clone() for name, parameter in parameters.items()}  # type: ignore[union-attr]

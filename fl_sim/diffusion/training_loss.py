@@ -10,27 +10,45 @@ from fl_sim.diffusion.parameters import trainable_parameters
 from fl_sim.diffusion.prediction import target
 
 
-def loss(model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def loss(
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    x0: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    labels: Tensor | None = None,
+) -> Tensor:
     """L = mean((model(x_t, t) - target)^2) over batch and pixels (arXiv 2006.11239, eq. 14); a scalar.
 
-    ``x0`` and ``noise`` are [B,C,H,W], ``timesteps`` [B]. The target is the noise, or that of another prediction type.
+    ``x0`` and ``noise`` are [B,C,H,W], ``timesteps`` [B], ``labels`` int64 [B] where the network takes them. The target
+    is the noise, or that of another prediction type.
     """
     x_t = add_noise(scheduler, x0, noise, timesteps)
-    return nn.functional.mse_loss(predict(model, x_t, timesteps), target(scheduler, x0, noise, timesteps))
+    return nn.functional.mse_loss(predict(model, x_t, timesteps, labels), target(scheduler, x0, noise, timesteps))
 
 
 def gradient(
-    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    x0: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """dL/dw of ``loss`` by trainable parameter's name; the model's ``.grad`` is untouched."""
-    return gradient_and_loss(model, scheduler, x0, noise, timesteps)[0]
+    return gradient_and_loss(model, scheduler, x0, noise, timesteps, labels)[0]
 
 
 def gradient_and_loss(
-    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    x0: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    labels: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """``gradient``, and the loss itself."""
     parameters = trainable_parameters(model)
-    value = loss(model, scheduler, x0, noise, timesteps)
+    value = loss(model, scheduler, x0, noise, timesteps, labels)
     gradients = torch.autograd.grad(value, list(parameters.values()))
     return dict(zip(parameters, gradients, strict=True)), value.item()
