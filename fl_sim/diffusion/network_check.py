@@ -20,8 +20,8 @@ def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_
         ConfigError: if either cannot be built, or the network cannot be trained so; the line says why.
     """
     timesteps = num_train_timesteps(scheduler)
-    network: Any = outline(model)
     _check_classes(model)
+    network: Any = outline(model)
     _check_inputs(network, timesteps, image_shape[0])
     reason = _why_training_fails(network, image_shape, labelled=num_classes(model) is not None)
     if reason is None:

@@ -18,6 +18,7 @@ from fl_sim.diffusion import LocalOptimizer
 
 SHAPE = (3, 8, 8)
 MODEL = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
+CLASS_CONDITIONAL = MODEL | {"num_class_embeds": 10}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Victim:
     images: Tensor
     noise: Tensor
     timesteps: Tensor
+    labels: Tensor | None = None
 
     def psnr(self, images: Tensor) -> float:
         """Peak signal-to-noise ratio in dB of ``images`` in [0, 1]."""
@@ -58,6 +60,7 @@ def make_victim(
     defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     defence: DefenceDisclosure | None = None,
     zero_snr: bool = False,
+    labels: tuple[int, ...] | None = None,
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
 
@@ -77,12 +80,14 @@ def make_victim(
     if noise is None:
         noise = torch.randn(images.shape, generator=generator)
     steps = torch.tensor(timesteps)
+    classes = None if labels is None else torch.tensor(labels)
+    told = (images, noise, steps) if classes is None else (images, noise, steps, classes)
     if optimizer is None:
-        update = diffusion.gradient(model, scheduler, images, noise, steps)
+        update = diffusion.gradient(model, scheduler, *told)
     else:
         local = optimizer.build(model.parameters())
         batch_size = len(timesteps) // local_steps
-        for batch in zip(*(values.split(batch_size) for values in (images, noise, steps)), strict=True):
+        for batch in zip(*(values.split(batch_size) for values in told), strict=True):
             local.zero_grad()
             diffusion.loss(model, scheduler, *batch).backward()
             for name, parameter in model.named_parameters():
@@ -104,8 +109,8 @@ def make_victim(
         scheduler=scheduler_config,
         model=model_config,
     )
-    dictated = {"noise": noise, "timesteps": steps} if known else {}
-    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)
+    dictated = {"noise": noise, "timesteps": steps, "labels": classes} if known else {}
+    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps, classes)
 
 
 def summed(observation: Observation) -> Observation:
@@ -121,7 +126,7 @@ def true_unknowns(space: NoisyImageAndResidual, victim: Victim) -> list[Tensor]:
     problem = space.problem
     x_t = diffusion.add_noise(problem.scheduler, victim.images, victim.noise, victim.timesteps)
     with torch.no_grad():
-        prediction = diffusion.predict(problem.model, x_t, victim.timesteps)
+        prediction = diffusion.predict(problem.model, x_t, victim.timesteps, victim.labels)
     residual = prediction - diffusion.target(problem.scheduler, victim.images, victim.noise, victim.timesteps)
     return [x_t / space.image_scale, residual / space.residual_scale]
 

@@ -89,7 +89,7 @@ FOUR = {
 @pytest.mark.parametrize(
     ("size", "changes", "reason"),
     [
-        (16, {"num_class_embeds": 10}, "takes class labels"),
+        (16, {"class_embed_type": "timestep"}, "embeds class labels by"),
         (16, {"out_channels": 6}, "predicts a variance"),
         (16, {"in_channels": 1, "out_channels": 1}, "takes images of 1 channels"),
         (16, {"sample_size": [16, 32]}, r"model.sample_size = \[16, 32\]"),
