@@ -50,16 +50,23 @@ class Needs(Flag):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown)."""
+    """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown).
+
+    ``labels`` int64 [N] likewise, of a class-conditional network; None: the search says nothing of them.
+    """
 
     images: Tensor
     timesteps: Tensor
     matching_loss: float
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU."""
+    """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU.
+
+    ``labels`` int64 [N], -1 if unknown; None if the network takes no labels.
+    """
 
     images: Tensor
     timesteps: Tensor
@@ -72,6 +79,7 @@ class Reconstruction:
     seed: int
     peak_memory: float | None = None
     """In MiB (attacks/memory.py); None in files of earlier versions."""
+    labels: Tensor | None = None
 
 
 class Attack(BaseModel, ABC):
@@ -132,6 +140,7 @@ class Attack(BaseModel, ABC):
             settings=self.model_dump(mode="json"),
             seed=seed,
             peak_memory=memory.mib,
+            labels=_labels(problem, outcome),
         )
 
     def _check_memory(self, observation: Observation, device: str) -> None:
@@ -175,6 +184,14 @@ def check_signal(scheduler: DDPMScheduler, timesteps: Tensor) -> None:
         f"at t = {where} the noisy image holds nothing of the image: the noise schedule's signal-to-noise ratio is 0 "
         "there, and with prediction_type = 'epsilon' the network is trained to predict the noise alone"
     )
+
+
+def _labels(problem: InversionProblem, outcome: Outcome) -> Tensor | None:
+    """The labels that a search found, or else that are known, or else -1; None if the network takes none."""
+    if problem.num_classes is None:
+        return None
+    labels = problem.labels if outcome.labels is None else outcome.labels
+    return torch.full((problem.samples,), -1) if labels is None else labels.detach().cpu().long()
 
 
 _MEANING = {

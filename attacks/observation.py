@@ -1,7 +1,7 @@
 """What an honest-but-curious server saw of one client in one round, and the capture file that stores it.
 
 An Observation is all that an attack ever gets. It has no field for the private image; noise and timesteps are there in
-the known threat model alone, where the server dictated them.
+the known threat model alone, where the server dictated them, and so are the labels of a class-conditional network.
 """
 
 import json
@@ -21,6 +21,7 @@ from fl_sim.diffusion import (
     LocalOptimizer,
     check_network,
     misfit,
+    num_classes,
     num_train_timesteps,
     outline,
     read_safetensors,
@@ -159,6 +160,7 @@ class Observation:
         update: what came back, float32 by name, trainable parameters only.
         noise: [N,C,H,W], dictated by the server (known threat model), else None.
         timesteps: int64 [N], dictated by the server (known threat model), else None.
+        labels: int64 [N], revealed by the clients (known threat model, class-conditional network), else None.
 
     Raises:
         CaptureError: if names, shapes or values do not fit the model that ``circumstances`` names.
@@ -169,6 +171,7 @@ class Observation:
     update: dict[str, Tensor]
     noise: Tensor | None = None
     timesteps: Tensor | None = None
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -184,6 +187,8 @@ class Observation:
         tensors |= {f"update/{name}": value for name, value in self.update.items()}
         if self.noise is not None and self.timesteps is not None:
             tensors |= {"noise": self.noise, "timesteps": self.timesteps}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         # safetensors.torch.save_file takes seven times as long for the same bytes, for every client in every round.
         specs = {name: _spec(value) for name, value in tensors.items()}
@@ -204,8 +209,9 @@ class Observation:
         tensors = {name: value.float() if value.dtype in _HALVES else value for name, value in stored.items()}
         weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
         update = {name.removeprefix("update/"): t for name, t in tensors.items() if name.startswith("update/")}
+        known = (tensors.get(name) for name in ("noise", "timesteps", "labels"))
         try:
-            return cls(circumstances, weights, update, tensors.get("noise"), tensors.get("timesteps"))
+            return cls(circumstances, weights, update, *known)
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
 
@@ -259,6 +265,7 @@ def _check(observation: Observation) -> None:
     if not any(value.any() for value in observation.update.values()):
         raise CaptureError("update is zero everywhere: it holds no information")
     _check_known(observation, timesteps)
+    _check_labels(observation, num_classes(circumstances.model))
 
 
 def _check_tensors(kind: str, tensors: dict[str, Tensor], model: nn.Module, required: Iterable[str]) -> None:
@@ -288,3 +295,19 @@ def _check_known(observation: Observation, num_train_timesteps: int) -> None:
         raise CaptureError(f"timesteps must be int64 of shape [{samples}]")
     if timesteps.min() < 0 or timesteps.max() >= num_train_timesteps:
         raise CaptureError(f"timesteps must lie in 0..{num_train_timesteps - 1}")
+
+
+def _check_labels(observation: Observation, classes: int | None) -> None:
+    """Labels are there exactly if noise is known and the network takes labels: private ones are never stored."""
+    labels, samples = observation.labels, observation.circumstances.num_samples
+    if labels is None and observation.threat is ThreatModel.KNOWN and classes is not None:
+        raise CaptureError("noise and timesteps are known, and labels are missing; the network takes class labels")
+    if labels is None:
+        return
+    if observation.threat is not ThreatModel.KNOWN or classes is None:
+        why = "the network takes none" if classes is None else "noise and timesteps are private"
+        raise CaptureError(f"labels are there, but {why}")
+    if labels.shape != (samples,) or labels.dtype != torch.int64:
+        raise CaptureError(f"labels must be int64 of shape [{samples}]")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise CaptureError(f"labels must lie in 0..{classes - 1}")

@@ -159,6 +159,7 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
         lr_schedule=client.lr_schedule,
         rounds=settings.federation.rounds,
         noise_seed=settings.seed if settings.threat == "known" else None,
+        label_dropout=client.label_dropout,
         trainable=client.trainable,
         horizontal_flip=client.horizontal_flip,
         gradient_accumulation=client.gradient_accumulation,

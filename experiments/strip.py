@@ -54,7 +54,7 @@ def _column(
 ) -> list[Tensor]:
     """The image, the noisy image and the reconstruction, each [C,H,W] in [0, 1]."""
     round_number, client = int(row["round"]), int(row["client"])
-    images, noise, timesteps = private_draw(settings, recipe, client, round_number)
+    images, noise, timesteps, _ = private_draw(settings, recipe, client, round_number)
     noisy = add_noise(build_scheduler(recipe.scheduler), images, noise, timesteps)
     file = directory.reconstruction(round_number, client, row["attack"])
     original = (images + 1) / 2

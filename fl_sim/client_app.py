@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,8 @@ from fl_sim import diffusion
 from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
-from fl_sim.draws import derive_seed, draw_flips, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.draws import Draw, derive_seed, draw_flips, draw_image_indices, draw_noise_and_timesteps, drop_labels
+from fl_sim.images.classes import class_numbers
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
@@ -44,25 +45,13 @@ CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
 
 
-Draw = tuple[Tensor, Tensor, Tensor]
-"""Images and noise [N,C,H,W], timesteps int64 [N]."""
-
-
 class BatchGradient(Protocol):
     """Computes what a client trains with."""
 
     def __call__(
-        self,
-        model: nn.Module,
-        scheduler: DDPMScheduler,
-        images: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
-        /,
-        *,
-        min_snr_gamma: float | None = None,
+        self, model: nn.Module, scheduler: DDPMScheduler, batch: Draw, /, *, min_snr_gamma: float | None = None
     ) -> tuple[dict[str, Tensor], float]:
-        """The gradient of a batch by parameter, and its loss; the arguments are those of ``diffusion.loss``."""
+        """The gradient of a batch by parameter, and its loss; ``min_snr_gamma`` is that of ``diffusion.loss``."""
 
 
 def build_client_app(settings: Settings | None = None) -> ClientApp:
@@ -91,13 +80,13 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     return app
 
 
-def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
+def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> Draw:
+    """What ``client`` trains on in a round, on the CPU.
 
-    All are on the CPU. N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the
-    last batch of an epoch is filled up from the next. With ``recipe.horizontal_flip`` images are mirrored at random, as
-    the private seed says. In the known threat model the server dictates noise and timesteps. The function is pure, so
-    that the evaluator can repeat the draw.
+    N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the last batch of an
+    epoch is filled up from the next. With ``recipe.horizontal_flip`` images are mirrored at random, as the private seed
+    says. In the known threat model the server dictates noise and timesteps. The function is pure, so that the evaluator
+    can repeat the draw.
 
     Raises:
         SettingsError: if ``client.seed`` is not resolved, or the images cannot be listed or read.
@@ -106,28 +95,49 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.samples(len(held))
     listed = list_images(settings.data)
-    images = listed.decode(_drawn(listed, seed, held, samples, client, server_round), recipe.image_shape[0])
+    drawn = _drawn(listed, seed, held, samples, client, server_round)
+    images = listed.decode(drawn, recipe.image_shape[0])
     if recipe.horizontal_flip:
         mirrored = draw_flips(derive_seed(seed, "flips", client, server_round), samples)
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    labels = _labels(settings, recipe, drawn, derive_seed(seed, "label-dropout", client, server_round))
     if recipe.noise_seed is not None:
-        return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
+        return Draw(images, *dictated_draw(recipe.of_samples(samples), client, server_round), labels)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     timesteps = diffusion.num_train_timesteps(recipe.scheduler)
-    drawn = draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps, recipe.noise_offset)
-    return images, *drawn
+    noise_and_timesteps = draw_noise_and_timesteps(
+        noise_seed, samples, recipe.image_shape, timesteps, recipe.noise_offset
+    )
+    return Draw(images, *noise_and_timesteps, labels)
+
+
+def _labels(settings: Settings, recipe: Recipe, drawn: Sequence[int], seed: int) -> Tensor | None:
+    """What a class-conditional network is told of the classes of the images drawn; None where it takes no labels."""
+    rows = diffusion.num_classes(recipe.model)
+    if rows is None and recipe.label_dropout:
+        raise SettingsError(
+            f"client.label_dropout = {recipe.label_dropout}: the network takes no class labels; allowed: 0, or a "
+            "network with num_class_embeds"
+        )
+    if rows is None:
+        return None
+    numbers = class_numbers(list_images(settings.data), rows, recipe.label_dropout > 0)
+    labels = torch.tensor([numbers[index] for index in drawn])
+    return drop_labels(labels, seed, recipe.label_dropout, null=rows - 1) if recipe.label_dropout else labels
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
     """Check that a run with these (resolved) settings can read its images, before it starts.
 
     It reads the header of every image of a folder, and decodes the images that a client draws in any round and
-    ``others``, the indices of those that the evaluator will decode. Broken images are noted in the set of images.
+    ``others``, the indices of those that the evaluator will decode. Broken images are noted in the set of images. For a
+    class-conditional network every image must have a class.
 
     Raises:
         SettingsError: naming the image, or why there are none to draw from.
     """
     images, seed = list_images(settings.data), _private_seed(settings)
+    _labels(settings, recipe, [], seed)
     images.identify_all()
     needed = set(filter(images.is_sound, others))
     for client, held in enumerate(partition(settings.data, settings.federation.clients, seed)):
@@ -155,14 +165,19 @@ def _drawn(images: ImageSet, seed: int, held: Sequence[int], samples: int, clien
         dealt *= 2
 
 
+def plain_gradient(
+    model: nn.Module, scheduler: DDPMScheduler, batch: Draw, *, min_snr_gamma: float | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """The gradient of a batch by parameter, and its loss, without any defence."""
+    return diffusion.gradient_and_loss(model, scheduler, *batch, min_snr_gamma=min_snr_gamma)
+
+
 def local_training(
     recipe: Recipe,
     weights: dict[str, Tensor],
-    images: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
+    draw: Draw,
     device: str,
-    batch_gradient: BatchGradient = diffusion.gradient_and_loss,
+    batch_gradient: BatchGradient = plain_gradient,
     dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
     """What one client sends, by parameter, and its mean training loss, from a draw that ``private_draw`` makes.
@@ -181,16 +196,15 @@ def local_training(
         trained = set(recipe.trained_names())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
-        images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
         torch.manual_seed(dropout_seed)
         if recipe.update == "weights":
-            return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
-        gradient, loss = _mean_gradient(model, recipe, (images, noise, timesteps), batch_gradient)
+            return _local_steps(model, recipe, draw.to(device), batch_gradient)
+        gradient, loss = _mean_gradient(model, recipe, draw.to(device), batch_gradient)
         return {name: value.cpu() for name, value in gradient.items()}, loss
 
 
 def _local_steps(
-    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor, batch_gradient: BatchGradient
+    model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
 ) -> tuple[dict[str, Tensor], float]:
     if recipe.optimizer is None:
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
@@ -198,8 +212,8 @@ def _local_steps(
     sent = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = recipe.optimizer.build(parameters.values())
     average, losses = dict(sent), []
-    decays = diffusion.ema_decays(recipe.ema_decay, len(images) // recipe.batch_size)
-    for decay, batch in zip(decays, _batches((images, noise, timesteps), recipe.batch_size), strict=True):
+    decays = diffusion.ema_decays(recipe.ema_decay, len(draw.images) // recipe.batch_size)
+    for decay, batch in zip(decays, draw.batches(recipe.batch_size), strict=True):
         gradient, loss = _mean_gradient(model, recipe, batch, batch_gradient)
         for name, parameter in parameters.items():
             parameter.grad = gradient.get(name)
@@ -214,18 +228,13 @@ def _local_steps(
     return {name: value.cpu() for name, value in after.items()}, sum(losses) / len(losses)
 
 
-def _batches(draw: Draw, size: int) -> Iterator[Draw]:
-    """Images, noise and timesteps in batches of ``size`` samples."""
-    yield from zip(*(values.split(size) for values in draw), strict=True)
-
-
 def _mean_gradient(
     model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
 ) -> tuple[dict[str, Tensor], float]:
     """Gradient and loss of a step: their means over the batches of which it accumulates the gradients."""
     scheduler = diffusion.build_scheduler(recipe.scheduler)
-    batches = _batches(draw, len(draw[0]) // recipe.gradient_accumulation)
-    found = [batch_gradient(model, scheduler, *batch, min_snr_gamma=recipe.min_snr_gamma) for batch in batches]
+    batches = draw.batches(len(draw.images) // recipe.gradient_accumulation)
+    found = [batch_gradient(model, scheduler, batch, min_snr_gamma=recipe.min_snr_gamma) for batch in batches]
     if len(found) == 1:
         return found[0]
     gradients, losses = zip(*found, strict=True)
@@ -254,15 +263,16 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     config = message.content.config_records[CONFIG]
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
-    images, noise, timesteps = private_draw(settings, recipe, client, server_round)
+    draw = private_draw(settings, recipe, client, server_round)
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     private_seed = _private_seed(settings)
     generator = private_generator(private_seed, client, server_round, "training")
     batch_gradient = partial(_defence(settings).batch_gradient, generator=generator)
     masks = derive_seed(private_seed, "dropout", client, server_round)
-    update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient, masks)
-    return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)
+    update, loss = local_training(recipe, weights, draw, device, batch_gradient, masks)
+    labels = draw.labels if recipe.reveals_labels else None
+    return Message(pack_reply(update, len(draw.images), loss, client, device, labels), reply_to=message)
 
 
 def _defence(settings: Settings) -> Defence:

@@ -223,6 +223,7 @@ class ClientSettings(Section):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     lora: LoRASettings = LoRASettings()
+    label_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class StrategySettings(Section):

@@ -4,6 +4,7 @@ The server's train message holds the global weights (``ARRAYS``), or what client
 (``CONFIG``) with the round and the training recipe as JSON. A client's reply holds one ArrayRecord (its gradient or its
 new weights), one MetricRecord, and a ConfigRecord (``CLIENT``) with side information that is public anyway: its
 partition index and the device it ran on.
+In the known threat model it also holds the labels (``LABELS``) with which a class-conditional network was trained.
 Neither images, noise, timesteps nor the private seed have a name here.
 """
 
@@ -26,6 +27,7 @@ from fl_sim.diffusion import (
     LocalOptimizer,
     matching_names,
     misfit,
+    num_classes,
     num_train_timesteps,
     outline,
     trainable_names,
@@ -42,6 +44,7 @@ TRAIN_LOSS = "train_loss"
 RECIPE = "recipe"
 PARTITION = "partition"
 DEVICE = "device"
+LABELS = "labels"
 PROXIMAL_MU = "proximal-mu"
 """Flower's key for the weight of FedProx's proximal term."""
 CLIPPING_NORM = KEY_CLIPPING_NORM
@@ -57,7 +60,8 @@ class Recipe(BaseModel):
     ``noise_seed`` is set in the known threat model only: clients then draw noise and timesteps from it instead of from
     their private seed. ``epochs``, if set, replaces ``local_steps``: a client takes as many steps as there are batches
     in that many passes over its images. ``optimizer`` has the learning rate of round 1; with a ``lr_schedule`` it
-    falls towards 0 over ``rounds`` rounds.
+    falls towards 0 over ``rounds`` rounds. ``label_dropout`` is the probability with which a class-conditional network
+    is told its last class, which stands for none, in place of an image's own (classifier-free guidance).
 
     ``trainable`` holds glob patterns of the parameters that clients train. If these are not all, or the model has
     adapters, only the trained parameters travel, in both directions. ``base`` is then a safetensors file with the whole
@@ -82,6 +86,7 @@ class Recipe(BaseModel):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     rounds: int = Field(1, ge=1)
     noise_seed: int | None = None
+    label_dropout: float = Field(0.0, ge=0, lt=1)
     trainable: tuple[str, ...] = ("*",)
     base: str | None = None
     horizontal_flip: bool = False
@@ -133,6 +138,11 @@ class Recipe(BaseModel):
         return matching_names(trainable_names(self.model), self.trainable)
 
     @property
+    def reveals_labels(self) -> bool:
+        """Whether clients tell the server their labels: in the known threat model, of a class-conditional network."""
+        return self.noise_seed is not None and num_classes(self.model) is not None
+
+    @property
     def partial(self) -> bool:
         """Whether a part of the model travels rather than its whole state."""
         return self.trainable != ("*",) or LORA in self.model
@@ -145,14 +155,20 @@ class Recipe(BaseModel):
 
 
 def pack_reply(
-    arrays: dict[str, Tensor], num_examples: int, train_loss: float, partition: int, device: str
+    arrays: dict[str, Tensor],
+    num_examples: int,
+    train_loss: float,
+    partition: int,
+    device: str,
+    labels: Tensor | None = None,
 ) -> RecordDict:
-    """A client's reply to a train message."""
+    """A client's reply to a train message; it has ``labels`` int64 [N] only where ``Recipe.reveals_labels``."""
+    revealed = {} if labels is None else {LABELS: labels.tolist()}
     return RecordDict(
         {
             ARRAYS: ArrayRecord(arrays),
             METRICS: MetricRecord({NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}),
-            CLIENT: ConfigRecord({PARTITION: partition, DEVICE: device}),
+            CLIENT: ConfigRecord({PARTITION: partition, DEVICE: device, **revealed}),
         }
     )
 

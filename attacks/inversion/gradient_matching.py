@@ -180,13 +180,13 @@ class GradientMatching:
 def match_pixels(
     problem: InversionProblem, derivative: Derivative, distance: Distance = squared_error
 ) -> GradientMatching:
-    """``distance`` over images [N,C,H,W], by the client's own loss with the noise and timesteps that were dictated."""
+    """``distance`` over images [N,C,H,W], by the client's own loss with the noise, timesteps and labels known."""
     noise, timesteps = problem.noise, problem.timesteps
     assert noise is not None
     assert timesteps is not None
 
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
-        return problem.loss(unknowns[0], noise, timesteps)
+        return problem.loss(unknowns[0], noise, timesteps, problem.labels)
 
     return GradientMatching(problem, training_loss, distance, derivative)
 

@@ -30,6 +30,8 @@ class InversionProblem:
         image_shape: (C, H, W).
         noise: float32 [N,C,H,W], dictated by the server in the known threat model, else None.
         timesteps: int64 [N], the same.
+        labels: int64 [N], revealed in the known threat model of a class-conditional network, else None.
+        num_classes: how many classes the network distinguishes; None where it takes no labels.
         scale_known: whether ``gradient`` estimates the gradient itself, and not an unknown multiple of it or a mean of
             such multiples.
         budget: counts the gradients of the training loss that the attack computes; without a limit of its own.
@@ -69,6 +71,8 @@ class InversionProblem:
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
+        self.labels = None if observation.labels is None else observation.labels.to(self.device)
+        self.num_classes = diffusion.num_classes(circumstances.model)
         self.budget = Budget()
         self.trace, self.log, self.watch = trace, log, watch
         self.scale_known = self._scale_known()
@@ -127,9 +131,10 @@ class InversionProblem:
             defence is not None and bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
         )
 
-    def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
         """The client's own loss of a batch at the weights that the model holds; the arguments of ``diffusion.loss``."""
-        return diffusion.loss(self.model, self.scheduler, x0, noise, timesteps, self.circumstances.min_snr_gamma)
+        gamma = self.circumstances.min_snr_gamma
+        return diffusion.loss(self.model, self.scheduler, x0, noise, timesteps, labels, gamma)
 
     def loss_weights(self, timesteps: Tensor) -> Tensor:
         """w(t) [B,1,1,1], float32, by which that loss weighs a sample at each of ``timesteps`` int64 [B]."""

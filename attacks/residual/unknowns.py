@@ -32,12 +32,14 @@ class Unknowns(ABC):
     Attributes:
         problem: the problem of which these are the unknowns.
         timesteps: int64 [N], at which the search runs.
+        labels: int64 [N], with which it runs; None where the network takes none.
         reported_timesteps: int64 [N], what the attack claims; -1 where it claims nothing.
         image_error_gain: by how much the error of x0 exceeds that of x_t, from the division by sqrt(alphas_cumprod).
     """
 
     problem: InversionProblem
     timesteps: Tensor
+    labels: Tensor | None
     reported_timesteps: Tensor
     image_error_gain: float
 
@@ -73,6 +75,10 @@ class Unknowns(ABC):
     def energy(self, point: Sequence[Tensor]) -> Tensor:
         """-2 ln p(unknowns) before anything was observed, up to a constant; a scalar."""
 
+    def labels_of(self, samples: Tensor) -> Tensor | None:
+        """The labels of the chosen samples, int64 [B]; None where the network takes none."""
+        return None if self.labels is None else self.labels[samples]
+
     def training_loss(self, point: Sequence[Tensor]) -> Tensor:
         """``step_loss`` over all samples: the weight gradient is that of arXiv 2006.11239, eq. 14."""
         return self.step_loss(torch.arange(self.problem.samples, device=self.problem.device), point)
@@ -101,24 +107,26 @@ def possible_unknowns(problem: InversionProblem) -> list[Unknowns]:
         AttackError: if the noisy images at these timesteps hold nothing of the images.
     """
     if problem.noise is not None and problem.timesteps is not None:
-        return [CleanImage(problem), NoisyImageAndResidual(problem, problem.timesteps)]
+        return [CleanImage(problem), NoisyImageAndResidual(problem, problem.timesteps, problem.labels)]
     hypotheses = timestep_hypotheses(problem)
-    check_signal(problem.scheduler, hypotheses[0])
-    return [NoisyImageAndResidual(problem, timesteps) for timesteps in hypotheses]
+    check_signal(problem.scheduler, hypotheses[0].timesteps)
+    return [NoisyImageAndResidual(problem, *hypothesis) for hypothesis in hypotheses]
 
 
 class NoisyImageAndResidual(Unknowns):
     """The point (rho' x_t / max rho', w r / max rho') of noisy images x_t and residuals r = f_theta(x_t, t) - target.
 
     rho' = w rho, with w(t) the weight of a sample in the client's loss and rho(t) the expected size of r at
-    ``timesteps`` int64 [N]. Then x_t and r of all samples move the gradient about alike. Of a sample with weight 0, on
-    which the gradient does not depend, the start is all that is found.
+    ``timesteps`` int64 [N]. ``labels`` int64 [N] are those of the samples, where the network takes them. Then x_t and r
+    of all samples move the gradient about alike. Of a sample with weight 0, on which the gradient does not depend, the
+    start is all that is found.
     """
 
-    def __init__(self, problem: InversionProblem, timesteps: Tensor) -> None:
+    def __init__(self, problem: InversionProblem, timesteps: Tensor, labels: Tensor | None = None) -> None:
         self.problem, self.timesteps, self.reported_timesteps = problem, timesteps, timesteps
+        self.labels = labels
         self.image_error_gain = _image_error_gain(problem, timesteps)
-        self.expected_residual = expected_residual(problem, self.timesteps)
+        self.expected_residual = expected_residual(problem, timesteps, labels)
         self.loss_weights = problem.loss_weights(timesteps)
         weights = torch.where(self.loss_weights > 0, self.loss_weights, 1.0)
         weighted = weights * self.expected_residual
@@ -138,7 +146,7 @@ class NoisyImageAndResidual(Unknowns):
     def step_loss(self, samples: Tensor, point: Sequence[Tensor]) -> Tensor:
         """(2/n) <f_theta(x_t, t), w r> over the chosen samples, int64 [B], which have n elements."""
         x_t, residual = (values[samples] for values in self.noisy_images_and_residuals(point))
-        prediction = diffusion.predict(self.problem.model, x_t, self.timesteps[samples])
+        prediction = diffusion.predict(self.problem.model, x_t, self.timesteps[samples], self.labels_of(samples))
         return (prediction * (self.loss_weights[samples] * residual)).sum() * (2 / x_t.numel())
 
     def as_local_steps(self, point: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
@@ -153,7 +161,7 @@ class NoisyImageAndResidual(Unknowns):
         """x0 [N,C,H,W] in closed form; an unknown scale of r is estimated."""
         x_t, residual = self.noisy_images_and_residuals(point)
         with torch.no_grad():
-            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
+            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps, self.labels)
             if not self.problem.scale_known:
                 residual = residual * self._likeliest_scale(x_t, prediction, residual)
             return diffusion.x0_from_residual(self.problem.scheduler, x_t, prediction, residual, self.timesteps)
@@ -180,14 +188,14 @@ class NoisyImageAndResidual(Unknowns):
         """Multiply r by its most likely scale."""
         x_t, residual = self.noisy_images_and_residuals(point)
         with torch.no_grad():
-            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
+            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps, self.labels)
             return [point[0].detach(), point[1].detach() * self._likeliest_scale(x_t, prediction, residual)]
 
     def energy(self, point: Sequence[Tensor]) -> Tensor:
         """|eps|^2 + E(x0), with eps whitened, for an r of known scale; E is ``natural_image_energy``."""
         x_t, residual = self.noisy_images_and_residuals(point)
         scheduler, timesteps = self.problem.scheduler, self.timesteps
-        prediction = diffusion.predict(self.problem.model, x_t, timesteps)
+        prediction = diffusion.predict(self.problem.model, x_t, timesteps, self.labels)
         noise = self._white_noise(x_t, prediction - residual)
         images = diffusion.x0_from_residual(scheduler, x_t, prediction, residual, timesteps)
         return noise.square().sum() + natural_image_energy(images)
@@ -224,10 +232,11 @@ class CleanImage(Unknowns):
         assert problem.timesteps is not None
         self.problem, self.noise = problem, problem.noise
         self.timesteps = self.reported_timesteps = problem.timesteps
+        self.labels = problem.labels
         signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, self.timesteps, self.noise)
         signal_scale = torch.where(signal_scale > 0, signal_scale, 1.0)
         self.image_error_gain = float(1 / signal_scale.min())
-        residual = expected_residual(problem, self.timesteps)
+        residual = expected_residual(problem, self.timesteps, self.labels)
         told = diffusion.determines_x0(problem.scheduler, self.timesteps).to(residual.device).reshape(residual.shape)
         weights = problem.loss_weights(self.timesteps)
         told &= weights > 0
@@ -246,7 +255,7 @@ class CleanImage(Unknowns):
     def step_loss(self, samples: Tensor, point: Sequence[Tensor]) -> Tensor:
         """The client's own loss over the chosen samples, int64 [B] (arXiv 2006.11239, eq. 14)."""
         batch = self.images(point)[samples], self.noise[samples], self.timesteps[samples]
-        return self.problem.loss(*batch)
+        return self.problem.loss(*batch, self.labels_of(samples))
 
     def as_local_steps(self, point: Sequence[Tensor], _: Sequence[Tensor]) -> list[Tensor]:
         """The same point: an image is the same in every step."""
@@ -269,16 +278,21 @@ class CleanImage(Unknowns):
         return natural_image_energy(self.images(point))
 
 
-def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:
-    """rho(t) [N,1,1,1], the root mean square of f_theta(x_t, t) - target on random smooth images."""
+def expected_residual(problem: InversionProblem, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+    """rho(t) [N,1,1,1], the root mean square of f_theta(x_t, t) - target on random smooth images.
+
+    ``labels`` int64 [N] are those of the samples, where the network takes them.
+    """
     generator = torch.Generator().manual_seed(0)
     images = random_smooth_images(PUBLIC_IMAGES, problem.image_shape, generator).to(problem.device)
     noise = problem.draw_noise(generator, PUBLIC_IMAGES)
     sizes = []
     with torch.no_grad():
-        for timestep in timesteps:
+        for sample, timestep in enumerate(timesteps):
             t = timestep.expand(PUBLIC_IMAGES)
-            prediction = diffusion.predict(problem.model, diffusion.add_noise(problem.scheduler, images, noise, t), t)
+            label = None if labels is None else labels[sample].expand(PUBLIC_IMAGES)
+            x_t = diffusion.add_noise(problem.scheduler, images, noise, t)
+            prediction = diffusion.predict(problem.model, x_t, t, label)
             residual = prediction - diffusion.target(problem.scheduler, images, noise, t)
             sizes.append(residual.square().mean().sqrt())
     return torch.stack(sizes).reshape(-1, 1, 1, 1)

@@ -73,9 +73,18 @@ def outline(config: Mapping[str, Any]) -> nn.Module:
         return build_model(config)
 
 
-def predict(model: nn.Module, x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """The network's output [B,C,H,W] for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B]."""
-    return model(x_t, timesteps, return_dict=False)[0]
+def predict(model: nn.Module, x_t: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The network's output [B,C,H,W] for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B].
+
+    ``labels`` int64 [B] are the classes of the images, for a network that takes them (``num_classes``).
+    """
+    told = {} if labels is None else {"class_labels": labels}
+    return model(x_t, timesteps, return_dict=False, **told)[0]
+
+
+def num_classes(config: Mapping[str, Any]) -> int | None:
+    """How many classes the network of ``config`` distinguishes, its labels being 0..n-1; None where it takes none."""
+    return config.get("num_class_embeds")
 
 
 def trainable_names(config: Mapping[str, Any]) -> list[str]:

@@ -17,15 +17,17 @@ def loss(
     x0: Tensor,
     noise: Tensor,
     timesteps: Tensor,
+    labels: Tensor | None = None,
     min_snr_gamma: float | None = None,
 ) -> Tensor:
     """L = mean(w(t) (model(x_t, t) - target)^2) over batch and pixels (arXiv 2006.11239, eq. 14); a scalar.
 
-    ``x0`` and ``noise`` are [B,C,H,W], ``timesteps`` [B]. The target is the noise, or that of another prediction type.
-    w(t) is 1, or ``min_snr_weights`` for ``min_snr_gamma`` (arXiv 2303.09556).
+    ``x0`` and ``noise`` are [B,C,H,W], ``timesteps`` [B], ``labels`` int64 [B] where the network takes them. The target
+    is the noise, or that of another prediction type. w(t) is 1, or ``min_snr_weights`` for ``min_snr_gamma`` (arXiv
+    2303.09556).
     """
     x_t = add_noise(scheduler, x0, noise, timesteps)
-    prediction, known_target = predict(model, x_t, timesteps), target(scheduler, x0, noise, timesteps)
+    prediction, known_target = predict(model, x_t, timesteps, labels), target(scheduler, x0, noise, timesteps)
     if min_snr_gamma is None:
         return nn.functional.mse_loss(prediction, known_target)
     weights = min_snr_weights(scheduler, timesteps, min_snr_gamma, x_t)
@@ -38,10 +40,11 @@ def gradient(
     x0: Tensor,
     noise: Tensor,
     timesteps: Tensor,
+    labels: Tensor | None = None,
     min_snr_gamma: float | None = None,
 ) -> dict[str, Tensor]:
     """dL/dw of ``loss`` by trainable parameter's name; the model's ``.grad`` is untouched."""
-    return gradient_and_loss(model, scheduler, x0, noise, timesteps, min_snr_gamma)[0]
+    return gradient_and_loss(model, scheduler, x0, noise, timesteps, labels, min_snr_gamma)[0]
 
 
 def gradient_and_loss(
@@ -50,10 +53,11 @@ def gradient_and_loss(
     x0: Tensor,
     noise: Tensor,
     timesteps: Tensor,
+    labels: Tensor | None = None,
     min_snr_gamma: float | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """``gradient``, and the loss itself."""
     parameters = trainable_parameters(model)
-    value = loss(model, scheduler, x0, noise, timesteps, min_snr_gamma)
+    value = loss(model, scheduler, x0, noise, timesteps, labels, min_snr_gamma)
     gradients = torch.autograd.grad(value, list(parameters.values()))
     return dict(zip(parameters, gradients, strict=True)), value.item()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fl_sim.config import NOT_DATASETS, DataSettings, SettingsError
 from fl_sim.errors import nearest, one_line
+from fl_sim.images.classes import order_classes
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import BrokenImageError, centre_crop, printable, read_rgb
 
@@ -140,14 +141,14 @@ def _label_column(settings: DataSettings, rows: "Dataset") -> str | None:
 
 
 def _classes(rows: "Dataset", label: str) -> tuple[str, ...]:
-    """The names of all classes in a column: those of a ClassLabel by their numbers, others sorted; none (-1) last."""
+    """The names of all classes in a column, in the order of their numbers; a ClassLabel's are its numbers."""
     import datasets
 
     feature = rows.features[label]
-    values = set(rows.select_columns([label])[:][label])
+    labels = set(map(str, rows.select_columns([label])[:][label]))
     if isinstance(feature, datasets.ClassLabel):
-        return tuple(map(str, sorted(values | set(range(feature.num_classes)), key=lambda value: (value < 0, value))))
-    return tuple(map(str, sorted(values - {None}))) + ("None",) * (None in values)
+        labels |= set(map(str, range(feature.num_classes)))
+    return order_classes(labels)
 
 
 def _chosen(key: str, column: str, allowed: Sequence[str], rows: "Dataset", content: str) -> str:

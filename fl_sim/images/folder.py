@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from fl_sim.config import DataSettings, SettingsError
+from fl_sim.images.classes import order_classes
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import centre_crop, identify, printable, read_rgb
 
@@ -44,7 +45,7 @@ def list_folder(settings: DataSettings) -> ImageSet:
         settings.height_width,
         used,
         labels=tuple(_folder_of(name) for name in used),
-        classes=tuple(sorted({_folder_of(name) for name in files})),
+        classes=order_classes({_folder_of(name) for name in files}),
         remedy="put the images of each class into a sub-folder of its own",
         crop=crop,
         identify=lambda index: identify(root / used[index], str(root / used[index])),

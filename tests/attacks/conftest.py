@@ -18,6 +18,7 @@ from fl_sim.diffusion import LocalOptimizer
 
 SHAPE = (3, 8, 8)
 MODEL = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
+CLASS_CONDITIONAL = MODEL | {"num_class_embeds": 10}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Victim:
     images: Tensor
     noise: Tensor
     timesteps: Tensor
+    labels: Tensor | None = None
 
     def psnr(self, images: Tensor) -> float:
         """Peak signal-to-noise ratio in dB of ``images`` in [0, 1]."""
@@ -58,6 +60,7 @@ def make_victim(
     defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     defence: DefenceDisclosure | None = None,
     zero_snr: bool = False,
+    labels: tuple[int, ...] | None = None,
     **recipe: Any,
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
@@ -81,17 +84,19 @@ def make_victim(
         noise = diffusion.add_offset(noise, recipe.get("noise_offset", 0.0), generator)
     gamma, kind = recipe.get("min_snr_gamma"), getattr(torch, recipe.get("dtype", "float32"))
     steps = torch.tensor(timesteps)
+    classes = None if labels is None else torch.tensor(labels)
+    told = (images, noise, steps) if classes is None else (images, noise, steps, classes)
     if optimizer is None:
-        update = diffusion.gradient(model, scheduler, images, noise, steps, gamma)
+        update = diffusion.gradient(model, scheduler, *told, min_snr_gamma=gamma)
         update = {name: value.to(kind).float() for name, value in update.items()}
     else:
         local = optimizer.build(model.parameters())
         after = {name: torch.zeros_like(value) for name, value in weights.items()}
         shares = iter(diffusion.ema_shares(recipe.get("ema_decay"), local_steps))
         batch_size = len(timesteps) // local_steps
-        for batch in zip(*(values.split(batch_size) for values in (images, noise, steps)), strict=True):
+        for batch in zip(*(values.split(batch_size) for values in told), strict=True):
             local.zero_grad()
-            diffusion.loss(model, scheduler, *batch, gamma).backward()
+            diffusion.loss(model, scheduler, *batch, min_snr_gamma=gamma).backward()
             for name, parameter in model.named_parameters():
                 parameter.grad += optimizer.proximal_mu * (parameter.detach() - weights[name])
             if optimizer.max_grad_norm is not None:
@@ -114,8 +119,8 @@ def make_victim(
         model=model_config,
         **recipe,
     )
-    dictated = {"noise": noise, "timesteps": steps} if known else {}
-    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)
+    dictated = {"noise": noise, "timesteps": steps, "labels": classes} if known else {}
+    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps, classes)
 
 
 def summed(observation: Observation) -> Observation:
@@ -131,7 +136,7 @@ def true_unknowns(space: NoisyImageAndResidual, victim: Victim) -> list[Tensor]:
     problem = space.problem
     x_t = diffusion.add_noise(problem.scheduler, victim.images, victim.noise, victim.timesteps)
     with torch.no_grad():
-        prediction = diffusion.predict(problem.model, x_t, victim.timesteps)
+        prediction = diffusion.predict(problem.model, x_t, victim.timesteps, victim.labels)
     residual = prediction - diffusion.target(problem.scheduler, victim.images, victim.noise, victim.timesteps)
     return [x_t / space.image_scale, residual / space.residual_scale]
 

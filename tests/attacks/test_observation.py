@@ -187,7 +187,7 @@ def test_halves_in_a_file_become_float32_exactly_and_are_refused_elsewhere(tmp_p
 @pytest.mark.parametrize(
     ("model", "image_shape", "message"),
     [
-        (MODEL | {"num_class_embeds": 10}, [3, 8, 8], "takes class labels"),
+        (MODEL | {"class_embed_type": "identity"}, [3, 8, 8], "embeds class labels by"),
         (MODEL | {"out_channels": 6}, [3, 8, 8], "predicts a variance"),
         (MODEL, [1, 8, 8], "the images have 1"),
         (

@@ -91,7 +91,7 @@ FOUR = {
 @pytest.mark.parametrize(
     ("size", "changes", "reason"),
     [
-        (16, {"num_class_embeds": 10}, "takes class labels"),
+        (16, {"class_embed_type": "timestep"}, "embeds class labels by"),
         (16, {"out_channels": 6}, "predicts a variance"),
         (16, {"in_channels": 1}, "takes images of 1 channels and predicts 3"),
         (16, {"sample_size": [16, 0]}, r"model.sample_size = \[16, 0\]"),

@@ -257,7 +257,7 @@ def test_a_network_is_taken_by_name_or_from_a_file_of_diffusers(
         (["model.unet.no_such=1"], r"model\.unet = \{'no_such': 1\}.*unknown keys: no_such"),
         (["model.unet.act_fn=no"], r"model\.unet = .*cannot be built"),
         (["model.unet.out_channels=6"], "predicts a variance"),
-        (["model.unet.num_class_embeds=3"], "takes class labels"),
+        (["model.unet.class_embed_type=timestep"], "embeds class labels by class_embed_type"),
     ],
 )
 def test_a_network_that_cannot_be_is_one_line(overrides: list[str], complaint: str) -> None:
