@@ -214,7 +214,7 @@ def test_the_average_of_the_weights_is_that_of_diffusers() -> None:
     reference, draw = EMAModel(parameters, decay=0.2), private_draw(settings, recipe, 1, 1)
     for steps in (1, 2, 3):
         some = recipe.model_copy(update={"local_steps": steps, "ema_decay": None})
-        after, _ = local_training(some, weights, *(values[:steps] for values in draw), "cpu")
+        after, _ = local_training(some, weights, next(draw.batches(steps)), "cpu")
         for parameter, name in zip(parameters, weights, strict=True):
             parameter.data = after[name]
         reference.step(parameters)
