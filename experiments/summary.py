@@ -25,8 +25,9 @@ NO_EVIDENCE = "no evidence"
 class Summary:
     """The figures of one attack over originals with content; ``blank`` counts the others.
 
-    PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable`` and
-    ``timesteps_recovered`` and ``labels_recovered`` are counts out of ``images``, which include those on which the attack failed.
+    PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable``,
+    ``timesteps_recovered`` and ``labels_recovered`` are counts out of ``images``, which include those on which the
+    attack failed.
     """
 
     attack: str

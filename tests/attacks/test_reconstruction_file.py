@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert torch.equal(loaded.timesteps, RECONSTRUCTION.timesteps)
     names = ("matching_loss", "evaluations", "seconds", "device", "attack", "settings", "seed")
     assert all(getattr(loaded, name) == getattr(RECONSTRUCTION, name) for name in names)
+
+
+def test_labels_are_there_if_the_network_takes_them(tmp_path):
+    save_reconstruction(tmp_path / "without.safetensors", RECONSTRUCTION)
+    assert load_reconstruction(tmp_path / "without.safetensors").labels is None
+    save_reconstruction(tmp_path / "with.safetensors", replace(RECONSTRUCTION, labels=torch.tensor([4, -1])))
+    assert load_reconstruction(tmp_path / "with.safetensors").labels.tolist() == [4, -1]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 20, 500])

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,22 @@ def test_an_unknown_timestep_is_missing() -> None:
     assert row["timestep_recovered"] is None
 
 
+def test_labels_are_matched_as_the_images_are() -> None:
+    judge = evaluator("client.batch_size=3", "model.unet.num_class_embeds=5", "client.label_dropout=0.5")
+    truth = client_truth(judge.settings, judge.recipe, 1, 2)
+    assert truth.labels is not None
+    shuffled = [2, 0, 1]
+    found = reconstruction(truth.images[shuffled], truth.timesteps[shuffled])
+    rows = judge.rows(2, 1, "residual", replace(found, labels=torch.tensor([-1, 7, 8])))
+    assert [row["label"] for row in rows] == truth.labels.tolist()
+    assert [row["label_recovered"] for row in rows] == [7, 8, None]
+
+
+def test_without_labels_there_is_none_to_recover() -> None:
+    (row,) = rows_of()
+    assert (row["label"], row["label_recovered"]) == (None, None)
+
+
 def test_a_failed_attack_has_a_row_per_image_with_the_reason() -> None:
     rows = evaluator("client.batch_size=2").rows(1, 0, "residual", "timeout after 3 s")
     assert [row["status"] for row in rows] == ["timeout after 3 s"] * 2
@@ -130,7 +147,7 @@ def test_the_table_of_an_earlier_run_lacks_the_columns_added_since(tmp_path: Pat
     written.to_csv(csv, index=False)
     read = read_leakage(csv)
     assert list(read.columns) == list(COLUMNS)
-    assert read["flat_psnr"].isna().all()
+    assert read[list(ADDED_COLUMNS)].isna().all(axis=None)
     written.drop(columns="psnr").to_csv(csv, index=False)
     with pytest.raises(SettingsError, match=r"leakage\.csv: not a leakage table: it lacks psnr$"):
         read_leakage(csv)

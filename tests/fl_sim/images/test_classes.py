@@ -20,12 +20,12 @@ def test_whole_numbers_keep_theirs_even_where_some_are_missing() -> None:
 
 @pytest.mark.parametrize("labels", [(), (".", ".")])
 def test_images_without_labels_are_one_line(labels: tuple[str, ...]) -> None:
-    with pytest.raises(SettingsError, match="num_class_embeds = 3: .* have none; do something about it"):
+    with pytest.raises(SettingsError, match=r"num_class_embeds = 3: .* have none; do something about it"):
         class_numbers(images(*labels), 3, null_class=False)
 
 
 def test_more_classes_than_the_network_knows_are_one_line() -> None:
-    with pytest.raises(SettingsError, match="num_class_embeds = 2: the images have 3 classes; allowed: at least 3$"):
+    with pytest.raises(SettingsError, match=r"num_class_embeds = 2: the images have 3 classes; allowed: at least 3$"):
         class_numbers(images("a", "b", "c"), 2, null_class=False)
     with pytest.raises(SettingsError, match="3 classes; allowed: at least 4, of which the last is that of dropped"):
         class_numbers(images("a", "b", "c"), 3, null_class=True)
