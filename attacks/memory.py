@@ -71,7 +71,7 @@ def estimate_memory(observation: Observation, update_copies: int, curvature_pair
 
     The sum of the network's weights, vectors of the update's size, for every local step that is simulated three more,
     what the backward pass keeps of the forward pass, and L-BFGS's pairs of two vectors of noisy images and residuals.
-    Measured peaks were 0.8 to 1.0 times this, on networks of 0.6, 9.7 and 35.7 million parameters.
+    Measured peaks were 0.7 to 0.8 times this, on networks of 0.6, 9.7 and 35.7 million parameters.
 
     Args:
         observation: what is attacked.
