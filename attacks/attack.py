@@ -50,16 +50,23 @@ class Needs(Flag):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown)."""
+    """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown).
+
+    ``labels`` int64 [N] likewise, of a class-conditional network; None: the search says nothing of them.
+    """
 
     images: Tensor
     timesteps: Tensor
     matching_loss: float
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU."""
+    """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU.
+
+    ``labels`` int64 [N], -1 if unknown; None if the network takes no labels.
+    """
 
     images: Tensor
     timesteps: Tensor
@@ -72,6 +79,7 @@ class Reconstruction:
     seed: int
     peak_memory: float | None = None
     """In MiB (attacks/memory.py); None in files of earlier versions."""
+    labels: Tensor | None = None
 
 
 class Attack(BaseModel, ABC):
@@ -132,6 +140,7 @@ class Attack(BaseModel, ABC):
             settings=self.model_dump(mode="json"),
             seed=seed,
             peak_memory=memory.mib,
+            labels=_labels(problem, outcome),
         )
 
     def _check_memory(self, observation: Observation, device: str) -> None:
@@ -177,6 +186,14 @@ def check_signal(scheduler: DDPMScheduler, timesteps: Tensor) -> None:
     )
 
 
+def _labels(problem: InversionProblem, outcome: Outcome) -> Tensor | None:
+    """The labels that a search found, or else that are known, or else -1; None if the network takes none."""
+    if problem.num_classes is None:
+        return None
+    labels = problem.labels if outcome.labels is None else outcome.labels
+    return torch.full((problem.samples,), -1) if labels is None else labels.detach().cpu().long()
+
+
 _MEANING = {
     Needs.NOISE_AND_TIMESTEPS: "noise and timesteps that the server dictated (threat = 'known')",
     Needs.GRADIENT: "a gradient, or the weights after a single SGD step",
@@ -195,20 +212,21 @@ def _instead(need: Needs, seen: Circumstances) -> str:
     if need is Needs.OWN_SIGNS:
         return f"here the signs of {seen.num_clients} clients were summed"
     assert seen.local_optimizer is not None  # of a gradient nothing is lacking
-    optimizer = {"sgd": "SGD", "adam": "Adam"}[seen.local_optimizer.name]
+    optimizer = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[seen.local_optimizer.name]
     several = f" of {seen.num_clients} clients" if seen.num_clients > 1 else ""
     steps = f"{seen.local_steps} {optimizer} steps" if seen.local_steps > 1 else f"one {optimizer} step"
-    adam = "; of Adam only a single step of one client reveals its gradient" if optimizer == "Adam" else ""
+    adaptive = seen.local_optimizer.adaptive
+    adam = f"; of {optimizer} only a single step of one client reveals its gradient" if adaptive else ""
     return f"here are {steps}{several} (local_steps = {seen.local_steps}){adam}"
 
 
 def _reveals_gradient(seen: Circumstances) -> bool:
     optimizer = seen.local_optimizer
-    return seen.update == "gradient" or (optimizer is not None and optimizer.name == "sgd" and seen.local_steps == 1)
+    return seen.update == "gradient" or (optimizer is not None and not optimizer.adaptive and seen.local_steps == 1)
 
 
 def _reveals_local_steps(seen: Circumstances) -> bool:
-    sgd = seen.local_optimizer is None or seen.local_optimizer.name == "sgd"
+    sgd = seen.local_optimizer is None or not seen.local_optimizer.adaptive
     return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1)
 
 

@@ -1,7 +1,7 @@
 """What an honest-but-curious server saw of one client in one round, and the capture file that stores it.
 
 An Observation is all that an attack ever gets. It has no field for the private image; noise and timesteps are there in
-the known threat model alone, where the server dictated them.
+the known threat model alone, where the server dictated them, and so are the labels of a class-conditional network.
 """
 
 import json
@@ -21,6 +21,7 @@ from fl_sim.diffusion import (
     LocalOptimizer,
     check_network,
     misfit,
+    num_classes,
     num_train_timesteps,
     outline,
     read_safetensors,
@@ -94,7 +95,10 @@ class Circumstances(BaseModel):
     ``update`` is the mean gradient, or ``delta``: weights after local training minus weights before. With
     ``num_clients`` above 1 the update is the unweighted sum over that many clients and ``client`` is -1.
     ``local_optimizer`` is None where clients send gradients, ``defence`` where nothing was done to the update or the
-    server does not know of it. ``observer`` is the curious peer that saw the update, None for the server.
+    server does not know of it. ``min_snr_gamma`` and ``noise_offset`` are those of the training loss and of the noise,
+    and with ``ema_decay`` a delta is that of the weights' moving average over the local steps (fl_sim/diffusion/). What
+    was sent, the gradient or the new weights, was rounded to ``dtype``. ``observer`` is the curious peer that saw the
+    update, None for the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,6 +113,10 @@ class Circumstances(BaseModel):
     local_optimizer: LocalOptimizer | None = None
     defence: DefenceDisclosure | None = None
     loss_reduction: Literal["mean"] = "mean"
+    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
+    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     image_shape: tuple[int, int, int]
     value_range: tuple[Literal[-1], Literal[1]] = (-1, 1)
@@ -123,6 +131,8 @@ class Circumstances(BaseModel):
             raise ValueError("update 'delta' needs local_optimizer")
         if self.update == "gradient" and self.local_steps > 1:
             raise ValueError("update 'gradient' has local_steps 1; of several steps a delta is sent")
+        if self.update == "gradient" and self.ema_decay is not None:
+            raise ValueError("update 'gradient' has ema_decay null; weights alone are averaged")
         if self.scheduler.get("prediction_type", "epsilon") != self.prediction_type:
             raise ValueError("prediction_type differs from the scheduler's")
         if (self.num_clients > 1) != (self.client == -1):
@@ -150,6 +160,7 @@ class Observation:
         update: what came back, float32 by name, trainable parameters only.
         noise: [N,C,H,W], dictated by the server (known threat model), else None.
         timesteps: int64 [N], dictated by the server (known threat model), else None.
+        labels: int64 [N], revealed by the clients (known threat model, class-conditional network), else None.
 
     Raises:
         CaptureError: if names, shapes or values do not fit the model that ``circumstances`` names.
@@ -160,6 +171,7 @@ class Observation:
     update: dict[str, Tensor]
     noise: Tensor | None = None
     timesteps: Tensor | None = None
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -175,6 +187,8 @@ class Observation:
         tensors |= {f"update/{name}": value for name, value in self.update.items()}
         if self.noise is not None and self.timesteps is not None:
             tensors |= {"noise": self.noise, "timesteps": self.timesteps}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         # safetensors.torch.save_file takes seven times as long for the same bytes, for every client in every round.
         specs = {name: _spec(value) for name, value in tensors.items()}
@@ -184,20 +198,31 @@ class Observation:
     def load(cls, path: Path) -> "Observation":
         """Read a capture file; float16 and bfloat16 become float32, exactly.
 
+        Of a gradient that is stored in such a type ``dtype`` is that type, whatever the metadata says.
+
         Raises:
             CaptureError: if the file is missing, truncated, of another format, or does not fit its model.
         """
         stored, circumstances = _read(Path(path))
+        if circumstances.update == "gradient" and (half := _half_in(stored)) is not None:
+            circumstances = circumstances.model_copy(update={"dtype": half})
         tensors = {name: value.float() if value.dtype in _HALVES else value for name, value in stored.items()}
         weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
         update = {name.removeprefix("update/"): t for name, t in tensors.items() if name.startswith("update/")}
+        known = (tensors.get(name) for name in ("noise", "timesteps", "labels"))
         try:
-            return cls(circumstances, weights, update, tensors.get("noise"), tensors.get("timesteps"))
+            return cls(circumstances, weights, update, *known)
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
 
 
-_HALVES = (torch.float16, torch.bfloat16)
+_HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}  # the coarsest first
+
+
+def _half_in(stored: dict[str, Tensor]) -> str | None:
+    """The coarsest type of 16 bits in which parts of the update are stored; None if there is none."""
+    kinds = {value.dtype for name, value in stored.items() if name.startswith("update/")}
+    return next((name for kind, name in _HALVES.items() if kind in kinds), None)
 
 
 def _spec(value: Tensor) -> TensorSpec:
@@ -240,6 +265,7 @@ def _check(observation: Observation) -> None:
     if not any(value.any() for value in observation.update.values()):
         raise CaptureError("update is zero everywhere: it holds no information")
     _check_known(observation, timesteps)
+    _check_labels(observation, num_classes(circumstances.model))
 
 
 def _check_tensors(kind: str, tensors: dict[str, Tensor], model: nn.Module, required: Iterable[str]) -> None:
@@ -269,3 +295,19 @@ def _check_known(observation: Observation, num_train_timesteps: int) -> None:
         raise CaptureError(f"timesteps must be int64 of shape [{samples}]")
     if timesteps.min() < 0 or timesteps.max() >= num_train_timesteps:
         raise CaptureError(f"timesteps must lie in 0..{num_train_timesteps - 1}")
+
+
+def _check_labels(observation: Observation, classes: int | None) -> None:
+    """Labels are there exactly if noise is known and the network takes labels: private ones are never stored."""
+    labels, samples = observation.labels, observation.circumstances.num_samples
+    if labels is None and observation.threat is ThreatModel.KNOWN and classes is not None:
+        raise CaptureError("noise and timesteps are known, and labels are missing; the network takes class labels")
+    if labels is None:
+        return
+    if observation.threat is not ThreatModel.KNOWN or classes is None:
+        why = "the network takes none" if classes is None else "noise and timesteps are private"
+        raise CaptureError(f"labels are there, but {why}")
+    if labels.shape != (samples,) or labels.dtype != torch.int64:
+        raise CaptureError(f"labels must be int64 of shape [{samples}]")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise CaptureError(f"labels must lie in 0..{classes - 1}")

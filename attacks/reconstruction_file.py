@@ -10,14 +10,15 @@ from safetensors.torch import save_file
 from attacks.attack import AttackError, Reconstruction
 from fl_sim.errors import one_line
 
-_TENSORS = ("images", "timesteps")
+_TENSORS = ("images", "timesteps", "labels")
 _NAME = "name"
 
 
 def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
-    """Write ``images`` and ``timesteps`` as tensors and the rest under the metadata key ``attack``."""
+    """Write ``images``, ``timesteps`` and any ``labels`` as tensors, the rest under the metadata key ``attack``."""
     facts = {field.name: getattr(reconstruction, field.name) for field in dataclasses.fields(reconstruction)}
-    tensors = {name: facts.pop(name).contiguous() for name in _TENSORS}
+    tensors = {name: facts.pop(name) for name in _TENSORS}
+    tensors = {name: value.contiguous() for name, value in tensors.items() if value is not None}
     facts[_NAME] = facts.pop("attack")
     save_file(tensors, path, metadata={"attack": json.dumps(facts)})
 
@@ -30,7 +31,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS if name in file.keys()}  # noqa: SIM118 (no dict)
             facts = json.loads((file.metadata() or {})["attack"])
         return Reconstruction(**tensors, attack=facts.pop(_NAME), **facts)
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:

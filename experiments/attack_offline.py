@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from attacks.attack import Attack
 from attacks.inversion.evaluation_log import EvaluationLog
@@ -85,10 +86,10 @@ def attack_capture(
     picture = out / "reconstruction.png"
     write_atomically(out / "reconstruction.safetensors", lambda file: save_reconstruction(file, found))
     write_atomically(picture, lambda file: save_grid(file, found.images))
-    timesteps = ", ".join(str(timestep) if timestep >= 0 else "unknown" for timestep in found.timesteps.tolist())
+    labels = "" if found.labels is None else f"; labels: {_listed(found.labels)}"
     console.print(
         f"matching loss {found.matching_loss:.3g} after {found.evaluations} evaluations in {found.seconds:.1f} s "
-        f"on {found.device}, peak memory {found.peak_memory:.0f} MiB; timesteps: {timesteps}",
+        f"on {found.device}, peak memory {found.peak_memory:.0f} MiB; timesteps: {_listed(found.timesteps)}{labels}",
         highlight=False,
     )
     console.print(f"reconstruction: [bold]{picture}[/bold]", soft_wrap=True)
@@ -112,6 +113,11 @@ def _identity(capture: Path, attack: Attack, seed: int, device: str, threads: in
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def _listed(values: Tensor) -> str:
+    """The numbers, "unknown" for -1."""
+    return ", ".join(str(value) if value >= 0 else "unknown" for value in values.tolist())
 
 
 def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:

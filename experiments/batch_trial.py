@@ -5,8 +5,9 @@ Observation of the reply, and every attack says whether it could work on it. The
 been tried before, without clients (experiments/strategy_trial.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
 from attacks.observation import CaptureError, UpdateId
@@ -26,7 +27,7 @@ _CLIENT, _NODE, _ROUND = 0, 1, 1
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """The training loss of one batch, and the size of the reply in bytes."""
+    """The training loss of one batch, and the size of the reply in bytes, in the type that crosses the wire."""
 
     loss: float
     size: int
@@ -44,8 +45,12 @@ def try_first_batch(experiment: Experiment) -> FirstBatch:
         _check_attacks(experiment, reply)
     return FirstBatch(
         loss=float(str(reply.content.metric_records[METRICS][TRAIN_LOSS])),
-        size=sum(len(array.data) for array in arrays_in(reply.content).values()),
+        size=sum(len(array.data) for array in arrays_in(reply.content).values()) * _bytes_per_number(experiment) // 4,
     )
+
+
+def _bytes_per_number(experiment: Experiment) -> int:
+    return int(getattr(torch, experiment.recipe.dtype).itemsize)
 
 
 def _train_one_batch(experiment: Experiment) -> Message:
@@ -68,9 +73,9 @@ def _check_attacks(experiment: Experiment, reply: Message) -> None:
     """Check that every attack could work on the update, described as one of all local steps."""
     settings, recipe = experiment.settings, experiment.recipe
     held = partition(settings.data, settings.federation.clients, settings.client.seed or 0)[_CLIENT]
-    view = View(
-        UpdateId(_ROUND, _CLIENT), lambda: experiment.weights, arrays_in(reply.content), recipe.samples(len(held))
-    )
+    one = View.of(UpdateId(_ROUND, _CLIENT), lambda: experiment.weights, reply.content)
+    samples = recipe.samples(len(held))
+    view = replace(one, num_examples=samples, labels=one.labels * (samples // recipe.batch_size))
     summed = (settings.federation.clients_per_round or 1) if experiment.defence.sum_only else 1
     update_id = UpdateId(_ROUND, _CLIENT if summed == 1 else -1)
     try:

@@ -12,8 +12,6 @@ from fl_sim.files import write_atomically
 BUNDLED = data_file("checkpoints/demo.safetensors")
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 """The form of a hub id: owner/name."""
-CHANNELS = 3
-"""Channels of the clients' images."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -57,8 +55,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         checkpoint = read_checkpoint(path)
-        if checkpoint.image_size is not None:
-            checkpoint.check((CHANNELS, checkpoint.image_size, checkpoint.image_size))
+        if checkpoint.image_shape is not None:
+            checkpoint.check(checkpoint.image_shape)
     except ConfigError as error:
         raise SettingsError(f"model.checkpoint = {str(path)!r}: not a usable checkpoint: {error}") from error
     in_order = outline(checkpoint.model).state_dict()

@@ -1,5 +1,6 @@
 """What a run starts from: everything that can be wrong with its settings is found here, before anything is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fl_sim.diffusion import (
     build_scheduler,
     check_network,
     count_parameters,
+    in_channels,
     matching_names,
     outline,
     read_network_config,
@@ -43,6 +45,7 @@ from fl_sim.draws import derive_seed
 from fl_sim.errors import first_error, nearest
 from fl_sim.files import write_atomically
 from fl_sim.images.description import describe_images
+from fl_sim.images.pixels import MODES
 from fl_sim.wire import Recipe
 
 
@@ -87,12 +90,13 @@ class Experiment:
         stored = "" if self.stored_as == "float32" else f", stored in {self.stored_as}, trained in float32"
         part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
         steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
+        rounded = "" if client.dtype == "float32" else f", rounded to {client.dtype}"
         update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
         lines = [
             f"model: {model}, {count_parameters(self.weights.values()):,} parameters{stored}{part}",
             *describe_images(settings),
             f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
-            f"{federation.clients} clients send {update} at batch size {client.batch_size}; "
+            f"{federation.clients} clients send {update} at batch size {recipe.batch_size}{rounded}; "
             f"strategy: {settings.strategy.name}",
         ]
         if defence.name != "none":
@@ -123,7 +127,8 @@ def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
     try:
         check_network(recipe.model, recipe.scheduler, recipe.image_shape)
     except ConfigError as error:
-        raise SettingsError(f"the model on images of data.image_size = {settings.data.image_size}: {error}") from error
+        size = _as_typed(settings.data.image_size)
+        raise SettingsError(f"the model on images of data.image_size = {size}: {error}") from error
 
 
 def build_recipe(settings: ExperimentSettings) -> Recipe:
@@ -134,22 +139,47 @@ def build_recipe(settings: ExperimentSettings) -> Recipe:
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     client = settings.client
     optimizer = LocalOptimizer(
-        name=client.optimizer, lr=client.lr, momentum=client.momentum, max_grad_norm=client.max_grad_norm
+        name=client.optimizer,
+        lr=client.lr,
+        momentum=client.momentum,
+        betas=client.betas,
+        eps=client.eps,
+        weight_decay=client.weight_decay,
+        max_grad_norm=client.max_grad_norm,
     )
     return Recipe(
         model=checkpoint.model,
         scheduler=checkpoint.scheduler,
-        image_shape=(3, settings.data.image_size, settings.data.image_size),
+        image_shape=(_channels(settings.data, checkpoint.model), *settings.data.height_width),
         update=client.update,
-        batch_size=client.batch_size,
+        batch_size=client.batch_size * client.gradient_accumulation,
         local_steps=client.local_steps,
         epochs=client.epochs,
         optimizer=optimizer if client.update == "weights" else None,
         lr_schedule=client.lr_schedule,
         rounds=settings.federation.rounds,
         noise_seed=settings.seed if settings.threat == "known" else None,
+        label_dropout=client.label_dropout,
         trainable=client.trainable,
+        horizontal_flip=client.horizontal_flip,
+        gradient_accumulation=client.gradient_accumulation,
+        min_snr_gamma=client.min_snr_gamma,
+        noise_offset=client.noise_offset,
+        ema_decay=client.ema_decay,
+        dtype=client.dtype,
     )
+
+
+def _channels(data: DataSettings, model: Mapping[str, Any]) -> int:
+    """The channels of the images: those that the network takes in, with which ``data.channels`` must agree."""
+    taken = in_channels(model)
+    if taken not in MODES:
+        raise SettingsError(f"the model takes images of {taken} channels; allowed: 1 (grey) or 3 (RGB)")
+    if data.channels not in (None, taken):
+        raise SettingsError(
+            f"data.channels = {data.channels}: the network takes images of {taken}; allowed: that, or another network"
+        )
+    return taken
 
 
 def _check_trainable(recipe: Recipe) -> None:
@@ -193,23 +223,25 @@ def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
         return _fresh_model(settings)
     checkpoint = load_checkpoint(find_checkpoint(model.checkpoint))
     # The settings are what the run's records say, so they must not say anything else than what is trained.
-    if checkpoint.image_size is not None:
-        _check_size(model.checkpoint, checkpoint.image_size)
-        _agree("data.image_size", settings.data.image_size, checkpoint.image_size)
+    if checkpoint.image_shape is not None:
+        sides = checkpoint.image_shape[1:]
+        _check_size(model.checkpoint, sides)
+        if settings.data.height_width != sides:
+            _agree("data.image_size", settings.data.image_size, sides[0] if sides[0] == sides[1] else sides)
     for name, trained in _network_settings(checkpoint).items():
         if name in model.model_fields_set:
             _agree(f"model.{name}", getattr(model, name), trained)
     return checkpoint
 
 
-def _check_size(checkpoint: str, side: int) -> None:
+def _check_size(checkpoint: str, sides: tuple[int, int]) -> None:
     """Refuse a checkpoint for images of a size that the settings do not allow: nothing could agree with it."""
     try:
-        DataSettings(image_size=side)
+        DataSettings(image_size=sides)
     except ValidationError as error:
         raise SettingsError(
-            f"model.checkpoint = {checkpoint!r}: it takes images of {side}x{side} pixels, and of data.image_size the "
-            f"{first_error(error)['msg']}"
+            f"model.checkpoint = {checkpoint!r}: it takes images of {sides[0]}x{sides[1]} pixels, and of "
+            f"data.image_size the {first_error(error)['msg']}"
         ) from error
 
 
@@ -252,6 +284,7 @@ def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
     if shape.config is None:
         described = unet_config(
             size,
+            channels=settings.data.channels or in_channels(shape.unet),
             block_out_channels=shape.unet.get("block_out_channels", shape.block_out_channels),
             layers_per_block=shape.layers_per_block,
             norm_num_groups=shape.norm_num_groups,
@@ -259,7 +292,7 @@ def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
         )
     else:
         described = _known_or_read(shape.config)
-    return described | shape.unet | {"sample_size": size}
+    return described | shape.unet | {"sample_size": _as_typed(size)}
 
 
 def _known_or_read(name: str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ COLUMNS = {
     "threat": "str",
     "timestep": "Int64",
     "timestep_recovered": "Int64",
+    "label": "Int64",
+    "label_recovered": "Int64",
     "mse": "float64",
     "psnr": "float64",
     "ssim": "float64",
@@ -56,7 +58,7 @@ COLUMNS = {
 }
 """The table's columns in order, with pandas' types."""
 
-ADDED_COLUMNS = ("flat_psnr", "peak_memory")
+ADDED_COLUMNS = ("flat_psnr", "peak_memory", "label", "label_recovered")
 """Columns that tables of earlier runs may lack; they are read as NA."""
 
 TIME_COLUMNS = ("seconds", "peak_memory")
@@ -72,22 +74,31 @@ _PEER = "peer "
 
 @dataclass(frozen=True)
 class Truth:
-    """What a client trained on in one round: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N]."""
+    """What a client trained on in one round: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N].
+
+    ``labels`` int64 [N] are what the network was told of the images' classes; None where it takes none.
+    """
 
     images: Tensor
     timesteps: Tensor
+    labels: Tensor | None = None
 
 
 def client_truth(settings: ExperimentSettings, recipe: Recipe, client: int, round_number: int) -> Truth:
     """Repeat the client's draw of that round; SettingsError if its images cannot be read."""
-    images, _, timesteps = private_draw(settings, recipe, client, round_number)
-    return Truth((images + 1) / 2, timesteps)
+    draw = private_draw(settings, recipe, client, round_number)
+    return Truth((draw.images + 1) / 2, draw.timesteps, draw.labels)
 
 
 def summed_truth(settings: ExperimentSettings, recipe: Recipe, clients: Iterable[int], round_number: int) -> Truth:
     """The truth of all ``clients``, one after the other."""
     truths = [client_truth(settings, recipe, client, round_number) for client in clients]
-    return Truth(torch.cat([truth.images for truth in truths]), torch.cat([truth.timesteps for truth in truths]))
+    labels = [truth.labels for truth in truths if truth.labels is not None]
+    return Truth(
+        torch.cat([truth.images for truth in truths]),
+        torch.cat([truth.timesteps for truth in truths]),
+        torch.cat(labels) if labels else None,
+    )
 
 
 def observing_peer(observer: str) -> int | None:
@@ -142,10 +153,14 @@ class Evaluator:
             findings: list[dict[str, Any]] = [{"status": result}] * len(truth.timesteps)
         else:
             findings = _findings(truth, result)
-        originals = zip(truth.timesteps.tolist(), metrics.flat_psnr(truth.images).tolist(), strict=True)
+        originals = {
+            "timestep": truth.timesteps.tolist(),
+            "label": _known_or_none(truth.labels, len(truth.timesteps)),
+            "flat_psnr": metrics.flat_psnr(truth.images).tolist(),
+        }
         rows = [
-            common | {"image": image, "timestep": timestep, "flat_psnr": flat_psnr} | finding
-            for image, ((timestep, flat_psnr), finding) in enumerate(zip(originals, findings, strict=True))
+            common | {"image": image} | {name: values[image] for name, values in originals.items()} | finding
+            for image, finding in enumerate(findings)
         ]
         return [{column: row.get(column) for column in COLUMNS} for row in rows]
 
@@ -154,7 +169,10 @@ def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
     """For every true image: how close the reconstruction is, the timestep recovered, and the attack's own figures."""
     order = metrics.assign(truth.images, result.images)
     images = result.images[order]
-    recovered = result.timesteps[order].tolist()
+    recovered = {
+        "timestep_recovered": _known_or_none(result.timesteps[order], len(order)),
+        "label_recovered": _known_or_none(None if result.labels is None else result.labels[order], len(order)),
+    }
     values = {
         "mse": metrics.mse(truth.images, images),
         "psnr": metrics.psnr(truth.images, images),
@@ -171,10 +189,15 @@ def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
     }
     return [
         {name: value[image].item() for name, value in values.items()}
-        | {"timestep_recovered": timestep if timestep >= 0 else None}
+        | {name: found[image] for name, found in recovered.items()}
         | attack
-        for image, timestep in enumerate(recovered)
+        for image in range(len(order))
     ]
+
+
+def _known_or_none(values: Tensor | None, count: int) -> list[int | None]:
+    """``count`` values, None for each that is -1; all None if there are no values."""
+    return [None] * count if values is None else [value if value >= 0 else None for value in values.tolist()]
 
 
 def _lpips_or_nan(first: Tensor, second: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from experiments.settings import preset_names
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS, count_parameters, outline
 from fl_sim.images.bundled import PHOTOGRAPHS
+from fl_sim.images.small_pictures import SMALL_PICTURES
 from strategies.registry import available as strategies
 
 
@@ -22,6 +23,7 @@ def list_names() -> Group:
         "network": {name: _network_line(config) for name, config in KNOWN_NETWORKS.items()},
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
+            **{name: pictures.description for name, pictures in SMALL_PICTURES.items()},
             "folder": "the images under data.path",
             "HUB_ID": "a Hugging Face dataset, or the path of a local one",
         },

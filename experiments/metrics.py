@@ -18,7 +18,8 @@ DEFINITIONS = {
     "psnr": "10 log10(1 / MSE) per image, data range 1",
     "ssim": f"Gaussian window {SSIM_WINDOW}x{SSIM_WINDOW}, sigma {SSIM_SIGMA}, data range 1, mean over whole windows",
     "flat_psnr": "PSNR of the original against its own mean colour",
-    "lpips": f"AlexNet, version 0.1; images with a side under {LPIPS_SIDE} px are enlarged to that size (bicubic)",
+    "lpips": f"AlexNet, version 0.1; images whose shorter side is under {LPIPS_SIDE} px are enlarged until it is "
+    f"{LPIPS_SIDE} px long (bicubic)",
 }
 
 
@@ -93,9 +94,12 @@ def assign(truth: Tensor, reconstructed: Tensor) -> list[int]:
 
 def _for_lpips(images: Tensor) -> Tensor:
     rgb = (images.float() * 2 - 1).expand(-1, 3, -1, -1)
-    if min(rgb.shape[-2:]) >= LPIPS_SIDE:
+    height, width = rgb.shape[-2:]
+    shorter = min(height, width)
+    if shorter >= LPIPS_SIDE:
         return rgb
-    enlarged = nn.functional.interpolate(rgb, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bicubic", align_corners=False)
+    size = (round(height * LPIPS_SIDE / shorter), round(width * LPIPS_SIDE / shorter))
+    enlarged = nn.functional.interpolate(rgb, size=size, mode="bicubic", align_corners=False)
     return enlarged.clamp(-1, 1)
 
 

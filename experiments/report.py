@@ -56,6 +56,7 @@ class Victim:
     observer: str
     image: int
     timestep: int | None
+    label: int | None
     blank: bool
     original: str | None
     pictures: list[Picture]
@@ -96,6 +97,11 @@ class Run:
     def summaries(self) -> list[Summary]:
         """The figures of every attack."""
         return summarise(self.leakage)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the clients' network was told class labels."""
+        return bool(self.leakage["label"].notna().any())
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -218,7 +224,8 @@ def _victims(run: Run, update_id: UpdateId, rows: pd.DataFrame, truth: Truth | N
         original = image_uri(truth.images[index]) if truth else None
         row = pictures[0].row
         blank = is_blank(row["flat_psnr"])
-        victims.append(Victim(update_id.client, row["observer"], index, row["timestep"], blank, original, pictures))
+        told = row["timestep"], row["label"]
+        victims.append(Victim(update_id.client, row["observer"], index, *told, blank, original, pictures))
     return victims
 
 

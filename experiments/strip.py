@@ -54,7 +54,7 @@ def _column(
 ) -> list[Tensor]:
     """The image, the noisy image and the reconstruction, each [C,H,W] in [0, 1]."""
     round_number, client = int(row["round"]), int(row["client"])
-    images, noise, timesteps = private_draw(settings, recipe, client, round_number)
+    images, noise, timesteps, _ = private_draw(settings, recipe, client, round_number)
     noisy = add_noise(build_scheduler(recipe.scheduler), images, noise, timesteps)
     file = directory.reconstruction(round_number, client, row["attack"])
     original = (images + 1) / 2
@@ -69,7 +69,9 @@ def _figure(columns: list[list[Tensor]], labels: list[str]) -> Figure:
         for column, pictures in enumerate(columns):
             for row, picture in enumerate(pictures):
                 axis = axes[row, column]
-                axis.imshow(picture.permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")
+                axis.imshow(
+                    picture.permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+                )
                 axis.set_xticks([])
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)

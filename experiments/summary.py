@@ -25,8 +25,9 @@ NO_EVIDENCE = "no evidence"
 class Summary:
     """The figures of one attack over originals with content; ``blank`` counts the others.
 
-    PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable`` and
-    ``timesteps_recovered`` are counts out of ``images``, which include those on which the attack failed.
+    PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable``,
+    ``timesteps_recovered`` and ``labels_recovered`` are counts out of ``images``, which include those on which the
+    attack failed.
     """
 
     attack: str
@@ -37,6 +38,7 @@ class Summary:
     best_psnr: float
     recognisable: int
     timesteps_recovered: int
+    labels_recovered: int
     median_ssim: float
     median_evaluations: float
     median_seconds: float
@@ -101,6 +103,7 @@ def _summarise(attack: str, attacked: pd.DataFrame) -> Summary:
         best_psnr=float(rows["psnr"].max()),
         recognisable=int((rows["psnr"] >= RECOGNISABLE_DB).sum()),
         timesteps_recovered=int((rows["timestep"] == rows["timestep_recovered"]).sum()),
+        labels_recovered=int((rows["label"] == rows["label_recovered"]).sum()),
         median_ssim=float(rows["ssim"].median()),
         median_evaluations=float(rows["evaluations"].astype("float64").median()),
         median_seconds=float(rows["seconds"].median()),

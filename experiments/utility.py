@@ -6,6 +6,8 @@ Both figures are computed offline, on small images, from fixed draws: equal weig
   strata of the timestep: a model may be spoilt at one end of the noise schedule and look sound on average.
 - The patch distance compares the model's samples with the clients' images: the Fréchet distance between Gaussians
   fitted to their small patches. It sees colours, contrast and texture, not whether a picture shows anything.
+
+A class-conditional model is told every class in turn: the held-out photographs are of none of them.
 """
 
 import math
@@ -41,7 +43,7 @@ SAMPLER_STEPS = 10
 DEFINITIONS = {
     LOSS: f"mean DDPM loss of {HELD_OUT_IMAGES} crops of photographs that no client holds, at one timestep per crop "
     "and stratum; the strata weighted by their width",
-    DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} RGB patches, in [0, 1], of "
+    DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} patches, in [0, 1], of "
     f"samples ({SAMPLER_STEPS} DDIM steps) and of the clients' images",
 }
 
@@ -57,10 +59,13 @@ def column(stratum: range) -> str:
     return f"{LOSS}_{stratum.start}_{stratum.stop - 1}"
 
 
-def heldout_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> dict[str, float]:
-    """The loss on ``images`` [N,3,S,S] in [-1, 1], by column: each stratum's, and the mean over all timesteps.
+def heldout_loss(
+    model: nn.Module, scheduler: DDPMScheduler, images: Tensor, labels: Tensor | None = None
+) -> dict[str, float]:
+    """The loss on ``images`` [N,C,H,W] in [-1, 1], by column: each stratum's, and the mean over all timesteps.
 
     Every image meets one timestep of each stratum, evenly spread over it, and noise of its own, always the same.
+    ``labels`` int64 [N] are those that the network is told, where it takes any.
     """
     steps = int(scheduler.config.num_train_timesteps)
     found: dict[str, float] = {}
@@ -69,17 +74,29 @@ def heldout_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> 
         noise = torch.randn(images.shape, generator=seeded_generator(derive_seed(0, LOSS, index))).to(images.device)
         spread = torch.linspace(stratum.start, stratum.stop - 1, len(images)).round().long().to(images.device)
         with torch.no_grad():
-            found[column(stratum)] = diffusion.loss(model, scheduler, images, noise, spread).item()
+            found[column(stratum)] = diffusion.loss(model, scheduler, images, noise, spread, labels).item()
         mean += found[column(stratum)] * len(stratum) / steps
     return {LOSS: mean} | found
 
 
-def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, ...], count: int) -> Tensor:
+def every_class_in_turn(classes: int | None, count: int) -> Tensor | None:
+    """Labels int64 [count] from 0, over again after the last of ``classes``; None where the network takes none."""
+    return None if classes is None else torch.arange(count) % classes
+
+
+def sample(
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    image_shape: tuple[int, ...],
+    count: int,
+    labels: Tensor | None = None,
+) -> Tensor:
     """Images [count, *image_shape] in [0, 1] that ``diffusion.DDIMSampler`` makes of fixed noise.
 
-    x0 is clipped to its range in every step, as in DDPM's own sampler.
+    x0 is clipped to its range in every step, as in DDPM's own sampler. ``labels`` int64 [count] are those that the
+    network is told, where it takes any.
     """
-    sampler = diffusion.DDIMSampler(model, scheduler, SAMPLER_STEPS, clip=True)
+    sampler = diffusion.DDIMSampler(model, scheduler, SAMPLER_STEPS, clip=True, labels=labels)
     device = next(model.parameters()).device
     latents = torch.randn(count, *image_shape, generator=seeded_generator(derive_seed(0, "samples"))).to(device)
     with torch.no_grad():
@@ -89,7 +106,7 @@ def sample(model: nn.Module, scheduler: DDPMScheduler, image_shape: tuple[int, .
 def patch_distance(first: Tensor, second: Tensor) -> float:
     """Squared Fréchet distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) between patches of images in [0, 1].
 
-    Each side is [N,3,H,W]; m and C are mean and covariance of all its overlapping PATCH x PATCH patches (Dowson and
+    Each side is [N,C,H,W]; m and C are mean and covariance of all its overlapping PATCH x PATCH patches (Dowson and
     Landau 1982). 0 for the same images, about 5 between photographs and uniform noise, NaN where a model broke.
     """
     if not (first.isfinite().all() and second.isfinite().all()):
@@ -151,11 +168,14 @@ class Utility:
         """The held-out loss of a model by column; empty where no photograph is held out."""
         if not self.photographs:
             return {}
-        return heldout_loss(self._model(weights), self._scheduler, self._held_out.to(self._device))
+        images = self._held_out.to(self._device)
+        return heldout_loss(self._model(weights), self._scheduler, images, self._labels(len(images)))
 
     def sample(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Images sampled from a model, [N,3,S,S] in [0, 1], and their patch distance by column."""
-        images = sample(self._model(weights), self._scheduler, self.recipe.image_shape, self.settings.utility.samples)
+        """Images sampled from a model, [N,C,H,W] in [0, 1], and their patch distance by column."""
+        count = self.settings.utility.samples
+        model, labels = self._model(weights), self._labels(count)
+        images = sample(model, self._scheduler, self.recipe.image_shape, count, labels)
         return images, {DISTANCE: patch_distance(images, self._reference)}
 
     def _model(self, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -163,6 +183,10 @@ class Utility:
             model = diffusion.build_model(self.recipe.model)
         model.load_state_dict(dict(weights))
         return model.to(self._device).eval()  # dropout belongs to the training
+
+    def _labels(self, count: int) -> Tensor | None:
+        labels = every_class_in_turn(diffusion.num_classes(self.recipe.model), count)
+        return None if labels is None else labels.to(self._device)
 
     @property
     def _device(self) -> str:
@@ -176,11 +200,13 @@ class Utility:
     def _held_out(self) -> Tensor:
         data = DataSettings(photographs=self.photographs, image_size=self.settings.data.image_size)
         images = list_images(data)
-        return images.decode(_evenly(len(images), HELD_OUT_IMAGES))
+        return images.decode(_evenly(len(images), HELD_OUT_IMAGES), self.recipe.image_shape[0])
 
     @cached_property
     def _reference(self) -> Tensor:
-        return (list_images(self.settings.data).decode(self.reference) + 1) / 2
+        images = list_images(self.settings.data)
+        sound = filter(images.is_sound, self.reference)
+        return (images.decode(sound, self.recipe.image_shape[0]) + 1) / 2
 
 
 def _evenly(population: int, count: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler
@@ -18,7 +20,9 @@ from fl_sim import diffusion
 from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
-from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps
+from fl_sim.draws import Draw, derive_seed, draw_flips, draw_image_indices, draw_noise_and_timesteps, drop_labels
+from fl_sim.images.classes import class_numbers
+from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
 from fl_sim.settings_file import load_settings
@@ -28,10 +32,12 @@ from fl_sim.wire import (
     CLIPPING_NORM,
     CONFIG,
     PARTITION,
+    RECIPE,
     ROUND,
     Recipe,
     dictated_draw,
     pack_reply,
+    round_reply,
     whole_model,
 )
 
@@ -39,8 +45,13 @@ CLIENT_CONFIG = "client-config"
 """Key of a SuperNode's node config: the path of the client's own config.toml, for clients on other machines."""
 
 
-BatchGradient = Callable[[nn.Module, DDPMScheduler, Tensor, Tensor, Tensor], tuple[dict[str, Tensor], float]]
-"""From model, noise schedule, images, noise and timesteps of a batch to its gradient by parameter, and its loss."""
+class BatchGradient(Protocol):
+    """Computes what a client trains with."""
+
+    def __call__(
+        self, model: nn.Module, scheduler: DDPMScheduler, batch: Draw, /, *, min_snr_gamma: float | None = None
+    ) -> tuple[dict[str, Tensor], float]:
+        """The gradient of a batch by parameter, and its loss; ``min_snr_gamma`` is that of ``diffusion.loss``."""
 
 
 def build_client_app(settings: Settings | None = None) -> ClientApp:
@@ -49,7 +60,7 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     Without settings, as under ``flwr run``, each client reads the config.toml that its node config names, or else the
     one that the server wrote into the run directory.
     """
-    app = ClientApp(mods=[_clip_as_dictated])
+    app = ClientApp(mods=[_round_as_prescribed, _clip_as_dictated])
 
     def settings_of(context: Context) -> Settings:
         return settings or _read_settings(_config_path(context))
@@ -69,12 +80,13 @@ def build_client_app(settings: Settings | None = None) -> ClientApp:
     return app
 
 
-def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``client`` trains on in a round: images in [-1, 1] and noise, both [N,C,H,W], and timesteps int64 [N].
+def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: int) -> Draw:
+    """What ``client`` trains on in a round, on the CPU.
 
-    All are on the CPU. N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the
-    last batch of an epoch is filled up from the next. In the known threat model the server dictates noise and
-    timesteps. The function is pure, so that the evaluator can repeat the draw.
+    N = batch size x local steps, and step k takes the k-th batch. All batches are of one size: the last batch of an
+    epoch is filled up from the next. With ``recipe.horizontal_flip`` images are mirrored at random, as the private seed
+    says. In the known threat model the server dictates noise and timesteps. The function is pure, so that the evaluator
+    can repeat the draw.
 
     Raises:
         SettingsError: if ``client.seed`` is not resolved, or the images cannot be listed or read.
@@ -82,59 +94,100 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     seed = _private_seed(settings)
     held = partition(settings.data, settings.federation.clients, seed)[client]
     samples = recipe.samples(len(held))
-    images = list_images(settings.data).decode(_drawn(seed, held, samples, client, server_round))
+    listed = list_images(settings.data)
+    drawn = _drawn(listed, seed, held, samples, client, server_round)
+    images = listed.decode(drawn, recipe.image_shape[0])
+    if recipe.horizontal_flip:
+        mirrored = draw_flips(derive_seed(seed, "flips", client, server_round), samples)
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    labels = _labels(settings, recipe, drawn, derive_seed(seed, "label-dropout", client, server_round))
     if recipe.noise_seed is not None:
-        return images, *dictated_draw(recipe.of_samples(samples), client, server_round)
+        return Draw(images, *dictated_draw(recipe.of_samples(samples), client, server_round), labels)
     noise_seed = derive_seed(seed, "noise", client, server_round)
     timesteps = diffusion.num_train_timesteps(recipe.scheduler)
-    return images, *draw_noise_and_timesteps(noise_seed, samples, recipe.image_shape, timesteps)
+    noise_and_timesteps = draw_noise_and_timesteps(
+        noise_seed, samples, recipe.image_shape, timesteps, recipe.noise_offset
+    )
+    return Draw(images, *noise_and_timesteps, labels)
+
+
+def _labels(settings: Settings, recipe: Recipe, drawn: Sequence[int], seed: int) -> Tensor | None:
+    """What a class-conditional network is told of the classes of the images drawn; None where it takes no labels."""
+    rows = diffusion.num_classes(recipe.model)
+    if rows is None and recipe.label_dropout:
+        raise SettingsError(
+            f"client.label_dropout = {recipe.label_dropout}: the network takes no class labels; allowed: 0, or a "
+            "network with num_class_embeds"
+        )
+    if rows is None:
+        return None
+    numbers = class_numbers(list_images(settings.data), rows, recipe.label_dropout > 0)
+    labels = torch.tensor([numbers[index] for index in drawn])
+    return drop_labels(labels, seed, recipe.label_dropout, null=rows - 1) if recipe.label_dropout else labels
 
 
 def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ()) -> None:
     """Check that a run with these (resolved) settings can read its images, before it starts.
 
     It reads the header of every image of a folder, and decodes the images that a client draws in any round and
-    ``others``, the indices of those that the evaluator will decode.
+    ``others``, the indices of those that the evaluator will decode. Broken images are noted in the set of images. For a
+    class-conditional network every image must have a class.
 
     Raises:
         SettingsError: naming the image, or why there are none to draw from.
     """
     images, seed = list_images(settings.data), _private_seed(settings)
-    images.identify()
-    needed = set(others)
+    _labels(settings, recipe, [], seed)
+    images.identify_all()
+    needed = set(filter(images.is_sound, others))
     for client, held in enumerate(partition(settings.data, settings.federation.clients, seed)):
         samples = recipe.samples(len(held))
         for server_round in range(1, settings.federation.rounds + 1):
-            if needed.issuperset(held):
+            if (needed | images.broken.keys()).issuperset(held) and not needed.isdisjoint(held):
                 break
-            needed.update(_drawn(seed, held, samples, client, server_round))
-    for index in sorted(needed):
-        images.decode([index])
+            needed.update(_drawn(images, seed, held, samples, client, server_round))
 
 
-def _drawn(seed: int, held: Sequence[int], samples: int, client: int, server_round: int) -> list[int]:
-    """Which images a client draws in a round, as indices into all images."""
-    drawn = draw_image_indices(derive_seed(seed, "images", client, server_round), samples, len(held))
-    return [held[index] for index in drawn.tolist()]
+def _drawn(images: ImageSet, seed: int, held: Sequence[int], samples: int, client: int, server_round: int) -> list[int]:
+    """Which images a client draws in a round, as indices into all images; broken ones are passed over.
+
+    Raises:
+        SettingsError: if all that it holds are broken.
+    """
+    image_seed, dealt = derive_seed(seed, "images", client, server_round), samples
+    while True:
+        order = (held[index] for index in draw_image_indices(image_seed, dealt, len(held)).tolist())
+        drawn = list(islice(filter(images.is_sound, order), samples))
+        if len(drawn) == samples:
+            return drawn
+        if not drawn and dealt >= len(held):
+            raise SettingsError(f"client {client} holds no image that can be read: {images.broken[held[0]]}")
+        dealt *= 2
+
+
+def plain_gradient(
+    model: nn.Module, scheduler: DDPMScheduler, batch: Draw, *, min_snr_gamma: float | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """The gradient of a batch by parameter, and its loss, without any defence."""
+    return diffusion.gradient_and_loss(model, scheduler, *batch, min_snr_gamma=min_snr_gamma)
 
 
 def local_training(
     recipe: Recipe,
     weights: dict[str, Tensor],
-    images: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
+    draw: Draw,
     device: str,
-    batch_gradient: BatchGradient = diffusion.gradient_and_loss,
+    batch_gradient: BatchGradient = plain_gradient,
     dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
     """What one client sends, by parameter, and its mean training loss, from a draw that ``private_draw`` makes.
 
     With ``recipe.update`` "gradient" it sends the mean gradient over all N samples; with "weights", the weights after
-    ``recipe.local_steps`` steps of the recipe's optimiser, one batch each: the whole state, or the trained parameters
-    where only these travel. Parameters that ``batch_gradient`` leaves out are not trained. Dropout draws its masks from
-    ``dropout_seed``: the same on every run on one device, but a CPU and a GPU draw different ones. Torch's global
-    generators keep their state.
+    ``recipe.local_steps`` steps of the recipe's optimiser, or their moving average: the whole state, or the trained
+    parameters where only these travel. A step is ``recipe.gradient_accumulation`` batches.
+    Parameters that ``batch_gradient`` leaves out are not trained. Dropout draws its masks from ``dropout_seed``: the
+    same on every run on one device, but a CPU and a GPU draw different ones. Torch's global generators keep their
+    state.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = diffusion.build_model(recipe.model)
@@ -143,27 +196,25 @@ def local_training(
         trained = set(recipe.trained_names())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
-        images, noise, timesteps = images.to(device), noise.to(device), timesteps.to(device)
         torch.manual_seed(dropout_seed)
         if recipe.update == "weights":
-            return _local_steps(model, recipe, images, noise, timesteps, batch_gradient)
-        scheduler = diffusion.build_scheduler(recipe.scheduler)
-        gradient, loss = batch_gradient(model, scheduler, images, noise, timesteps)
+            return _local_steps(model, recipe, draw.to(device), batch_gradient)
+        gradient, loss = _mean_gradient(model, recipe, draw.to(device), batch_gradient)
         return {name: value.cpu() for name, value in gradient.items()}, loss
 
 
 def _local_steps(
-    model: nn.Module, recipe: Recipe, images: Tensor, noise: Tensor, timesteps: Tensor, batch_gradient: BatchGradient
+    model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
 ) -> tuple[dict[str, Tensor], float]:
     if recipe.optimizer is None:
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
-    scheduler = diffusion.build_scheduler(recipe.scheduler)
     parameters = diffusion.trainable_parameters(model)
     sent = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = recipe.optimizer.build(parameters.values())
-    losses = []
-    for batch in zip(*(draw.split(recipe.batch_size) for draw in (images, noise, timesteps)), strict=True):
-        gradient, loss = batch_gradient(model, scheduler, *batch)
+    average, losses = dict(sent), []
+    decays = diffusion.ema_decays(recipe.ema_decay, len(draw.images) // recipe.batch_size)
+    for decay, batch in zip(decays, draw.batches(recipe.batch_size), strict=True):
+        gradient, loss = _mean_gradient(model, recipe, batch, batch_gradient)
         for name, parameter in parameters.items():
             parameter.grad = gradient.get(name)
             if parameter.grad is not None and recipe.optimizer.proximal_mu:
@@ -172,8 +223,33 @@ def _local_steps(
             nn.utils.clip_grad_norm_(parameters.values(), recipe.optimizer.max_grad_norm)
         optimizer.step()
         losses.append(loss)
-    after = parameters if recipe.partial else model.state_dict()
-    return {name: value.detach().cpu() for name, value in after.items()}, sum(losses) / len(losses)
+        average = {name: value.detach().lerp(average[name], decay) for name, value in parameters.items()}
+    after = average if recipe.partial else model.state_dict() | average
+    return {name: value.cpu() for name, value in after.items()}, sum(losses) / len(losses)
+
+
+def _mean_gradient(
+    model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
+) -> tuple[dict[str, Tensor], float]:
+    """Gradient and loss of a step: their means over the batches of which it accumulates the gradients."""
+    scheduler = diffusion.build_scheduler(recipe.scheduler)
+    batches = draw.batches(len(draw.images) // recipe.gradient_accumulation)
+    found = [batch_gradient(model, scheduler, batch, min_snr_gamma=recipe.min_snr_gamma) for batch in batches]
+    if len(found) == 1:
+        return found[0]
+    gradients, losses = zip(*found, strict=True)
+    mean = {name: torch.stack([gradient[name] for gradient in gradients]).mean(dim=0) for name in gradients[0]}
+    return mean, sum(losses) / len(losses)
+
+
+def _round_as_prescribed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Round what is sent to the recipe's type, after whatever a defence made of it."""
+    reply = call_next(message, context)
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    dtype = Recipe.from_config(config).dtype if RECIPE in config else "float32"
+    if dtype != "float32" and not reply.has_error():
+        round_reply(reply.content, dtype)
+    return reply
 
 
 def _clip_as_dictated(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -187,15 +263,16 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     config = message.content.config_records[CONFIG]
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
-    images, noise, timesteps = private_draw(settings, recipe, client, server_round)
+    draw = private_draw(settings, recipe, client, server_round)
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     private_seed = _private_seed(settings)
     generator = private_generator(private_seed, client, server_round, "training")
     batch_gradient = partial(_defence(settings).batch_gradient, generator=generator)
     masks = derive_seed(private_seed, "dropout", client, server_round)
-    update, loss = local_training(recipe, weights, images, noise, timesteps, device, batch_gradient, masks)
-    return Message(pack_reply(update, len(images), loss, client, device), reply_to=message)
+    update, loss = local_training(recipe, weights, draw, device, batch_gradient, masks)
+    labels = draw.labels if recipe.reveals_labels else None
+    return Message(pack_reply(update, len(draw.images), loss, client, device, labels), reply_to=message)
 
 
 def _defence(settings: Settings) -> Defence:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fl_sim.errors import UserError
 from fl_sim.setting_layers import Tree, Void, drop_arguments, look_up, remove
@@ -24,6 +24,7 @@ NO_CHECKPOINT = "none"
 
 Seed = Annotated[int, Field(ge=0, lt=2**SEED_BITS, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 S = TypeVar("S", bound="Settings")
 
@@ -49,6 +50,32 @@ def expand_home(path: Any) -> Any:
 UserPath = Annotated[str, BeforeValidator(expand_home)]
 """A name or a path as somebody typed it."""
 
+Side = Annotated[int, Field(ge=11, le=1024)]
+
+
+def _two_sides(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("allowed: a side in pixels, or [height, width]")
+    return value
+
+
+def _one_or_two(value: Any) -> str:
+    return "two" if isinstance(value, list | tuple) else "one"
+
+
+ImageSize = Annotated[
+    Annotated[Side, Tag("one")] | Annotated[tuple[Side, Side], Tag("two")],
+    Discriminator(_one_or_two),
+    BeforeValidator(_two_sides),
+]
+"""The side of a square in pixels, or (height, width)."""
+
+BUNDLED_SETS = ("bundled", "digits", "faces")
+"""Values of ``data.name`` for images that installed packages ship."""
+
+NOT_DATASETS = (*BUNDLED_SETS, "folder")
+"""Values of ``data.name`` that are no Hugging Face dataset."""
+
 
 class SettingsError(UserError):
     """A setting that cannot be used."""
@@ -69,15 +96,24 @@ class DataSettings(Section):
 
     name: UserPath = "bundled"
     path: Annotated[Path | None, BeforeValidator(expand_home)] = None
+    config: str | None = None
     split: str = "train"
     limit: int | None = Field(None, ge=1)
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
     tiles_per_side: int = Field(4, ge=1, le=64)
     image_column: str | None = None
     label_column: str | None = None
-    image_size: int = Field(16, ge=11, le=1024)
+    image_size: ImageSize = 16
+    channels: Literal[1, 3] | None = None
+    strict: bool = False
     partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of every image in pixels."""
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
 
     @model_validator(mode="after")
     def _folder_has_path(self) -> Self:
@@ -171,13 +207,23 @@ class ClientSettings(Section):
     batch_size: int = Field(1, ge=1, le=10_000)
     local_steps: int = Field(1, ge=1, le=10_000)
     epochs: int | None = Field(None, ge=1, le=10_000)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     lr: Positive = 0.01
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Positive | None = None
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    gradient_accumulation: int = Field(1, ge=1, le=10_000)
+    horizontal_flip: bool = False
+    min_snr_gamma: Positive | None = None
+    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     lora: LoRASettings = LoRASettings()
+    label_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class StrategySettings(Section):
@@ -201,7 +247,19 @@ class RaySettings(Section):
     address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^\s:/]+:\d+)$")
 
 
-_LOCAL_STEPS = ("local_steps", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "max_grad_norm")
+_LOCAL_STEPS = (
+    "local_steps",
+    "epochs",
+    "optimizer",
+    "momentum",
+    "betas",
+    "eps",
+    "weight_decay",
+    "lr",
+    "lr_schedule",
+    "max_grad_norm",
+    "ema_decay",
+)
 
 BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ("prediction_type", "num_train_timesteps", *_SHAPE))
 """What a checkpoint decides: these settings, where they are given beside one, must agree with it."""
@@ -224,10 +282,17 @@ class Settings(Section):
         ),
         Void(
             "data.name",
-            lambda name: name in ("bundled", "folder"),
-            ("data.split", "data.image_column", "data.label_column"),
+            lambda name: name in NOT_DATASETS,
+            ("data.config", "data.split", "data.image_column", "data.label_column"),
             "there is no Hugging Face dataset",
             "a dataset's name as data.name",
+        ),
+        Void(
+            "data.name",
+            lambda name: name in BUNDLED_SETS,
+            ("data.strict",),
+            "no file can be broken",
+            "data.name = 'folder' or a dataset's name",
         ),
         Void(
             "model.checkpoint",
@@ -288,10 +353,17 @@ class Settings(Section):
         ),
         Void(
             "client.optimizer",
-            lambda optimizer: optimizer == "adam",
+            lambda optimizer: optimizer != "sgd",
             ("client.momentum",),
             "there is no momentum to choose",
             "client.optimizer = 'sgd'",
+        ),
+        Void(
+            "client.optimizer",
+            lambda optimizer: optimizer == "sgd",
+            ("client.betas", "client.eps"),
+            "there are no moments of the gradient",
+            "client.optimizer = 'adam' or 'adamw'",
         ),
         Void(
             "client.lora.rank",

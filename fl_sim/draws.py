@@ -7,9 +7,38 @@ timesteps).
 
 import hashlib
 import json
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fl_sim.diffusion.offset_noise import add_offset
+
+
+class Draw(NamedTuple):
+    """What a client trains on: N samples in the order in which its local steps use them up.
+
+    Attributes:
+        images: float32 [N,C,H,W] in [-1, 1].
+        noise: [N,C,H,W].
+        timesteps: int64 [N].
+        labels: int64 [N], what the network is told of the images' classes; None where it takes no labels.
+    """
+
+    images: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    labels: Tensor | None = None
+
+    def to(self, device: str) -> "Draw":
+        """The same on another device."""
+        return Draw(*(None if value is None else value.to(device) for value in self))  # type: ignore[arg-type]
+
+    def batches(self, size: int) -> Iterator["Draw"]:
+        """The samples, ``size`` at a time."""
+        for start in range(0, len(self.images), size):
+            yield Draw(*(None if value is None else value[start : start + size] for value in self))  # type: ignore[arg-type]
 
 
 def derive_seed(root: int, *purpose: str | int) -> int:
@@ -32,13 +61,30 @@ def seeded_generator(seed: int) -> torch.Generator:
 
 
 def draw_noise_and_timesteps(
-    seed: int, samples: int, image_shape: tuple[int, ...], num_train_timesteps: int
+    seed: int, samples: int, image_shape: tuple[int, ...], num_train_timesteps: int, noise_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Noise ~ N(0, I) float32 [samples, *image_shape], timesteps uniform in 0..T-1 int64 [samples]; on the CPU."""
+    """Noise ~ N(0, I) float32 [samples, *image_shape], timesteps uniform in 0..T-1 int64 [samples]; on the CPU.
+
+    With ``noise_offset`` it is offset noise (fl_sim/diffusion/offset_noise.py), from the same normal draw.
+    """
     generator = seeded_generator(seed)
     noise = torch.randn(samples, *image_shape, generator=generator)
     timesteps = torch.randint(num_train_timesteps, (samples,), generator=generator)
-    return noise, timesteps
+    return add_offset(noise, noise_offset, generator), timesteps
+
+
+def draw_flips(seed: int, samples: int) -> Tensor:
+    """Whether each image is mirrored, with probability 1/2; bool [samples]."""
+    return torch.rand(samples, generator=seeded_generator(seed)) < 0.5
+
+
+def drop_labels(labels: Tensor, seed: int, probability: float, null: int) -> Tensor:
+    """``labels`` int64 [N] for classifier-free guidance: each is replaced by ``null`` with that probability.
+
+    Source: Ho and Salimans 2022, arXiv 2207.12598, algorithm 1.
+    """
+    dropped = torch.rand(len(labels), generator=seeded_generator(seed)) < probability
+    return torch.where(dropped, null, labels)
 
 
 def draw_image_indices(seed: int, samples: int, population: int) -> Tensor:

@@ -4,6 +4,7 @@ The server's train message holds the global weights (``ARRAYS``), or what client
 (``CONFIG``) with the round and the training recipe as JSON. A client's reply holds one ArrayRecord (its gradient or its
 new weights), one MetricRecord, and a ConfigRecord (``CLIENT``) with side information that is public anyway: its
 partition index and the device it ran on.
+In the known threat model it also holds the labels (``LABELS``) with which a class-conditional network was trained.
 Neither images, noise, timesteps nor the private seed have a name here.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from fl_sim.diffusion import (
     LocalOptimizer,
     matching_names,
     misfit,
+    num_classes,
     num_train_timesteps,
     outline,
     trainable_names,
@@ -42,6 +44,7 @@ TRAIN_LOSS = "train_loss"
 RECIPE = "recipe"
 PARTITION = "partition"
 DEVICE = "device"
+LABELS = "labels"
 PROXIMAL_MU = "proximal-mu"
 """Flower's key for the weight of FedProx's proximal term."""
 CLIPPING_NORM = KEY_CLIPPING_NORM
@@ -57,11 +60,17 @@ class Recipe(BaseModel):
     ``noise_seed`` is set in the known threat model only: clients then draw noise and timesteps from it instead of from
     their private seed. ``epochs``, if set, replaces ``local_steps``: a client takes as many steps as there are batches
     in that many passes over its images. ``optimizer`` has the learning rate of round 1; with a ``lr_schedule`` it
-    falls towards 0 over ``rounds`` rounds.
+    falls towards 0 over ``rounds`` rounds. ``label_dropout`` is the probability with which a class-conditional network
+    is told its last class, which stands for none, in place of an image's own (classifier-free guidance).
 
     ``trainable`` holds glob patterns of the parameters that clients train. If these are not all, or the model has
     adapters, only the trained parameters travel, in both directions. ``base`` is then a safetensors file with the whole
     model, which server and clients have from the start, like a pretrained model.
+
+    A step's gradient is the mean over ``gradient_accumulation`` batches, which share its ``batch_size`` samples.
+    ``min_snr_gamma`` weighs the loss (fl_sim/diffusion/min_snr.py), ``noise_offset`` is that of the noise
+    (fl_sim/diffusion/offset_noise.py), and with ``ema_decay`` clients send the average of their weights over the local
+    steps (fl_sim/diffusion/ema.py). What clients send is rounded to ``dtype`` (``round_reply``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,8 +86,24 @@ class Recipe(BaseModel):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     rounds: int = Field(1, ge=1)
     noise_seed: int | None = None
+    label_dropout: float = Field(0.0, ge=0, lt=1)
     trainable: tuple[str, ...] = ("*",)
     base: str | None = None
+    horizontal_flip: bool = False
+    gradient_accumulation: int = Field(1, ge=1)
+    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
+    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _batches_are_equal(self) -> "Recipe":
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size = {self.batch_size}: not a multiple of gradient_accumulation = "
+                f"{self.gradient_accumulation}"
+            )
+        return self
 
     def to_config(self) -> ConfigRecord:
         """The ``train_config`` to start a strategy with."""
@@ -113,6 +138,11 @@ class Recipe(BaseModel):
         return matching_names(trainable_names(self.model), self.trainable)
 
     @property
+    def reveals_labels(self) -> bool:
+        """Whether clients tell the server their labels: in the known threat model, of a class-conditional network."""
+        return self.noise_seed is not None and num_classes(self.model) is not None
+
+    @property
     def partial(self) -> bool:
         """Whether a part of the model travels rather than its whole state."""
         return self.trainable != ("*",) or LORA in self.model
@@ -125,14 +155,20 @@ class Recipe(BaseModel):
 
 
 def pack_reply(
-    arrays: dict[str, Tensor], num_examples: int, train_loss: float, partition: int, device: str
+    arrays: dict[str, Tensor],
+    num_examples: int,
+    train_loss: float,
+    partition: int,
+    device: str,
+    labels: Tensor | None = None,
 ) -> RecordDict:
-    """A client's reply to a train message."""
+    """A client's reply to a train message; it has ``labels`` int64 [N] only where ``Recipe.reveals_labels``."""
+    revealed = {} if labels is None else {LABELS: labels.tolist()}
     return RecordDict(
         {
             ARRAYS: ArrayRecord(arrays),
             METRICS: MetricRecord({NUM_EXAMPLES: num_examples, TRAIN_LOSS: train_loss}),
-            CLIENT: ConfigRecord({PARTITION: partition, DEVICE: device}),
+            CLIENT: ConfigRecord({PARTITION: partition, DEVICE: device, **revealed}),
         }
     )
 
@@ -212,6 +248,20 @@ def replace_update(sent: dict[str, Tensor], reply: Message, update: dict[str, Te
         arrays[name] = Array(value if recipe.update == "gradient" else sent[name] + value)
 
 
+def round_reply(reply: RecordDict, dtype: str) -> None:
+    """Round the floating-point tensors of a reply's update to the nearest numbers of ``dtype``, in place.
+
+    That is what is lost when they cross the wire in that type. They stay float32 arrays, because strategies compute in
+    the type that they get, and NumPy has no bfloat16. There is no loss scaling: float16 makes 0 of magnitudes below
+    2^-25 and infinity of those from 65,520.
+    """
+    kind = getattr(torch, dtype)
+    for arrays in reply.array_records.values():
+        for name, value in arrays.to_torch_state_dict().items():
+            if value.is_floating_point():
+                arrays[name] = Array(value.to(kind).to(value.dtype))
+
+
 def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:
     """What the server dictates to ``client`` in the known threat model: noise [N,C,H,W] and timesteps int64 [N].
 
@@ -224,4 +274,5 @@ def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tenso
         raise ValueError("the recipe has no noise_seed: noise and timesteps are the clients' own")
     seed = derive_seed(recipe.noise_seed, "noise", client, server_round)
     samples = recipe.batch_size * recipe.local_steps
-    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, num_train_timesteps(recipe.scheduler))
+    timesteps = num_train_timesteps(recipe.scheduler)
+    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, timesteps, recipe.noise_offset)

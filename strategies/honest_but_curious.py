@@ -21,6 +21,7 @@ from fl_sim.errors import explain
 from fl_sim.wire import (
     CLIENT,
     CLIPPING_NORM,
+    LABELS,
     NUM_EXAMPLES,
     PARTITION,
     RECIPE,
@@ -45,19 +46,23 @@ class View:
         weights: reads the weights from which the client trained, as far as the observer knows them.
         arrays: the reply's arrays by parameter name.
         num_examples: how many samples the client says that it trained on; None if it does not say.
+        labels: the labels that the client says it trained with; empty if it does not say.
     """
 
     update_id: UpdateId
     weights: Callable[[], dict[str, Tensor]]
     arrays: dict[str, Array]
     num_examples: float | None
+    labels: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, update_id: UpdateId, weights: Callable[[], dict[str, Tensor]], content: RecordDict) -> "View":
         """The view of a reply, with the arrays that it holds now."""
         stated = (record.get(NUM_EXAMPLES) for record in content.metric_records.values())
         num_examples = next((number for number in stated if isinstance(number, int | float)), None)
-        return cls(update_id, weights, arrays_in(content), num_examples)
+        revealed = content.config_records[CLIENT].get(LABELS) if CLIENT in content.config_records else None
+        labels = tuple(label for label in revealed if isinstance(label, int)) if isinstance(revealed, list) else ()
+        return cls(update_id, weights, arrays_in(content), num_examples, labels)
 
 
 class HonestButCurious(Strategy):
@@ -203,10 +208,12 @@ def make_observation(
     weights = {name: value.float() for name, value in whole_model(recipe, views[0].weights()).items()}
     num_examples = [_num_examples(view, recipe) for view in views]
     recipe = _with_local_steps(recipe.in_round(update_id.round), num_examples)
-    noise, timesteps = None, None
+    noise, timesteps, labels = None, None, None
     if recipe.noise_seed is not None:
         draws = [dictated_draw(recipe, view.update_id.client, update_id.round) for view in views]
         noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
+    if recipe.reveals_labels:
+        labels = torch.tensor([label for view in views for label in view.labels], dtype=torch.int64)
     return Observation(
         Circumstances(
             round=update_id.round,
@@ -217,6 +224,10 @@ def make_observation(
             local_steps=recipe.local_steps,
             local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
             defence=defence,
+            min_snr_gamma=recipe.min_snr_gamma,
+            noise_offset=recipe.noise_offset,
+            ema_decay=None if recipe.update == "gradient" else recipe.ema_decay,
+            dtype=recipe.dtype,
             prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
             image_shape=recipe.image_shape,
             scheduler=recipe.scheduler,
@@ -228,6 +239,7 @@ def make_observation(
         _sum([read_update(weights, view.arrays, recipe) for view in views], recipe),
         noise,
         timesteps,
+        labels,
     )
 
 

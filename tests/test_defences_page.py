@@ -84,7 +84,7 @@ class Secured:
 
     def _trained(self, module: ModuleType, client: int) -> dict[str, Tensor]:
         draw = private_draw(module.SETTINGS, module.RECIPE, client, 1)
-        return local_training(module.RECIPE, self.observation.weights, *draw, "cpu")[0]
+        return local_training(module.RECIPE, self.observation.weights, draw, "cpu")[0]
 
     def masked(self) -> dict[int, np.ndarray]:
         """What each client sent in the place of its weights, mod 2**32."""

@@ -1,6 +1,7 @@
 """What an update says of the gradient behind it: an estimate of every entry, with its standard deviation.
 
 A gradient that was sent is exact. A weight delta went through an optimiser and was rounded to float32 with the weights.
+What crossed the wire in 16 bits was rounded to them.
 A defence may have added noise, or sent only some of the entries. All of these become one standard deviation per entry,
 by which matching weighs the entry (attacks/inversion/entry_weights.py).
 """
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks.observation import Circumstances, Observation
+from fl_sim import diffusion
 
 FLOAT32_ERROR = 1e-7
 """Relative error of an optimiser's own float32 arithmetic."""
@@ -36,6 +38,10 @@ def estimate_gradient(observation: Observation, name: str) -> tuple[Tensor, Tens
             std = torch.hypot(std, _random_rounding(update, defence.quantisation_levels))
         if defence.sparsified:
             std[update == 0] = math.inf
+    if circumstances.dtype != "float32":
+        kind = getattr(torch, circumstances.dtype)
+        sent = update if circumstances.update == "gradient" else before + update
+        std = torch.hypot(std, _spacing(sent.to(kind), kind) / math.sqrt(12 * clients))
     if circumstances.update == "delta":
         std = (std.square() + _rounding(observation, name).square()).sqrt()
         update, std = _before_optimizer(circumstances, update, std, before)
@@ -59,7 +65,7 @@ def _training_noise(circumstances: Circumstances, std: float) -> Tensor:
     """Standard deviation of the mean gradient from noise on the gradient of every step and client, a scalar."""
     weights = [1.0]
     if circumstances.local_optimizer is not None:
-        weights = momentum_weights(circumstances.local_steps, circumstances.local_optimizer.momentum)
+        weights = step_weights(circumstances)
     squares = sum(weight**2 for weight in weights) * circumstances.num_clients
     return torch.tensor(std * math.sqrt(squares) / (sum(weights) * circumstances.num_clients), dtype=torch.float64)
 
@@ -69,8 +75,17 @@ def _rounding(observation: Observation, name: str) -> Tensor:
     circumstances = observation.circumstances
     before, update = observation.weights[name], observation.update[name]
     largest = torch.maximum(before.abs(), (before + update).abs())
-    spacing = torch.nextafter(largest, torch.full_like(largest, math.inf)).double() - largest.double()
-    return spacing * math.sqrt(circumstances.local_steps / circumstances.num_clients / 12)
+    return _spacing(largest, torch.float32) * math.sqrt(circumstances.local_steps / circumstances.num_clients / 12)
+
+
+def _spacing(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance to the next larger magnitude that ``dtype`` has, float64: an error of rounding is up to half of it.
+
+    A relative 2^-10 for float16 and 2^-7 for bfloat16 at most; subnormal numbers lie equally far apart.
+    """
+    kind = torch.finfo(dtype)
+    _, exponent = torch.frexp(values.double().abs().clamp_min(kind.smallest_normal))
+    return torch.ldexp(torch.full_like(values, kind.eps, dtype=torch.float64), exponent - 1)
 
 
 def _before_optimizer(
@@ -78,21 +93,31 @@ def _before_optimizer(
 ) -> tuple[Tensor, Tensor]:
     optimizer = circumstances.local_optimizer
     assert optimizer is not None  # a delta has one, see Circumstances
+    if optimizer.name == "adamw":
+        decayed = before.float() * (1 - optimizer.lr * optimizer.weight_decay)  # as torch rounds it
+        return invert_adam_step((decayed - before - delta) / optimizer.lr, std / optimizer.lr, optimizer.eps)
     if optimizer.name == "adam":
         gradient, std = invert_adam_step(-delta / optimizer.lr, std / optimizer.lr, optimizer.eps)
     else:
-        size = optimizer.lr * sum(momentum_weights(circumstances.local_steps, optimizer.momentum))
+        size = optimizer.lr * sum(step_weights(circumstances))
         gradient, std = -delta / size, std / size
     return gradient - optimizer.weight_decay * before, std
 
 
-def momentum_weights(steps: int, momentum: float) -> list[float]:
-    """w_k = (1 - mu^(K-k)) / (1 - mu), the weight of step k = 0..K-1 in what K SGD steps with momentum mu subtract.
+def step_weights(circumstances: Circumstances) -> list[float]:
+    """w_k of the local SGD steps k = 0..K-1 in the update: delta = -lr sum_k w_k g_k.
 
-    The momentum buffer starts empty: delta = -lr sum_k w_k g_k. So -delta / (lr sum_k w_k) is a weighted mean of the
-    steps' gradients, and for K = 1 the gradient itself.
+    The momentum buffer starts empty, so j steps with momentum mu subtract sum_k (1 - mu^(j-k)) / (1 - mu) lr g_k. A
+    moving average of the weights is a mean over j = 1..K, with the shares of ``ema_shares``. So -delta / (lr sum_k w_k)
+    is a weighted mean of the steps' gradients, and for K = 1 the gradient itself.
     """
-    return [(1 - momentum ** (steps - k)) / (1 - momentum) for k in range(steps)]
+    assert circumstances.local_optimizer is not None
+    steps, momentum = circumstances.local_steps, circumstances.local_optimizer.momentum
+    shares = diffusion.ema_shares(circumstances.ema_decay, steps)
+    return [
+        sum(share * (1 - momentum ** (j - k)) / (1 - momentum) for j, share in enumerate(shares, 1) if j > k)
+        for k in range(steps)
+    ]
 
 
 def invert_adam_step(step: Tensor, std: Tensor, eps: float) -> tuple[Tensor, Tensor]:

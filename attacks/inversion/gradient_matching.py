@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
-from fl_sim import diffusion
 
 Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
 """From unknowns to a value (a detached scalar) and its derivative for each unknown."""
@@ -181,13 +180,13 @@ class GradientMatching:
 def match_pixels(
     problem: InversionProblem, derivative: Derivative, distance: Distance = squared_error
 ) -> GradientMatching:
-    """``distance`` over images [N,C,H,W], by the client's own loss with the noise and timesteps that were dictated."""
+    """``distance`` over images [N,C,H,W], by the client's own loss with the noise, timesteps and labels known."""
     noise, timesteps = problem.noise, problem.timesteps
     assert noise is not None
     assert timesteps is not None
 
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
-        return diffusion.loss(problem.model, problem.scheduler, unknowns[0], noise, timesteps)
+        return problem.loss(unknowns[0], noise, timesteps, problem.labels)
 
     return GradientMatching(problem, training_loss, distance, derivative)
 

@@ -30,6 +30,8 @@ class InversionProblem:
         image_shape: (C, H, W).
         noise: float32 [N,C,H,W], dictated by the server in the known threat model, else None.
         timesteps: int64 [N], the same.
+        labels: int64 [N], revealed in the known threat model of a class-conditional network, else None.
+        num_classes: how many classes the network distinguishes; None where it takes no labels.
         scale_known: whether ``gradient`` estimates the gradient itself, and not an unknown multiple of it or a mean of
             such multiples.
         budget: counts the gradients of the training loss that the attack computes; without a limit of its own.
@@ -69,6 +71,8 @@ class InversionProblem:
         self.image_shape = circumstances.image_shape
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
+        self.labels = None if observation.labels is None else observation.labels.to(self.device)
+        self.num_classes = diffusion.num_classes(circumstances.model)
         self.budget = Budget()
         self.trace, self.log, self.watch = trace, log, watch
         self.scale_known = self._scale_known()
@@ -119,11 +123,27 @@ class InversionProblem:
 
     @property
     def noisy(self) -> bool:
-        """Whether a defence put random noise of a known size on ``gradient``."""
-        defence = self.circumstances.defence
-        if defence is None or self.signs_only:
+        """Whether ``gradient`` has noise of a known size: of a defence, or of rounding to 16 bits."""
+        defence, rounded = self.circumstances.defence, self.circumstances.dtype != "float32"
+        if self.signs_only:
             return False
-        return bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+        return rounded or (
+            defence is not None and bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
+        )
+
+    def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The client's own loss of a batch at the weights that the model holds; the arguments of ``diffusion.loss``."""
+        gamma = self.circumstances.min_snr_gamma
+        return diffusion.loss(self.model, self.scheduler, x0, noise, timesteps, labels, gamma)
+
+    def loss_weights(self, timesteps: Tensor) -> Tensor:
+        """w(t) [B,1,1,1], float32, by which that loss weighs a sample at each of ``timesteps`` int64 [B]."""
+        gamma, like = self.circumstances.min_snr_gamma, torch.ones(len(timesteps), 1, 1, 1, device=self.device)
+        return like if gamma is None else diffusion.min_snr_weights(self.scheduler, timesteps, gamma, like)
+
+    def draw_noise(self, generator: torch.Generator, samples: int) -> Tensor:
+        """Noise as clients draw it, [samples,C,H,W] on the device."""
+        return diffusion.add_offset(self.randn(generator, samples), self.circumstances.noise_offset, generator)
 
     @property
     def simulates_local_steps(self) -> bool:

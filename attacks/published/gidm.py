@@ -28,7 +28,7 @@ from attacks.inversion.gradient_matching import Derivative, GradientMatching, Ob
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Observation
 from attacks.published.ddim_prior import GLOBAL, load_prior, read_prior
-from fl_sim.diffusion import DDIMSampler
+from fl_sim.diffusion import DDIMSampler, num_classes
 
 
 @dataclass(frozen=True)
@@ -65,26 +65,30 @@ class GIDM(Attack):
     def check(self, observation: Observation) -> None:
         super().check(observation)
         if self.prior != GLOBAL:
-            read_prior(self.prior, observation.circumstances.image_shape)
+            seen = observation.circumstances
+            read_prior(self.prior, seen.image_shape, num_classes(seen.model))
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""
         matching = match_pixels(problem, self.derivative)
-        found = self.two_phases(matching, [problem.randn(generator)])
+        found = self.two_phases(matching, [problem.randn(generator)], problem.labels)
         assert problem.timesteps is not None
         return Outcome(found[0], problem.timesteps, matching.value(found))
 
-    def two_phases(self, matching: GradientMatching, start: Sequence[Tensor]) -> list[Tensor]:
+    def two_phases(
+        self, matching: GradientMatching, start: Sequence[Tensor], labels: Tensor | None = None
+    ) -> list[Tensor]:
         """The unknowns that the chosen phases find: images [N,C,H,W], then whatever else ``matching`` is about.
 
         The first of ``start`` is z, or the pixels themselves if phase 1 is left out; the others are in both phases.
+        ``labels`` int64 [N] are those of the images, where the network takes them.
         """
         recipe, unknowns = RECIPES[self.recipe], list(start)
         matching.problem.budget.plan(recipe.latent_iterations + recipe.pixel_iterations)
         # Adam's eps belongs to the paper's plain sum of squares; the distance here is that sum over |g*|^2.
         eps = float(1e-8 / matching.observed.square().sum())
         if self.phases != "pixels":
-            prior = load_prior(matching.problem, self.prior, recipe.sampler_steps)
+            prior = load_prior(matching.problem, self.prior, recipe.sampler_steps, labels)
             unknowns = adam_search(
                 through_prior(matching, prior), unknowns, recipe.latent_iterations, recipe.lr, eps, recipe.solved_below
             )

@@ -5,7 +5,8 @@ timestep is relaxed to a real number, t = (T - 1) sigmoid(s), so that s gets a g
 any real t, and alphas_cumprod is interpolated. How the three are coordinated is our choice: one Adam moves all of them
 in every iteration, with GIDM's learning rate, from normal latents, normal noise and t drawn uniformly. The authors'
 code (attacks/published/gidm.py) cannot serve as a reference: its noise starts at the true noise plus 1e-4 times noise
-and is not optimised, and its t is an argmax, which gets no gradient.
+and is not optimised, and its t is an argmax, which gets no gradient. The labels of a class-conditional network, which
+the paper does not treat, are read off the gradient (attacks/timesteps/recovery.py) where they are private.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from attacks.inversion.gradient_matching import Derivative, GradientMatching
 from attacks.inversion.problem import InversionProblem
 from attacks.published.gidm import GIDM
 from attacks.timesteps.recovery import timestep_hypotheses
-from fl_sim import diffusion
 
 
 class GIDMPlus(GIDM):
@@ -41,31 +41,39 @@ class GIDMPlus(GIDM):
         """Find pixels, noise and timesteps.
 
         Raises:
-            AttackError: if the model takes integer timesteps only, or they are to be recovered and cannot be.
+            AttackError: if the model takes integer timesteps only, or they or labels are to be recovered and cannot be.
         """
         start = [problem.randn(generator), problem.randn(generator)]
-        recovered = None
+        recovered, labels = None, problem.labels
         if self.timestep == "recovered":
-            recovered = timestep_hypotheses(problem)[0]
-        else:
+            recovered, labels = timestep_hypotheses(problem)[0]
+        elif problem.num_classes is not None and labels is None:
+            labels = timestep_hypotheses(problem)[0].labels
+        if recovered is None:
             if problem.circumstances.model.get("time_embedding_type") == "learned":
                 raise AttackError("timestep = 'search' needs a time embedding of real numbers, the model's is learned")
             start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
-        matching = match_everything(problem, self.derivative, recovered)
-        found = self.two_phases(matching, start)
+        matching = match_everything(problem, self.derivative, recovered, labels)
+        found = self.two_phases(matching, start, labels)
         timesteps = real_timesteps(problem, found[2]).round() if recovered is None else recovered
-        return Outcome(found[0], timesteps, matching.value(found))
+        return Outcome(found[0], timesteps, matching.value(found), labels)
 
 
 def match_everything(
-    problem: InversionProblem, derivative: Derivative, timesteps: Tensor | None = None
+    problem: InversionProblem,
+    derivative: Derivative,
+    timesteps: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> GradientMatching:
-    """The squared error over images and noise [N,C,H,W] and, without ``timesteps`` int64 [N], relaxed ones [N]."""
+    """The squared error over images and noise [N,C,H,W] and, without ``timesteps`` int64 [N], relaxed ones [N].
+
+    ``labels`` int64 [N] are those of the images, where the network takes them.
+    """
 
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
         images, noise, *relaxed = unknowns
         at = real_timesteps(problem, relaxed[0]) if timesteps is None else timesteps
-        return diffusion.loss(problem.model, problem.scheduler, images, noise, at)
+        return problem.loss(images, noise, at, labels)
 
     return GradientMatching(problem, training_loss, derivative=derivative)
 

@@ -6,8 +6,8 @@ With the residual r = f_theta(x_t, t) - target the gradient of the training loss
 
 a function of (x_t, t, r) only, and linear in r. So the attack
 
-1. reads the timesteps off the gradient (attacks/timesteps/recovery.py), or finds one by matching
-   (attacks/residual/timestep_tournament.py);
+1. reads the timesteps off the gradient, and the labels of a class-conditional network
+   (attacks/timesteps/recovery.py), or finds one timestep by matching (attacks/residual/timestep_tournament.py);
 2. searches for (x_t, r) by matching gradients, in the stages below;
 3. computes x0 from (x_t, r) in closed form (``fl_sim.diffusion.x0_from_residual``).
 
@@ -51,7 +51,7 @@ from attacks.residual.polish import Polish, SignPolish
 from attacks.residual.stage import Stage
 from attacks.residual.timestep_tournament import TimestepCheck, TimestepTournament, at_timestep
 from attacks.residual.unknowns import Unknowns, possible_unknowns
-from attacks.timesteps.recovery import HiddenTimestepsError
+from attacks.timesteps.conditions import HiddenTimestepsError
 
 
 class Residual(Attack):
@@ -106,7 +106,7 @@ class Residual(Attack):
         """Pass a candidate through the stages and compute the image from it.
 
         Raises:
-            HiddenTimestepsError: if the timesteps can neither be read off nor searched for.
+            HiddenTimestepsError: if the timesteps can neither be read off nor searched for, or labels not be read off.
         """
         budget = problem.budget.of(int(self.max_evaluations * math.sqrt(problem.samples)))
         stages = self._stages(problem, budget)

@@ -13,7 +13,12 @@ Result = TypeVar("Result")
 
 
 def map_convolution_inputs(
-    model: nn.Module, x_t: Tensor, timesteps: Tensor, names: Container[str], function: Callable[[str, Tensor], Result]
+    model: nn.Module,
+    x_t: Tensor,
+    timesteps: Tensor,
+    names: Container[str],
+    function: Callable[[str, Tensor], Result],
+    labels: Tensor | None = None,
 ) -> dict[str, Result]:
     """``function(name, H)`` of every convolution in ``names``, by the name of its weight.
 
@@ -26,6 +31,7 @@ def map_convolution_inputs(
         timesteps: int64 [N].
         names: names of weights.
         function: of a weight's name and H.
+        labels: int64 [N], where the network takes them.
     """
     found: dict[str, Result] = {}
 
@@ -38,7 +44,7 @@ def map_convolution_inputs(
     wanted = {name: layer for name, layer in layers.items() if name in names and layer.groups == 1}
     handles = [layer.register_forward_pre_hook(partial(before, name)) for name, layer in wanted.items()]
     try:
-        diffusion.predict(model, x_t, timesteps)
+        diffusion.predict(model, x_t, timesteps, labels)
     finally:
         for handle in handles:
             handle.remove()

@@ -42,15 +42,23 @@ class KFACMetric(BaseModel):
         return complete and problem.scale_known and not problem.noisy and noise_floor(problem, 0.0) < self.largest_noise
 
     def distance(
-        self, problem: InversionProblem, x_t: Tensor, timesteps: Tensor, layer_balance_power: float
+        self,
+        problem: InversionProblem,
+        x_t: Tensor,
+        timesteps: Tensor,
+        layer_balance_power: float,
+        labels: Tensor | None = None,
     ) -> Distance:
-        """D above, scaled to 1 for g = 0, for noisy images near ``x_t`` [N,C,H,W] at ``timesteps`` int64 [N]."""
+        """D above, scaled to 1 for g = 0, for noisy images near ``x_t`` [N,C,H,W] at ``timesteps`` int64 [N].
+
+        ``labels`` int64 [N] are those of the images, where the network takes them.
+        """
 
         def inverse_of(name: str, inputs: Tensor) -> Tensor | None:
             return self._inverse_moments(inputs, problem.gradient[name][0, 0].numel())
 
         with torch.no_grad():
-            inverses = map_convolution_inputs(problem.model, x_t, timesteps, problem.gradient, inverse_of)
+            inverses = map_convolution_inputs(problem.model, x_t, timesteps, problem.gradient, inverse_of, labels)
         scaled = {
             name: value if (inverse := inverses.get(name)) is None else _times(value, torch.linalg.cholesky(inverse))
             for name, value in problem.gradient.items()

@@ -121,7 +121,8 @@ class Minimiser:
         """The matching loss in the K-FAC metric of the layers' inputs at ``point``."""
         assert self.metric is not None
         x_t = unknowns.noisy_images(point).detach()
-        distance = self.metric.distance(self.problem, x_t, unknowns.timesteps, self.layer_balance_power)
+        told = unknowns.timesteps, self.layer_balance_power, unknowns.labels
+        distance = self.metric.distance(self.problem, x_t, *told)
         return replace(self, distance=distance).matching(unknowns)
 
     def run_until_stalled(self, run: LBFGSRun, budget: Budget, below: float, stall_ratio: float) -> None:
@@ -204,9 +205,10 @@ class Candidate(LBFGSRun):
 
     def sample_vectors(self) -> tuple[Tensor, Tensor]:
         """Each sample's own share of the time projections' gradient, and its share of the observed one; both [D,N]."""
-        return sample_vectors(self.minimiser.problem, self.unknowns.timesteps, self.matching.gradient(self.point))
+        problem, unknowns = self.minimiser.problem, self.unknowns
+        return sample_vectors(problem, unknowns.timesteps, self.matching.gradient(self.point), unknowns.labels)
 
     def outcome(self) -> Outcome:
-        """Images, reported timesteps and matching loss."""
-        loss = self.matching.value(self.point)
-        return Outcome(self.matching.images(self.point), self.unknowns.reported_timesteps, loss)
+        """Images, reported timesteps, matching loss and labels."""
+        loss, unknowns = self.matching.value(self.point), self.unknowns
+        return Outcome(self.matching.images(self.point), unknowns.reported_timesteps, loss, unknowns.labels)

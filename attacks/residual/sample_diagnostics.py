@@ -16,11 +16,12 @@ from attacks.timesteps.time_layers import time_projection_inputs
 
 
 def sample_vectors(
-    problem: InversionProblem, timesteps: Tensor, gradient: Mapping[str, Tensor]
+    problem: InversionProblem, timesteps: Tensor, gradient: Mapping[str, Tensor], labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """s_i of every sample in ``gradient``, and in the observed gradient; each float64 [D,N], on the CPU.
 
-    D is 0 where the time projections were not observed. Samples that share a timestep get the mean of their vectors.
+    D is 0 where the time projections were not observed. ``labels`` int64 [N] are the samples', where the network takes
+    them. Samples that share a timestep, and a label, get the mean of their vectors.
     Entries that were not sent are left out of both gradients, which agree then wherever the samples do.
     """
     names = (name for name in problem.gradient if name.endswith("time_emb_proj.weight"))
@@ -28,7 +29,7 @@ def sample_vectors(
     if not sent:
         nothing = torch.empty(0, len(timesteps), dtype=torch.float64)
         return nothing, nothing
-    inverse = torch.linalg.pinv(time_projection_inputs(problem.model, timesteps))
+    inverse = torch.linalg.pinv(time_projection_inputs(problem.model, timesteps, labels))
     own, observed = (
         torch.cat([(g[name] * known).double().cpu() for name, known in sent.items()]) @ inverse
         for g in (gradient, problem.gradient)

@@ -6,9 +6,11 @@ approximation. With the unknowns u_k of step k, the weights theta_0 that were se
     m_{k+1} = mu m_k + g(theta_k, u_k) + p (theta_k - theta_0) + wd theta_k,
     theta_{k+1} = theta_k - lr m_{k+1},
 
-with momentum mu, FedProx's proximal_mu p and weight decay wd. The derivative goes back through the steps. It needs
-products of a Hessian with a vector and mixed derivatives along one: the same finite difference over shifted weights as
-in attacks/inversion/gradient_matching.py. So a simulation with its derivative costs two gradients a step.
+with momentum mu, FedProx's proximal_mu p and weight decay wd. The update is theta_K - theta_0; that of a
+moving average of the weights is the mean of all theta_k - theta_0 with the shares of ``ema_shares``. The derivative
+goes back through the steps. It needs products of a Hessian with a vector and mixed derivatives along one: the same
+finite difference over shifted weights as in attacks/inversion/gradient_matching.py. So a simulation with its derivative
+costs two gradients a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +19,10 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from attacks.inversion.gradient_estimate import momentum_weights
+from attacks.inversion.gradient_estimate import step_weights
 from attacks.inversion.gradient_matching import RELATIVE_STEP, Distance, flatten, set_weights
 from attacks.inversion.problem import InversionProblem
+from fl_sim import diffusion
 
 StepLoss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """From the indices of a step's samples, int64 [B], and all unknowns to the step's training loss."""
@@ -50,7 +53,8 @@ class SimulatedTraining:
         self._images_at = images
         self.lr, self.momentum, self.weight_decay = optimizer.lr, optimizer.momentum, optimizer.weight_decay
         self.proximal = optimizer.proximal_mu
-        self.scale = self.lr * sum(momentum_weights(len(steps), self.momentum))
+        self.shares = diffusion.ema_shares(problem.circumstances.ema_decay, len(steps))
+        self.scale = self.lr * sum(step_weights(problem.circumstances))
         self.parameters: list[Tensor] = list(problem.parameters.values())
         self.observed = flatten(list(problem.gradient.values()))
         self.sent = flatten([parameter.detach() for parameter in self.parameters])
@@ -100,23 +104,28 @@ class SimulatedTraining:
     def _forward(self, unknowns: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]], Tensor]:
         """Weights before every step, the loss's gradients there (weights' first), and the mean gradient."""
         weights, buffer, moved = self.sent, torch.zeros_like(self.sent), torch.zeros_like(self.sent)
+        averaged = torch.zeros_like(moved)
         visited, gradients = [], []
-        for samples in self.steps:
+        for samples, share in zip(self.steps, self.shares, strict=True):
             visited.append(weights)
             gradients.append(self._gradients(weights, samples, unknowns))
             pull = self.weight_decay * weights + self.proximal * (weights - self.sent)
             buffer = self.momentum * buffer + gradients[-1][0] + pull
             moved = moved + buffer
+            averaged = averaged + share * moved
             weights = self.sent - self.lr * moved
-        return visited, gradients, moved * (self.lr / self.scale) - self.weight_decay * self.sent
+        return visited, gradients, averaged * (self.lr / self.scale) - self.weight_decay * self.sent
 
     def _backward(
         self, unknowns: Sequence[Tensor], visited: list[Tensor], gradients: list[list[Tensor]], direction: Tensor
     ) -> list[Tensor]:
         """dD/du from ``direction`` = dD/dG, with the derivatives to theta_k and m_k carried from step to step."""
         total = [torch.zeros_like(unknown) for unknown in unknowns]
-        to_weights, to_buffer = -direction / self.scale, torch.zeros_like(direction)
-        for weights, here, samples in reversed(list(zip(visited, gradients, self.steps, strict=True))):
+        to_weights, to_buffer = torch.zeros_like(direction), torch.zeros_like(direction)
+        for weights, here, samples, share in reversed(
+            list(zip(visited, gradients, self.steps, self.shares, strict=True))
+        ):
+            to_weights = to_weights - share * direction / self.scale
             to_buffer = to_buffer - self.lr * to_weights
             norm = to_buffer.norm()
             if norm == 0:

@@ -71,7 +71,7 @@ class SubspaceInit(BaseModel):
         if not isinstance(unknowns, NoisyImageAndResidual) or problem.circumstances.local_steps > 1:
             return  # in later steps the layers' inputs are not those at the weights sent
         evaluations = int(budget.left)
-        x_t = self.find(problem, unknowns.timesteps, candidate.minimiser.generator, budget)
+        x_t = self.find(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
         if x_t is None:
             return
         fixed, start = unknowns.point_of(x_t, unknowns.noisy_images_and_residuals(candidate.point)[1])
@@ -86,10 +86,15 @@ class SubspaceInit(BaseModel):
         candidate.move_to([fixed, *alone.point])
 
     def find(
-        self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator, budget: Budget
+        self,
+        problem: InversionProblem,
+        timesteps: Tensor,
+        generator: torch.Generator,
+        budget: Budget,
+        labels: Tensor | None = None,
     ) -> Tensor | None:
-        """x_t [N,C,H,W] at ``timesteps`` int64 [N]; None where the row spaces do not determine it."""
-        objective = SubspaceObjective(problem, timesteps, self.clear_of_noise)
+        """x_t [N,C,H,W] at ``timesteps`` and ``labels`` int64 [N]; None where the row spaces do not determine it."""
+        objective = SubspaceObjective(problem, timesteps, self.clear_of_noise, labels)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
             before = math.inf
@@ -120,11 +125,13 @@ def has_duplicates(images: Tensor, distance: float) -> bool:
 class SubspaceObjective:
     """The mean share of the layers' inputs at ``timesteps`` int64 [N] outside the row spaces of the gradient, over x_t.
 
-    ``clear_of_noise``: as in ``SubspaceInit``.
+    ``clear_of_noise``: as in ``SubspaceInit``; ``labels`` int64 [N], where the network takes them.
     """
 
-    def __init__(self, problem: InversionProblem, timesteps: Tensor, clear_of_noise: float) -> None:
-        self.problem, self.timesteps = problem, timesteps
+    def __init__(
+        self, problem: InversionProblem, timesteps: Tensor, clear_of_noise: float, labels: Tensor | None = None
+    ) -> None:
+        self.problem, self.timesteps, self.labels = problem, timesteps, labels
         blank = next(iter(problem.gradient.values())).new_zeros(problem.samples, *problem.image_shape)
         self._num_unknowns = blank.numel()
 
@@ -153,7 +160,7 @@ class SubspaceObjective:
     def _map_inputs(
         self, x_t: Tensor, names: Container[str], function: Callable[[str, Tensor], Result]
     ) -> dict[str, Result]:
-        return map_convolution_inputs(self.problem.model, x_t, self.timesteps, names, function)
+        return map_convolution_inputs(self.problem.model, x_t, self.timesteps, names, function, self.labels)
 
 
 def _share_outside(inputs: Tensor, basis: Tensor) -> Tensor:

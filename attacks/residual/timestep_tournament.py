@@ -21,6 +21,7 @@ from attacks.inversion.restarts import search_starts, successive_halving
 from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.stage import Stage
 from attacks.residual.unknowns import NoisyImageAndResidual
+from attacks.timesteps.labels import recover_labels
 
 
 class TimestepTournament(Stage):
@@ -91,5 +92,10 @@ class TimestepCheck(Stage):
 
 
 def at_timestep(problem: InversionProblem, timestep: int) -> NoisyImageAndResidual:
-    """Noisy image and residual of a single image at a timestep."""
-    return NoisyImageAndResidual(problem, torch.tensor([timestep], device=problem.device))
+    """Noisy image and residual of a single image at a timestep, with its label where the network takes one.
+
+    Raises:
+        HiddenTimestepsError: if the label cannot be read off the update.
+    """
+    labels = None if problem.num_classes is None else recover_labels(problem).to(problem.device)
+    return NoisyImageAndResidual(problem, torch.tensor([timestep], device=problem.device), labels)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import check_signal
-from attacks.inversion.gradient_estimate import momentum_weights
+from attacks.inversion.gradient_estimate import step_weights
 from attacks.inversion.image_prior import natural_image_energy, random_smooth_images
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.recovery import timestep_hypotheses
@@ -32,12 +32,14 @@ class Unknowns(ABC):
     Attributes:
         problem: the problem of which these are the unknowns.
         timesteps: int64 [N], at which the search runs.
+        labels: int64 [N], with which it runs; None where the network takes none.
         reported_timesteps: int64 [N], what the attack claims; -1 where it claims nothing.
         image_error_gain: by how much the error of x0 exceeds that of x_t, from the division by sqrt(alphas_cumprod).
     """
 
     problem: InversionProblem
     timesteps: Tensor
+    labels: Tensor | None
     reported_timesteps: Tensor
     image_error_gain: float
 
@@ -73,6 +75,10 @@ class Unknowns(ABC):
     def energy(self, point: Sequence[Tensor]) -> Tensor:
         """-2 ln p(unknowns) before anything was observed, up to a constant; a scalar."""
 
+    def labels_of(self, samples: Tensor) -> Tensor | None:
+        """The labels of the chosen samples, int64 [B]; None where the network takes none."""
+        return None if self.labels is None else self.labels[samples]
+
     def training_loss(self, point: Sequence[Tensor]) -> Tensor:
         """``step_loss`` over all samples: the weight gradient is that of arXiv 2006.11239, eq. 14."""
         return self.step_loss(torch.arange(self.problem.samples, device=self.problem.device), point)
@@ -101,24 +107,31 @@ def possible_unknowns(problem: InversionProblem) -> list[Unknowns]:
         AttackError: if the noisy images at these timesteps hold nothing of the images.
     """
     if problem.noise is not None and problem.timesteps is not None:
-        return [CleanImage(problem), NoisyImageAndResidual(problem, problem.timesteps)]
+        return [CleanImage(problem), NoisyImageAndResidual(problem, problem.timesteps, problem.labels)]
     hypotheses = timestep_hypotheses(problem)
-    check_signal(problem.scheduler, hypotheses[0])
-    return [NoisyImageAndResidual(problem, timesteps) for timesteps in hypotheses]
+    check_signal(problem.scheduler, hypotheses[0].timesteps)
+    return [NoisyImageAndResidual(problem, *hypothesis) for hypothesis in hypotheses]
 
 
 class NoisyImageAndResidual(Unknowns):
-    """The point (rho x_t / max rho, r / max rho), with rho(t) the expected size of r at ``timesteps`` int64 [N].
+    """The point (rho' x_t / max rho', w r / max rho') of noisy images x_t and residuals r = f_theta(x_t, t) - target.
 
-    r = f_theta(x_t, t) - target is the residual. Then x_t and r of all samples move the gradient about alike.
+    rho' = w rho, with w(t) the weight of a sample in the client's loss and rho(t) the expected size of r at
+    ``timesteps`` int64 [N]. ``labels`` int64 [N] are those of the samples, where the network takes them. Then x_t and r
+    of all samples move the gradient about alike. Of a sample with weight 0, on which the gradient does not depend, the
+    start is all that is found.
     """
 
-    def __init__(self, problem: InversionProblem, timesteps: Tensor) -> None:
+    def __init__(self, problem: InversionProblem, timesteps: Tensor, labels: Tensor | None = None) -> None:
         self.problem, self.timesteps, self.reported_timesteps = problem, timesteps, timesteps
+        self.labels = labels
         self.image_error_gain = _image_error_gain(problem, timesteps)
-        self.expected_residual = expected_residual(problem, self.timesteps)
-        self.residual_scale = self.expected_residual.max()
-        self.image_scale = self.residual_scale / self.expected_residual
+        self.expected_residual = expected_residual(problem, timesteps, labels)
+        self.loss_weights = problem.loss_weights(timesteps)
+        weights = torch.where(self.loss_weights > 0, self.loss_weights, 1.0)
+        weighted = weights * self.expected_residual
+        self.residual_scale = weighted.max() / weights
+        self.image_scale = weighted.max() / weighted
 
     def origin(self) -> list[Tensor]:
         """x_t = 0 and r = 0."""
@@ -131,16 +144,14 @@ class NoisyImageAndResidual(Unknowns):
         return [self.problem.randn(generator) * x_t_scale, self.problem.randn(generator) * r_scale]
 
     def step_loss(self, samples: Tensor, point: Sequence[Tensor]) -> Tensor:
-        """(2/n) <f_theta(x_t, t), r> over the chosen samples, int64 [B], which have n elements."""
+        """(2/n) <f_theta(x_t, t), w r> over the chosen samples, int64 [B], which have n elements."""
         x_t, residual = (values[samples] for values in self.noisy_images_and_residuals(point))
-        prediction = diffusion.predict(self.problem.model, x_t, self.timesteps[samples])
-        return (prediction * residual).sum() * (2 / x_t.numel())
+        prediction = diffusion.predict(self.problem.model, x_t, self.timesteps[samples], self.labels_of(samples))
+        return (prediction * (self.loss_weights[samples] * residual)).sum() * (2 / x_t.numel())
 
     def as_local_steps(self, point: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
-        """Divide each r by its step's relative weight under momentum, which r, being a factor, had taken up."""
-        optimizer = self.problem.circumstances.local_optimizer
-        assert optimizer is not None  # where there are several steps there is one
-        weights = momentum_weights(len(steps), optimizer.momentum)
+        """Divide each r by its step's relative weight in the update, which r, being a factor, had taken up."""
+        weights = step_weights(self.problem.circumstances)
         scaled = point[1].detach().clone()
         for samples, weight in zip(steps, weights, strict=True):
             scaled[samples] *= sum(weights) / (len(steps) * weight)
@@ -150,7 +161,7 @@ class NoisyImageAndResidual(Unknowns):
         """x0 [N,C,H,W] in closed form; an unknown scale of r is estimated."""
         x_t, residual = self.noisy_images_and_residuals(point)
         with torch.no_grad():
-            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
+            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps, self.labels)
             if not self.problem.scale_known:
                 residual = residual * self._likeliest_scale(x_t, prediction, residual)
             return diffusion.x0_from_residual(self.problem.scheduler, x_t, prediction, residual, self.timesteps)
@@ -177,35 +188,40 @@ class NoisyImageAndResidual(Unknowns):
         """Multiply r by its most likely scale."""
         x_t, residual = self.noisy_images_and_residuals(point)
         with torch.no_grad():
-            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps)
+            prediction = diffusion.predict(self.problem.model, x_t, self.timesteps, self.labels)
             return [point[0].detach(), point[1].detach() * self._likeliest_scale(x_t, prediction, residual)]
 
     def energy(self, point: Sequence[Tensor]) -> Tensor:
-        """|eps|^2 + E(x0), for an r of known scale; E is ``natural_image_energy``."""
+        """|eps|^2 + E(x0), with eps whitened, for an r of known scale; E is ``natural_image_energy``."""
         x_t, residual = self.noisy_images_and_residuals(point)
         scheduler, timesteps = self.problem.scheduler, self.timesteps
-        prediction = diffusion.predict(self.problem.model, x_t, timesteps)
-        noise = diffusion.noise_from_target(scheduler, x_t, prediction - residual, timesteps)
+        prediction = diffusion.predict(self.problem.model, x_t, timesteps, self.labels)
+        noise = self._white_noise(x_t, prediction - residual)
         images = diffusion.x0_from_residual(scheduler, x_t, prediction, residual, timesteps)
         return noise.square().sum() + natural_image_energy(images)
 
     def _likeliest_scale(self, x_t: Tensor, prediction: Tensor, residual: Tensor) -> Tensor:
         """The most likely c of c r, a scalar.
 
-        Two things are known. The noise that belongs to c r, which is affine in c, n_0 + c (n_1 - n_0), has mean square
-        1 up to sqrt(2 / its number of elements). And c r is of about its expected size; near the end of the schedule,
-        where r is small, only this tells anything.
+        Two things are known. The noise that belongs to c r, which is affine in c, n_0 + c (n_1 - n_0), has, whitened, a
+        mean square of 1 up to sqrt(2 / its number of elements). And c r is of about its expected size; near the end of
+        the schedule, where r is small, only this tells anything.
         """
         expected = (self.expected_residual.square().mean() / residual.square().mean()).sqrt()
         residual = residual * expected
-        offset = diffusion.noise_from_target(self.problem.scheduler, x_t, prediction, self.timesteps)
-        slope = diffusion.noise_from_target(self.problem.scheduler, x_t, prediction - residual, self.timesteps) - offset
+        offset = self._white_noise(x_t, prediction)
+        slope = self._white_noise(x_t, prediction - residual) - offset
         logarithms = torch.linspace(-2, 2, 801, device=residual.device)
         c = logarithms.exp()
         variance = slope.square().mean() * c**2 + 2 * (slope * offset).mean() * c + offset.square().mean()
         surprise = (variance - 1).square() * (residual.numel() / 2)
         surprise += ((logarithms - LOG_RESIDUAL_RATIO) / LOG_RESIDUAL_RATIO_STD).square()
         return expected * c[surprise.argmin()]
+
+    def _white_noise(self, x_t: Tensor, known_target: Tensor) -> Tensor:
+        """The noise behind x_t and the target, mapped to what is standard normal; [N,C,H,W]."""
+        noise = diffusion.noise_from_target(self.problem.scheduler, x_t, known_target, self.timesteps)
+        return diffusion.whiten(noise, self.problem.circumstances.noise_offset)
 
 
 class CleanImage(Unknowns):
@@ -216,13 +232,17 @@ class CleanImage(Unknowns):
         assert problem.timesteps is not None
         self.problem, self.noise = problem, problem.noise
         self.timesteps = self.reported_timesteps = problem.timesteps
+        self.labels = problem.labels
         signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, self.timesteps, self.noise)
         signal_scale = torch.where(signal_scale > 0, signal_scale, 1.0)
         self.image_error_gain = float(1 / signal_scale.min())
-        residual = expected_residual(problem, self.timesteps)
+        residual = expected_residual(problem, self.timesteps, self.labels)
         told = diffusion.determines_x0(problem.scheduler, self.timesteps).to(residual.device).reshape(residual.shape)
-        self.image_scale = torch.where(told, residual.max() / residual / signal_scale, 0.0)
-        self._largest_start = residual / residual.max()
+        weights = problem.loss_weights(self.timesteps)
+        told &= weights > 0
+        weighted = torch.where(told, weights, 1.0) * residual
+        self.image_scale = torch.where(told, weighted.max() / weighted / signal_scale, 0.0)
+        self._largest_start = weighted / weighted.max()
 
     def origin(self) -> list[Tensor]:
         """x0 = 0."""
@@ -235,7 +255,7 @@ class CleanImage(Unknowns):
     def step_loss(self, samples: Tensor, point: Sequence[Tensor]) -> Tensor:
         """The client's own loss over the chosen samples, int64 [B] (arXiv 2006.11239, eq. 14)."""
         batch = self.images(point)[samples], self.noise[samples], self.timesteps[samples]
-        return diffusion.loss(self.problem.model, self.problem.scheduler, *batch)
+        return self.problem.loss(*batch, self.labels_of(samples))
 
     def as_local_steps(self, point: Sequence[Tensor], _: Sequence[Tensor]) -> list[Tensor]:
         """The same point: an image is the same in every step."""
@@ -258,16 +278,21 @@ class CleanImage(Unknowns):
         return natural_image_energy(self.images(point))
 
 
-def expected_residual(problem: InversionProblem, timesteps: Tensor) -> Tensor:
-    """rho(t) [N,1,1,1], the root mean square of f_theta(x_t, t) - target on random smooth images."""
+def expected_residual(problem: InversionProblem, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+    """rho(t) [N,1,1,1], the root mean square of f_theta(x_t, t) - target on random smooth images.
+
+    ``labels`` int64 [N] are those of the samples, where the network takes them.
+    """
     generator = torch.Generator().manual_seed(0)
     images = random_smooth_images(PUBLIC_IMAGES, problem.image_shape, generator).to(problem.device)
-    noise = problem.randn(generator, PUBLIC_IMAGES)
+    noise = problem.draw_noise(generator, PUBLIC_IMAGES)
     sizes = []
     with torch.no_grad():
-        for timestep in timesteps:
+        for sample, timestep in enumerate(timesteps):
             t = timestep.expand(PUBLIC_IMAGES)
-            prediction = diffusion.predict(problem.model, diffusion.add_noise(problem.scheduler, images, noise, t), t)
+            label = None if labels is None else labels[sample].expand(PUBLIC_IMAGES)
+            x_t = diffusion.add_noise(problem.scheduler, images, noise, t)
+            prediction = diffusion.predict(problem.model, x_t, t, label)
             residual = prediction - diffusion.target(problem.scheduler, images, noise, t)
             sizes.append(residual.square().mean().sqrt())
     return torch.stack(sizes).reshape(-1, 1, 1, 1)

@@ -1,6 +1,7 @@
 """Which timestep was drawn twice: an update does not show it, but some hypotheses are more plausible than others.
 
-Of samples that share a timestep the time layers show only the sum of their vectors. On average its squared size is that
+Of samples that share a timestep, and a label where the network takes them, the time layers show only the sum of their
+vectors. On average its squared size is that
 of one sample times their number. The attacker measures the size of one sample on random smooth images.
 """
 
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.problem import InversionProblem
+from attacks.timesteps.conditions import Conditions
 from attacks.timesteps.time_layers import time_layers
 from fl_sim import diffusion
 
 PUBLIC_IMAGES = 4
 
 
-def plausible_timesteps(problem: InversionProblem, distinct: Tensor, most: int = 16) -> list[Tensor]:
-    """The ``most`` most plausible answers, each int64 [N] ascending, made of all ``distinct`` timesteps int64 [M].
+def plausible_timesteps(problem: InversionProblem, distinct: Conditions, most: int = 16) -> list[Conditions]:
+    """The ``most`` most plausible answers, each of N conditions, made of all ``distinct`` ones, of which there are M.
 
     Best first: the logarithm of every relative squared size is compared with that of the number of samples, after a
     factor common to all. With more than one surplus sample the answers grow from the ``most`` best with one less.
@@ -30,30 +32,33 @@ def plausible_timesteps(problem: InversionProblem, distinct: Tensor, most: int =
     def implausibility(counts: tuple[int, ...]) -> float:
         return float((relative - torch.tensor(counts).log()).var(correction=0))
 
-    answers = [(1,) * len(distinct)]
-    for _ in range(problem.samples - len(distinct)):
-        grown = {(*a[:i], a[i] + 1, *a[i + 1 :]) for a in answers for i in range(len(distinct))}
+    number = len(distinct.timesteps)
+    answers = [(1,) * number]
+    for _ in range(problem.samples - number):
+        grown = {(*a[:i], a[i] + 1, *a[i + 1 :]) for a in answers for i in range(number)}
         answers = sorted(grown, key=implausibility)[:most]
-    return [distinct.repeat_interleave(torch.tensor(counts)) for counts in answers]
+    return [distinct.at(torch.arange(number).repeat_interleave(torch.tensor(counts))) for counts in answers]
 
 
-def _relative_sizes(problem: InversionProblem, distinct: Tensor) -> Tensor:
-    """Squared size of what each distinct timestep adds to a time layer, over that of one public sample, [M]."""
-    layer = time_layers(problem, distinct)[-1]
+def _relative_sizes(problem: InversionProblem, distinct: Conditions) -> Tensor:
+    """Squared size of what each distinct condition adds to a time layer, over that of one public sample, [M]."""
+    layer = time_layers(problem, *distinct)[-1]
     shares = torch.linalg.lstsq(layer.inputs.T, layer.gradient.T).solution
-    return shares.square().sum(1) / torch.stack([_public_size(problem, timestep) for timestep in distinct.split(1)])
+    places = range(len(distinct.timesteps))
+    return shares.square().sum(1) / torch.stack([_public_size(problem, distinct.at([place])) for place in places])
 
 
-def _public_size(problem: InversionProblem, timestep: Tensor) -> Tensor:
-    """Mean over random smooth images of the squared size of what a sample at timestep int64 [1] adds to that layer."""
+def _public_size(problem: InversionProblem, condition: Conditions) -> Tensor:
+    """Mean over random smooth images of the squared size of what a sample in one condition adds to that layer."""
     source = torch.Generator().manual_seed(0)
     public = copy(problem)
     sizes = []
     for _ in range(PUBLIC_IMAGES):
         image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
-        noise = problem.randn(source, 1)
-        public.gradient = diffusion.gradient(problem.model, problem.scheduler, image, noise, timestep.to(image.device))
-        layer = time_layers(public, timestep)[-1]
+        draw = image, problem.draw_noise(source, 1), *condition.to(problem.device)
+        gamma = problem.circumstances.min_snr_gamma
+        public.gradient = diffusion.gradient(problem.model, problem.scheduler, *draw, min_snr_gamma=gamma)
+        layer = time_layers(public, *condition)[-1]
         sizes.append(layer.gradient.square().sum() / layer.inputs.square().sum())
         problem.budget.spend()
     return torch.stack(sizes).mean()

@@ -46,9 +46,15 @@ class NoiseScaledLayer:
     rows: int
 
     def basis(self, members: Sequence[int]) -> Tensor:
-        """Orthonormal basis [G,D,N] of the members' weighted inputs."""
-        weighted = self.inputs[list(members)] * self.weights[:, None, :]
-        return torch.linalg.qr(weighted.transpose(1, 2)).Q
+        """Orthonormal basis [G,D,N] of the members' weighted inputs; zero for one that the members before it span.
+
+        Pairs of timestep and label share the inputs of a layer that sees only the timestep.
+        """
+        weighted = (self.inputs[list(members)] * self.weights[:, None, :]).transpose(1, 2)
+        basis, triangle = torch.linalg.qr(weighted)
+        outside, length = triangle.diagonal(dim1=1, dim2=2).square(), weighted.square().sum(dim=1)
+        # QR completes a deficient basis by directions of its own, and takes these from the members that follow.
+        return basis if (outside > SAME_DIRECTION * length).all() else _gram_schmidt(weighted)
 
     def remainder(self, basis: Tensor) -> Tensor:
         """The part of ``values`` outside the basis, [G,R,D]."""
@@ -68,7 +74,9 @@ class NoiseScaledLayer:
         outside = self._outside(basis)
         own = self.basis([*others, member])[:, :, -1]
         cosines = ((own * self.weights) @ self.inputs.T).square() / outside
-        return self.rows * (1 - torch.where(outside > 0, cosines, 0.0)).mean(dim=0).clamp_min(0)
+        apart = 1 - torch.where(outside > 0, cosines, 0.0)
+        neither = (outside == 0) & ~own.any(dim=1, keepdim=True)
+        return self.rows * torch.where(neither, 0.0, apart).mean(dim=0).clamp_min(0)
 
     def _outside(self, basis: Tensor) -> Tensor:
         """Squared length of each weighted input's part outside the basis, [G,C]; 0 where it is lost in rounding."""
@@ -76,6 +84,19 @@ class NoiseScaledLayer:
         inside = ((basis * self.weights[:, :, None]).transpose(1, 2) @ self.inputs.T).square().sum(dim=1)
         outside = length - inside
         return torch.where(outside > SAME_DIRECTION * length, outside, 0.0)
+
+
+def _gram_schmidt(columns: Tensor) -> Tensor:
+    """The columns [G,D,N] made orthonormal one after the other; zero where one lies in the span of those before it."""
+    basis = torch.zeros_like(columns)
+    for number in range(columns.shape[2]):
+        column = columns[:, :, number : number + 1]
+        for _ in range(2):  # once more, for what rounding left
+            column = column - basis @ (basis.transpose(1, 2) @ column)
+        left, length = (value.square().sum(dim=1) for value in (column[:, :, 0], columns[:, :, number]))
+        scale = torch.where(left > SAME_DIRECTION * length, left.clamp_min(torch.finfo(left.dtype).tiny).rsqrt(), 0.0)
+        basis[:, :, number] = column[:, :, 0] * scale[:, None]
+    return basis
 
 
 def noise_scaled_layers(layers: Iterable[TimeLayer], samples: int) -> list[NoiseScaledLayer]:

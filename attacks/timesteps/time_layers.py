@@ -7,7 +7,8 @@ weight gradients are sums over the samples,
     dW = sum_i s_i x(t_i)^T.
 
 A bias is a last input that is always 1. A learned embedding table is a linear layer of one-hot inputs. The time
-projections share their input and are stacked to one tall layer. In a layer with a low-rank adapter W + c B A the
+projections share their input and are stacked to one tall layer; in a class-conditional network it depends on timestep
+and label. In a layer with a low-rank adapter W + c B A the
 gradient of A has the inputs x(t), and that of B the inputs A x(t).
 """
 
@@ -41,9 +42,12 @@ class TimeLayer:
         return TimeLayer(self.inputs, self.gradient[chosen], self.std[chosen])
 
 
-def time_projection_inputs(model: Any, timesteps: Tensor) -> Tensor:
-    """What ``model`` feeds every ``time_emb_proj`` at ``timesteps`` int64 [n]: silu(temb(t)), float64 [n,D], CPU."""
-    return _inputs(model, timesteps)[-1]
+def time_projection_inputs(model: Any, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+    """What ``model`` feeds every ``time_emb_proj`` at ``timesteps`` and ``labels`` int64 [n]; float64 [n,D], CPU.
+
+    It is silu(temb(t)), or silu(temb(t) + E_c) in a network that takes labels.
+    """
+    return _inputs(model, timesteps, labels)[-1]
 
 
 def candidate_timesteps(problem: InversionProblem) -> Tensor:
@@ -52,18 +56,22 @@ def candidate_timesteps(problem: InversionProblem) -> Tensor:
     A Fourier embedding takes the logarithm of t, so that t = 0 would have left NaN in the update.
     """
     timesteps = torch.arange(problem.scheduler.config.num_train_timesteps)
-    return timesteps[_inputs(problem.model, timesteps)[0].isfinite().all(dim=1)]
+    return timesteps[_inputs(problem.model, timesteps, None)[0].isfinite().all(dim=1)]
 
 
-def time_layers(problem: InversionProblem, candidates: Tensor) -> list[TimeLayer]:
-    """The layers whose gradient was observed and whose inputs are known.
+def time_layers(
+    problem: InversionProblem, candidates: Tensor, labels: Tensor | None = None, *, at_weights_sent: bool = False
+) -> list[TimeLayer]:
+    """The layers whose gradient was observed and whose inputs are known, for candidate timesteps int64 [C].
 
-    Local steps move the weights. From the second step on a layer's input is known only if no layer before it is
-    trained: always that of ``linear_1``, unless the embedding is learned.
+    In a network that takes labels, the time projections count only if the candidates have ``labels`` int64 [C]. Local
+    steps move the weights. From the second step on a layer's input is known only if no layer before it is trained:
+    always that of ``linear_1``, unless the embedding is learned. With ``at_weights_sent`` all layers are returned, with
+    the inputs that they have there.
     """
-    moves = problem.circumstances.local_steps > 1
+    moves = problem.circumstances.local_steps > 1 and not at_weights_sent
     layers = []
-    for names, inputs in _chain(problem.model, candidates):
+    for names, inputs in _chain(problem.model, candidates, labels):
         observed = [name for name in names if f"{name}.weight" in problem.gradient]
         if observed:
             layers.append(_layer(problem, observed, inputs))
@@ -83,23 +91,27 @@ def _adapter(problem: InversionProblem, name: str, inputs: Tensor, moves: bool) 
         yield TimeLayer(reduced, problem.gradient[second].double().cpu(), problem.std[second].double().cpu())
 
 
-def _chain(model: Any, timesteps: Tensor) -> Iterator[tuple[list[str], Tensor]]:
+def _chain(model: Any, timesteps: Tensor, labels: Tensor | None) -> Iterator[tuple[list[str], Tensor]]:
     """Names of modules that share an input, with that input; each depends on the modules before it only."""
-    embedding, hidden, projected = _inputs(model, timesteps)
+    embedding, hidden, projected = _inputs(model, timesteps, labels)
     if isinstance(model.time_proj, nn.Embedding):
         yield [_EMBEDDING], nn.functional.one_hot(timesteps, model.time_proj.num_embeddings).double()
     yield [_FIRST], embedding
     yield [_SECOND], hidden
-    yield [name for name, _ in model.named_modules() if name.endswith(_PROJECTION)], projected
+    if labels is not None or model.class_embedding is None:
+        yield [name for name, _ in model.named_modules() if name.endswith(_PROJECTION)], projected
 
 
-def _inputs(model: Any, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(model: Any, timesteps: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of ``linear_1``, ``linear_2`` and the time projections, by the model's own arithmetic."""
     device = next(model.parameters()).device
     with torch.no_grad():
         embedding = model.time_proj(timesteps.to(device))
         hidden = model.time_embedding.act(model.time_embedding.linear_1(embedding))
-        projected = _nonlinearity(model)(model.time_embedding.linear_2(hidden))
+        embedded = model.time_embedding.linear_2(hidden)
+        if labels is not None:
+            embedded = embedded + model.class_embedding(labels.to(device))
+        projected = _nonlinearity(model)(embedded)
     return embedding.double().cpu(), hidden.double().cpu(), projected.double().cpu()
 
 

@@ -13,8 +13,8 @@ from experiments.bench.cases import NETWORKS, Case
 from experiments.checkpoint import load_checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
-from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, trainable_names
-from fl_sim.draws import derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
+from fl_sim.diffusion import Checkpoint, build_model, num_classes, scheduler_config, trainable_names
+from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 
@@ -26,42 +26,47 @@ Update = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Victim:
-    """What the server sees of a client, and the truth: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N]."""
+    """What the server sees of a client, and the truth: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N].
+
+    ``labels`` int64 [N] are those of a class-conditional network, else None.
+    """
 
     observation: Observation
     images: Tensor
     timesteps: Tensor
     photographs: tuple[str, ...]
+    labels: Tensor | None = None
 
 
 def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> Victim:
     """Victim ``index`` of a case, computed on the CPU so that it is the same for every attack and device.
 
     Its image, noise, timesteps and initial weights are drawn from ``seed`` and depend on ``index``, on the network and
-    on the number of images and the timesteps to draw from, and on nothing else in ``case``.
+    on the number of images and the timesteps to draw from, and on nothing else in ``case``. The labels of a
+    class-conditional network are drawn uniformly: what a label says of an image is nothing to an untrained network.
     """
     start = load_checkpoint(checkpoint) if checkpoint else _untrained(case, seed, index)
-    assert start.image_size is not None  # the benchmark's networks say it
+    assert start.image_shape is not None  # the benchmark's networks say it
     recipe = Recipe(
         model=start.model,
         scheduler=start.scheduler,
-        image_shape=(3, start.image_size, start.image_size),
+        image_shape=start.image_shape,
         update="weights" if case.optimizer else "gradient",
         batch_size=case.batch_size,
         local_steps=case.local_steps,
         optimizer=case.optimizer,
     )
-    held = list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=start.image_size))
+    channels, *sides = start.image_shape
+    held = list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=sides))
     # Victim after victim deals on from one shuffled deck, so that no photograph comes twice before all have come.
     dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held))
     chosen = dealt[-case.samples :].tolist()
     first, last = case.timesteps
     noise_seed = derive_seed(seed, "noise", case.network, first, last, index)
     noise, steps_from_first = draw_noise_and_timesteps(noise_seed, case.samples, recipe.image_shape, last - first + 1)
-    images, timesteps = held.decode(chosen), first + steps_from_first
-    update, defence = _sent(
-        case, recipe, start.weights, (images, noise, timesteps), derive_seed(seed, "defence", index)
-    )
+    labels = _draw_labels(start, case.samples, derive_seed(seed, "labels", case.network, index))
+    draw = Draw(held.decode(chosen, channels), noise, first + steps_from_first, labels)
+    update, defence = _sent(case, recipe, start.weights, draw, derive_seed(seed, "defence", index))
     circumstances = Circumstances(
         round=1,
         client=index if case.num_clients == 1 else -1,
@@ -77,9 +82,15 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         model=start.model,
         num_clients=case.num_clients,
     )
-    dictated = (noise, timesteps) if case.threat is ThreatModel.KNOWN else ()
-    observation = Observation(circumstances, start.weights, update, *dictated)
-    return Victim(observation, (images + 1) / 2, timesteps, tuple(held.photographs[i] for i in chosen))
+    known = draw[1:] if case.threat is ThreatModel.KNOWN else ()
+    observation = Observation(circumstances, start.weights, update, *known)
+    photographs = tuple(held.photographs[i] for i in chosen)
+    return Victim(observation, (draw.images + 1) / 2, draw.timesteps, photographs, labels)
+
+
+def _draw_labels(start: Checkpoint, samples: int, seed: int) -> Tensor | None:
+    classes = num_classes(start.model)
+    return None if classes is None else torch.randint(classes, (samples,), generator=seeded_generator(seed))
 
 
 def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
@@ -91,14 +102,13 @@ def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
 
 
 def _sent(
-    case: Case, recipe: Recipe, weights: Update, draw: tuple[Tensor, Tensor, Tensor], seed: int
+    case: Case, recipe: Recipe, weights: Update, draw: Draw, seed: int
 ) -> tuple[Update, DefenceDisclosure | None]:
     """What the server receives: every client's update after its defence, summed over the clients."""
     sent: list[Update] = []
     defence, generator = None, seeded_generator(seed)
-    per_client = (values.split(case.samples_per_client) for values in draw)
-    for images, noise, timesteps in zip(*per_client, strict=True):
-        update, _ = local_training(recipe, weights, images, noise, timesteps, "cpu")
+    for of_client in draw.batches(case.samples_per_client):
+        update, _ = local_training(recipe, weights, of_client, "cpu")
         if case.optimizer:
             update = {name: update[name] - weights[name] for name in trainable_names(recipe.model)}
         if case.defence != "none":

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from fl_sim import diffusion
 from fl_sim.defences.privacy import Privacy
-from fl_sim.draws import derive_seed, seeded_generator
+from fl_sim.draws import Draw, derive_seed, seeded_generator
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, arrays_in, read_update, replace_update
 
 Update = dict[str, Tensor]
@@ -48,16 +48,16 @@ class Defence(BaseModel):
         self,
         model: nn.Module,
         scheduler: DDPMScheduler,
-        images: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
+        batch: Draw,
         generator: torch.Generator,
+        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
         """The gradient of a batch that a client trains with or sends, by parameter, and the batch's loss.
 
-        Parameters that it leaves out are not trained. All randomness comes from ``generator``, a CPU generator.
+        Parameters that it leaves out are not trained. All randomness comes from ``generator``, a CPU generator. The
+        other arguments are those of ``diffusion.loss``.
         """
-        return diffusion.gradient_and_loss(model, scheduler, images, noise, timesteps)
+        return diffusion.gradient_and_loss(model, scheduler, *batch, min_snr_gamma=min_snr_gamma)
 
     def disclosure(self, recipe: Recipe) -> dict[str, Any]:
         """What is known to an attacker who knows this defence: a capture's ``defence`` (docs/capture-format.md)."""

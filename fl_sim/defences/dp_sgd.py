@@ -8,12 +8,14 @@ from diffusers import DDPMScheduler
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from fl_sim import diffusion
+from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.defences.privacy import Privacy, gaussian_privacy
+from fl_sim.draws import Draw
 from fl_sim.wire import Recipe
 
 
@@ -33,14 +35,21 @@ class DPSGD(Defence):
     delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
 
     @override
+    def check(self, recipe: Recipe) -> None:
+        if recipe.gradient_accumulation > 1:
+            raise SettingsError(
+                f"client.gradient_accumulation = {recipe.gradient_accumulation}: {self.name} noises every batch, for "
+                f"which alone its privacy is computed; allowed: 1"
+            )
+
+    @override
     def batch_gradient(
         self,
         model: nn.Module,
         scheduler: DDPMScheduler,
-        images: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
+        batch: Draw,
         generator: torch.Generator,
+        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
         parameters = diffusion.trainable_parameters(model)
         # Opacus' own rule for convolutions gives wrong gradients for the channels-last tensors behind an attention
@@ -50,13 +59,13 @@ class DPSGD(Defence):
             torch.optim.SGD(parameters.values()),
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.clip_norm,
-            expected_batch_size=len(images),
-            generator=_on(images.device, generator),
+            expected_batch_size=len(batch.images),
+            generator=_on(batch.images.device, generator),
         )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss = diffusion.loss(per_image, scheduler, images, noise, timesteps)
+                loss = diffusion.loss(per_image, scheduler, *batch, min_snr_gamma=min_snr_gamma)
                 loss.backward()
             optimizer.pre_step()
             gradient = {name: parameter.grad.clone() for name, parameter in parameters.items()}  # type: ignore[union-attr]

@@ -7,11 +7,12 @@ from diffusers import DDPMScheduler
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
+from fl_sim.draws import Draw
 from fl_sim.wire import ARRAYS, Recipe
 
 _STATE = "own-time-mlp"
@@ -53,12 +54,11 @@ class UnsharedTimeMLP(Defence):
         self,
         model: nn.Module,
         scheduler: DDPMScheduler,
-        images: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
+        batch: Draw,
         generator: torch.Generator,
+        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
-        gradient, loss = super().batch_gradient(model, scheduler, images, noise, timesteps, generator)
+        gradient, loss = super().batch_gradient(model, scheduler, batch, generator, min_snr_gamma)
         if self.keep == "own":
             return gradient, loss
         return {name: value for name, value in gradient.items() if not self.withholds(name)}, loss

@@ -9,16 +9,19 @@ image. Batches are [B,C,H,W], timesteps [B].
 from fl_sim.diffusion.checkpoint import Checkpoint, read_checkpoint
 from fl_sim.diffusion.configuration import ConfigError
 from fl_sim.diffusion.diffusers_folder import read_network_config
+from fl_sim.diffusion.ema import ema_decays, ema_shares
 from fl_sim.diffusion.known_networks import KNOWN_NETWORKS
 from fl_sim.diffusion.local_optimizer import LocalOptimizer
 from fl_sim.diffusion.lora import LORA, LoRA, adapt
+from fl_sim.diffusion.min_snr import min_snr_weights
 from fl_sim.diffusion.network import (
     MODEL_CLASSES,
     build_model,
     dropout_of,
+    in_channels,
+    num_classes,
     outline,
     predict,
-    sample_size,
     trainable_names,
     unet_config,
 )
@@ -31,6 +34,7 @@ from fl_sim.diffusion.noise_schedule import (
     scheduler_config,
     signal_and_noise_scale,
 )
+from fl_sim.diffusion.offset_noise import add_offset, whiten
 from fl_sim.diffusion.parameters import count_parameters, matching_names, misfit, trainable_parameters
 from fl_sim.diffusion.prediction import determines_x0, noise_from_target, target, x0_from_residual
 from fl_sim.diffusion.safetensors_file import read_safetensors
@@ -49,30 +53,36 @@ __all__ = [
     "LocalOptimizer",
     "adapt",
     "add_noise",
+    "add_offset",
     "build_model",
     "build_scheduler",
     "check_network",
     "count_parameters",
     "determines_x0",
     "dropout_of",
+    "ema_decays",
+    "ema_shares",
     "gradient",
     "gradient_and_loss",
+    "in_channels",
     "loss",
     "matching_names",
+    "min_snr_weights",
     "misfit",
     "noise_from_target",
+    "num_classes",
     "num_train_timesteps",
     "outline",
     "predict",
     "read_checkpoint",
     "read_network_config",
     "read_safetensors",
-    "sample_size",
     "scheduler_config",
     "signal_and_noise_scale",
     "target",
     "trainable_names",
     "trainable_parameters",
     "unet_config",
+    "whiten",
     "x0_from_residual",
 ]

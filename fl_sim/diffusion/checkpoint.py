@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fl_sim.diffusion.configuration import ConfigError
 from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
-from fl_sim.diffusion.network import build_model, outline, sample_size
+from fl_sim.diffusion.network import build_model, image_shape, outline
 from fl_sim.diffusion.network_check import check_network
 from fl_sim.diffusion.noise_schedule import build_scheduler
 from fl_sim.diffusion.parameters import misfit
@@ -39,17 +39,17 @@ class Checkpoint:
     dtype: str = "float32"
 
     @property
-    def image_size(self) -> int | None:
-        """The side in pixels of the square images that the model is for; None if it does not say."""
-        return sample_size(self.model)
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The shape [C,H,W] of the images that the model is for; None if it does not say."""
+        return image_shape(self.model)
 
-    def check(self, image_shape: tuple[int, int, int]) -> None:
+    def check(self, wanted: tuple[int, int, int]) -> None:
         """Check that the model is for images [C,H,W] and can be trained on them; ConfigError if not."""
-        size = self.image_size
-        if size is not None and (size, size) != image_shape[1:]:
-            wanted = "x".join(map(str, image_shape[1:]))
-            raise ConfigError(f"it makes images of {size}x{size} pixels, not of {wanted}")
-        check_network(self.model, self.scheduler, image_shape)
+        shape = self.image_shape
+        if shape is not None and shape[1:] != wanted[1:]:
+            own, other = ("x".join(map(str, sides)) for sides in (shape[1:], wanted[1:]))
+            raise ConfigError(f"it makes images of {own} pixels, not of {other}")
+        check_network(self.model, self.scheduler, wanted)
 
     def build(self) -> nn.Module:
         """The network with these weights."""
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if is_diffusers_folder(path):
         weights, model, scheduler, types = read_diffusers_folder(path)
-        sample_size(model)
+        image_shape(model)
         _check_weights(weights, outline(model))
         return Checkpoint(weights, model, scheduler, {}, types)
     if path.is_dir():
@@ -86,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     settled = {"num_train_timesteps": schedule.num_train_timesteps, "prediction_type": schedule.prediction_type}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     network = outline(facts["model"])
-    sample_size(facts["model"])
+    image_shape(facts["model"])
     _check_weights(weights, network)
     types = ", ".join(sorted({_type(value) for value in tensors.values()}))
     model, scheduler = facts.pop("model"), facts.pop("scheduler") | settled

@@ -1,6 +1,6 @@
 """The network that predicts: a U-Net of diffusers, described by a configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -16,7 +16,7 @@ MODEL_CLASSES = ("UNet2DModel",)
 
 
 def unet_config(
-    image_size: int,
+    image_size: int | Sequence[int],
     channels: int = 3,
     block_out_channels: tuple[int, ...] = (32, 64),
     layers_per_block: int = 1,
@@ -25,13 +25,14 @@ def unet_config(
 ) -> dict[str, Any]:
     """Configuration of a small ``diffusers.UNet2DModel`` in the form that captures and checkpoints store.
 
-    The time embedding is as wide as the first block, as in diffusers; attention, if any, sits in the innermost blocks.
+    ``image_size`` is the side of a square, or [height, width]. The time embedding is as wide as the first block, as in
+    diffusers; attention, if any, sits in the innermost blocks.
     """
     depth = len(block_out_channels)
     inner = "Attn" if attention else ""
     return {
         "_class_name": "UNet2DModel",
-        "sample_size": image_size,
+        "sample_size": image_size if isinstance(image_size, int) else list(image_size),
         "in_channels": channels,
         "out_channels": channels,
         "block_out_channels": list(block_out_channels),
@@ -72,9 +73,18 @@ def outline(config: Mapping[str, Any]) -> nn.Module:
         return build_model(config)
 
 
-def predict(model: nn.Module, x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """The network's output [B,C,H,W] for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B]."""
-    return model(x_t, timesteps, return_dict=False)[0]
+def predict(model: nn.Module, x_t: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The network's output [B,C,H,W] for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B].
+
+    ``labels`` int64 [B] are the classes of the images, for a network that takes them (``num_classes``).
+    """
+    told = {} if labels is None else {"class_labels": labels}
+    return model(x_t, timesteps, return_dict=False, **told)[0]
+
+
+def num_classes(config: Mapping[str, Any]) -> int | None:
+    """How many classes the network of ``config`` distinguishes, its labels being 0..n-1; None where it takes none."""
+    return config.get("num_class_embeds")
 
 
 def trainable_names(config: Mapping[str, Any]) -> list[str]:
@@ -87,19 +97,22 @@ def dropout_of(config: Mapping[str, Any]) -> float:
     return float(config.get("dropout") or 0.0)
 
 
-def sample_size(config: Mapping[str, Any]) -> int | None:
-    """The side in pixels of the square images that the network of ``config`` is for; None where it does not say.
+def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """The shape [C,H,W] of the images that the network of ``config`` is for; None where it does not say.
 
     Raises:
-        ConfigError: if ``sample_size`` is no size, or that of images that are not square.
+        ConfigError: if ``sample_size`` is no size.
     """
     size = config.get("sample_size")
     if size is None:
         return None
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
-    if not whole or len(sides) != 2 or sides[0] != sides[1]:
-        raise ConfigError(
-            f"model.sample_size = {size!r}; allowed: the side of a square in pixels, or a pair of equal sides"
-        )
-    return int(sides[0])
+    if not whole or len(sides) != 2:
+        raise ConfigError(f"model.sample_size = {size!r}; allowed: the side of a square in pixels, or [height, width]")
+    return in_channels(config), sides[0], sides[1]
+
+
+def in_channels(config: Mapping[str, Any]) -> int:
+    """The channels of the images that the network of ``config`` takes in; diffusers' default is 3."""
+    return config.get("in_channels", 3)

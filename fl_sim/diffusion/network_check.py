@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fl_sim.diffusion.configuration import ConfigError, cached_by_value
-from fl_sim.diffusion.network import outline, predict
+from fl_sim.diffusion.network import num_classes, outline, predict
 from fl_sim.diffusion.noise_schedule import num_train_timesteps
 from fl_sim.diffusion.parameters import trainable_parameters
 from fl_sim.errors import message
@@ -20,9 +20,10 @@ def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_
         ConfigError: if either cannot be built, or the network cannot be trained so; the line says why.
     """
     timesteps = num_train_timesteps(scheduler)
+    _check_classes(model)
     network: Any = outline(model)
     _check_inputs(network, timesteps, image_shape[0])
-    reason = _why_training_fails(network, image_shape)
+    reason = _why_training_fails(network, image_shape, labelled=num_classes(model) is not None)
     if reason is None:
         return
     levels, (height, width) = len(network.config.block_out_channels), image_shape[1:]
@@ -35,13 +36,18 @@ def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_
     raise ConfigError(f"the network cannot be trained on images of shape {list(image_shape)}: {reason}")
 
 
+def _check_classes(model: Mapping[str, Any]) -> None:
+    classes = num_classes(model)
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
+        raise ConfigError(f"num_class_embeds = {classes!r}; allowed: the number of classes, from 1")
+
+
 def _check_inputs(network: Any, timesteps: int, channels: int) -> None:
     facts = network.config
-    if network.class_embedding is not None:
-        key = "num_class_embeds" if facts.class_embed_type is None else "class_embed_type"
+    if facts.class_embed_type is not None:
         raise ConfigError(
-            f"the network takes class labels ({key} = {facts[key]!r}), which neither clients nor attacks can give yet; "
-            "allowed: a network without"
+            f"the network embeds class labels by class_embed_type = {facts.class_embed_type!r}, which neither clients "
+            "nor attacks can give; allowed: a table of labels (num_class_embeds)"
         )
     if facts.out_channels == 2 * facts.in_channels:
         raise ConfigError(
@@ -61,10 +67,11 @@ def _check_inputs(network: Any, timesteps: int, channels: int) -> None:
         )
 
 
-def _why_training_fails(network: Any, image_shape: tuple[int, int, int]) -> str | None:
+def _why_training_fails(network: Any, image_shape: tuple[int, int, int], labelled: bool) -> str | None:
     try:
         x_t = torch.empty(2, *image_shape, device="meta")
-        prediction = predict(network, x_t, torch.zeros(2, dtype=torch.int64, device="meta"))
+        zeros = torch.zeros(2, dtype=torch.int64, device="meta")
+        prediction = predict(network, x_t, zeros, zeros if labelled else None)
         torch.autograd.grad(prediction.sum(), list(trainable_parameters(network).values()))
     except Exception as error:  # the network may raise anything
         return message(error)

@@ -1,7 +1,6 @@
 """Photographs that installed packages ship, each cut into tiles."""
 
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
@@ -9,6 +8,7 @@ from PIL import Image
 from fl_sim.config import DataSettings, SettingsError
 from fl_sim.errors import nearest
 from fl_sim.images.image_set import ImageSet
+from fl_sim.images.package_file import package_file
 from fl_sim.images.pixels import read_rgb
 
 PHOTOGRAPHS = {
@@ -43,20 +43,26 @@ def list_bundled(settings: DataSettings) -> ImageSet:
         if name not in PHOTOGRAPHS:
             allowed = ", ".join(PHOTOGRAPHS)
             raise SettingsError(f"data.photographs = {name!r}: unknown; allowed: {allowed}{nearest(name, PHOTOGRAPHS)}")
-    size, side = settings.image_size, settings.tiles_per_side * settings.image_size
-    tiles = [
-        (name, corner)
-        for name in dict.fromkeys(settings.photographs)
-        for corner in _corners(_reduced_size(_size(name), side), size)
-    ]
+    height, width = settings.height_width
+    grid = settings.tiles_per_side * height, settings.tiles_per_side * width
+    names = tuple(dict.fromkeys(settings.photographs))
+    tiles = [(name, corner) for name in names for corner in _corners(_reduced_size(_size(name), grid), (height, width))]
     used = tiles[: settings.limit]
 
     def crop(index: int) -> Image.Image:
         name, (x, y) = used[index]
-        return _reduced(name, side).crop((x, y, x + size, y + size))
+        return _reduced(name, grid).crop((x, y, x + width, y + height))
 
     owners = tuple(name for name, _ in used)
-    return ImageSet(size, owners, owners, "name several in data.photographs", crop, found=len(tiles))
+    return ImageSet(
+        settings.height_width,
+        photographs=owners,
+        labels=owners,
+        classes=names,
+        remedy="name several in data.photographs",
+        crop=crop,
+        found=len(tiles),
+    )
 
 
 def photograph(name: str) -> Image.Image:
@@ -65,12 +71,7 @@ def photograph(name: str) -> Image.Image:
 
 
 def _path(name: str) -> Path:
-    package, file = PHOTOGRAPHS[name]
-    # Found without importing the package: scikit-learn alone takes over a second.
-    spec = find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / file
+    return package_file(*PHOTOGRAPHS[name])
 
 
 def _size(name: str) -> tuple[int, int]:
@@ -78,19 +79,19 @@ def _size(name: str) -> tuple[int, int]:
         return picture.size
 
 
-def _reduced_size(full: tuple[int, int], side: int) -> tuple[int, int]:
-    """Width and height once the shorter side is ``side`` pixels long."""
-    scale = side / min(full)
+def _reduced_size(full: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the smallest reduction into which ``grid``, (height, width), fits."""
+    scale = max(grid[0] / full[1], grid[1] / full[0])
     return round(full[0] * scale), round(full[1] * scale)
 
 
-def _corners(reduced: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """Upper left corners (x, y) of the tiles, row by row."""
-    width, height = reduced
-    return [(x, y) for y in range(0, height - size + 1, size) for x in range(0, width - size + 1, size)]
+def _corners(reduced: tuple[int, int], tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """Upper left corners (x, y) of the tiles of (height, width) ``tile``, row by row."""
+    (width, height), (down, across) = reduced, tile
+    return [(x, y) for y in range(0, height - down + 1, down) for x in range(0, width - across + 1, across)]
 
 
 @lru_cache(maxsize=4)
-def _reduced(name: str, side: int) -> Image.Image:
+def _reduced(name: str, grid: tuple[int, int]) -> Image.Image:
     full = photograph(name)
-    return full.resize(_reduced_size(full.size, side), Image.Resampling.LANCZOS)
+    return full.resize(_reduced_size(full.size, grid), Image.Resampling.LANCZOS)

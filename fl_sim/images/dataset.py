@@ -1,25 +1,31 @@
 """Images of a Hugging Face dataset: a hub id, a local folder in one of its formats, or what ``save_to_disk`` wrote."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fl_sim.config import DataSettings, SettingsError
+from fl_sim.config import NOT_DATASETS, DataSettings, SettingsError
 from fl_sim.errors import nearest, one_line
+from fl_sim.images.classes import order_classes
 from fl_sim.images.image_set import ImageSet
-from fl_sim.images.pixels import printable, read_rgb, square
+from fl_sim.images.pixels import BrokenImageError, centre_crop, printable, read_rgb
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LOCAL_FORMS = "a folder of images (with a metadata.csv or not) or of parquet files, or one that save_to_disk wrote"
+"""What a path in ``data.name`` may lead to."""
+
 
 def list_dataset(settings: DataSettings) -> ImageSet:
-    """The rows of split ``data.split``, each image cropped to its central square.
+    """The rows of split ``data.split``, each image cropped to its centre.
 
     Raises:
-        SettingsError: if there is no such dataset, split or column, or several columns could be meant.
+        SettingsError: if there is no such dataset, configuration, split or column, or several could be meant.
     """
     import datasets  # imported late: it takes seconds, which the other sources do not need
 
@@ -32,14 +38,16 @@ def list_dataset(settings: DataSettings) -> ImageSet:
 
     def crop(index: int) -> Image.Image:
         name = f"data.name = {settings.name!r}: row {index} of split {settings.split!r}"
-        return square(read_rgb(_source(encoded[index][image], name), name), settings.image_size)
+        return centre_crop(read_rgb(_source(encoded[index][image], name), name), settings.height_width)
 
     return ImageSet(
-        settings.image_size,
+        settings.height_width,
         photographs=tuple(f"{settings.split}/{index}" for index in range(len(used))),
         labels=tuple(str(value) for value in used.select_columns([label])[:][label]) if label else (),
+        classes=_classes(rows, label) if label else (),
         remedy=_remedy(rows),
         crop=crop,
+        strict=settings.strict,
         found=len(rows),
     )
 
@@ -54,9 +62,14 @@ def _load(settings: DataSettings) -> "Dataset":
         )
     folder = Path(settings.name)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if saved and settings.config is not None:
+        raise SettingsError(
+            f"data.config = {settings.config!r}: what save_to_disk wrote has no configurations; allowed: unset"
+        )
     try:
         if not saved:
-            return datasets.load_dataset(settings.name, split=settings.split)
+            with _quiet_hub():
+                return datasets.load_dataset(settings.name, settings.config, split=settings.split)
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
         raise _not_loaded(settings, one_line(error)) from error
@@ -72,10 +85,36 @@ def _load(settings: DataSettings) -> "Dataset":
 def _not_loaded(settings: DataSettings, reason: str) -> SettingsError:
     if reason.startswith("Unknown split"):
         return SettingsError(f"data.split = {settings.split!r}: {reason}")
+    if reason.startswith(("Config name is missing", "BuilderConfig")):
+        return _no_such_config(settings)
+    kind = "this folder could not be" if Path(settings.name).is_dir() else "no dataset of that name could be"
     return SettingsError(
-        f"data.name = {settings.name!r}: not 'bundled' or 'folder', and no dataset of that name could be loaded: "
-        f"{printable(reason[:200])}{nearest(settings.name, ('bundled', 'folder'))}"
+        f"data.name = {settings.name!r}: not {', '.join(map(repr, NOT_DATASETS))}, and {kind} loaded: "
+        f"{printable(reason[:200])}; allowed without a network: the path of {LOCAL_FORMS}"
+        f"{nearest(settings.name, NOT_DATASETS)}"
     )
+
+
+def _no_such_config(settings: DataSettings) -> SettingsError:
+    import datasets
+
+    names = datasets.get_dataset_config_names(settings.name)
+    allowed = f"allowed: {', '.join(names)}{nearest(settings.config or '', names)}"
+    if settings.config is None:
+        return SettingsError(f"data.config is not set, and {settings.name!r} has several configurations; {allowed}")
+    return SettingsError(f"data.config = {settings.config!r}: no configuration of {settings.name!r}; {allowed}")
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from logging every attempt meanwhile: what comes of them is one line."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _image_column(settings: DataSettings, rows: "Dataset") -> str:
@@ -99,6 +138,17 @@ def _label_column(settings: DataSettings, rows: "Dataset") -> str | None:
     if classes:
         return classes[0] if len(classes) == 1 else None
     return "label" if "label" in _label_columns(rows) else None
+
+
+def _classes(rows: "Dataset", label: str) -> tuple[str, ...]:
+    """The names of all classes in a column, in the order of their numbers; a ClassLabel's are its numbers."""
+    import datasets
+
+    feature = rows.features[label]
+    labels = set(map(str, rows.select_columns([label])[:][label]))
+    if isinstance(feature, datasets.ClassLabel):
+        labels |= set(map(str, range(feature.num_classes)))
+    return order_classes(labels)
 
 
 def _chosen(key: str, column: str, allowed: Sequence[str], rows: "Dataset", content: str) -> str:
@@ -135,5 +185,5 @@ def _remedy(rows: "Dataset") -> str:
 def _source(value: dict[str, Any] | None, name: str) -> Path | bytes:
     """The content of a row's image file, or its path."""
     if value is None or (value["bytes"] is None and value["path"] is None):
-        raise SettingsError(f"{name}: no image")
+        raise BrokenImageError(f"{name}: no image")
     return Path(value["path"]) if value["bytes"] is None else value["bytes"]

@@ -10,6 +10,8 @@ from fl_sim.images.partition import partition
 from fl_sim.images.pixels import printable
 from fl_sim.images.sources import list_images
 
+NAMED = 3
+"""Broken images up to which each is named."""
 LISTED = 8
 """Clients or names up to which each is listed; more are summarised."""
 
@@ -29,7 +31,18 @@ def describe_images(settings: Settings) -> list[str]:
 def _used(images: ImageSet, used: int) -> str:
     limit = " (data.limit)" if len(images) < images.found else ""
     number = f"{used} of {images.found}" if used < images.found else f"{used}"
-    return f"data: {number} image{'s' * (images.found != 1)} used{limit}{count_skipped(images.skipped)}"
+    return (
+        f"data: {number} image{'s' * (images.found != 1)} used{limit}{count_skipped(images.skipped)}{_broken(images)}"
+    )
+
+
+def _broken(images: ImageSet) -> str:
+    """The images that are skipped because they cannot be read, as far as they were met."""
+    if not images.broken:
+        return ""
+    lines = [line for _, line in sorted(images.broken.items())]
+    more = f" and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+    return f"; skipped: {len(lines)} broken: {'; '.join(lines[:NAMED])}{more}"
 
 
 def _held(numbers: Sequence[int]) -> str:

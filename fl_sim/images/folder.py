@@ -9,17 +9,20 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from fl_sim.config import DataSettings, SettingsError
+from fl_sim.images.classes import order_classes
 from fl_sim.images.image_set import ImageSet
-from fl_sim.images.pixels import identify, printable, read_rgb, square
+from fl_sim.images.pixels import centre_crop, identify, printable, read_rgb
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+)
 """Kinds of files that are read, in small or capital letters."""
 
 _IMAGE, _FOLDER, _HIDDEN, _BROKEN, _LOOP = "image", "folder", "hidden", "broken link", "link to a folder above"
 
 
 def list_folder(settings: DataSettings) -> ImageSet:
-    """Every image under ``data.path``, sorted by path, cropped to its central square; an image's label is its folder.
+    """Every image under ``data.path``, sorted by path, cropped to its centre; an image's label is its folder.
 
     Raises:
         SettingsError: if there is no such folder, no image in it, or a folder in it that cannot be read.
@@ -36,19 +39,17 @@ def list_folder(settings: DataSettings) -> ImageSet:
     used = tuple(files[: settings.limit])
 
     def crop(index: int) -> Image.Image:
-        return square(read_rgb(root / used[index], str(root / used[index])), settings.image_size)
-
-    def identify_all() -> None:
-        for name in used:
-            identify(root / name, str(root / name))
+        return centre_crop(read_rgb(root / used[index], str(root / used[index])), settings.height_width)
 
     return ImageSet(
-        settings.image_size,
+        settings.height_width,
         used,
-        labels=tuple(str(PurePosixPath(name).parent) for name in used),
+        labels=tuple(_folder_of(name) for name in used),
+        classes=order_classes({_folder_of(name) for name in files}),
         remedy="put the images of each class into a sub-folder of its own",
         crop=crop,
-        identify=identify_all,
+        identify=lambda index: identify(root / used[index], str(root / used[index])),
+        strict=settings.strict,
         found=len(files),
         skipped=skipped,
         folders=tuple(sorted(name for name, kind in entries if kind == _FOLDER and "/" not in name)),
@@ -61,6 +62,10 @@ def count_skipped(skipped: Counter[str]) -> str:
         f"{number} {kind}" for kind, number in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     )
     return f"; skipped: {kinds}" if kinds else ""
+
+
+def _folder_of(name: str) -> str:
+    return str(PurePosixPath(name).parent)
 
 
 def _root(settings: DataSettings) -> Path:

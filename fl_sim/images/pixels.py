@@ -1,11 +1,10 @@
-"""Image files of any kind to RGB pixels: upright, opaque, eight bits. All sources of images use these rules."""
+"""Image files of any kind to grey or RGB pixels: upright, opaque, eight bits. All sources use these rules."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +16,23 @@ from fl_sim.config import SettingsError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 """Formats that are read, as Pillow calls them; others, such as EPS, would start another program."""
 
+MODES = {1: "L", 3: "RGB"}
+"""Number of channels -> the mode of Pillow's pictures. "L" is 0.299 R + 0.587 G + 0.114 B."""
+
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
+
+
+class BrokenImageError(SettingsError):
+    """An image whose content cannot be read, on any machine and at any time."""
 
 
 def identify(source: Path | bytes, name: str) -> None:
     """Read the header of an image file, given by its path or content; error messages call it ``name``.
 
     Raises:
-        SettingsError: if it is no image, or one whose pixels have no known range.
+        BrokenImageError: if it is no image, or one whose pixels have no known range.
+        SettingsError: if the file cannot be opened.
     """
     with _opened(source, name):
         pass
@@ -37,7 +44,8 @@ def read_rgb(source: Path | bytes, name: str) -> Image.Image:
     It is turned as its EXIF orientation says. Transparent pixels become white. 16-bit grey is scaled by its range.
 
     Raises:
-        SettingsError: if it cannot be read, or its pixels have no known range.
+        BrokenImageError: if its content cannot be read, or its pixels have no known range.
+        SettingsError: if the file cannot be opened.
     """
     with _opened(source, name) as picture:
         picture.load()
@@ -47,16 +55,20 @@ def read_rgb(source: Path | bytes, name: str) -> Image.Image:
         return _over_white(upright) if upright.has_transparency_data else upright.convert("RGB")
 
 
-def square(picture: Image.Image, size: int) -> Image.Image:
-    """The largest centred square of the picture, resized to ``size``."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+def centre_crop(picture: Image.Image, height_width: tuple[int, int]) -> Image.Image:
+    """The largest centred part of the picture that has the shape of ``height_width``, resized to that size."""
+    height, width = height_width
+    inner_width = max(1, min(picture.width, round(picture.height * width / height)))
+    inner_height = max(1, min(picture.height, round(picture.width * height / width)))
+    left, top = (picture.width - inner_width) // 2, (picture.height - inner_height) // 2
+    box = (left, top, left + inner_width, top + inner_height)
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
-def to_tensor(pictures: Sequence[Any]) -> Tensor:
-    """RGB pictures of one size as float32 [N,3,H,W] in [-1, 1]."""
-    pixels = np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])
+def to_tensor(pictures: Sequence[Image.Image], channels: int = 3) -> Tensor:
+    """Pictures of one size, grey or RGB, as float32 [N,channels,H,W] in [-1, 1]."""
+    pixels = np.stack([np.asarray(picture.convert(MODES[channels])) for picture in pictures])
+    pixels = pixels.reshape(*pixels.shape[:3], channels)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
@@ -78,7 +90,8 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
                 _check_pixels(picture)
                 yield picture
     except Exception as error:  # for a damaged file Pillow raises anything from OSError to struct.error
-        raise SettingsError(f"{printable(name)}: not a readable image: {_reason(source, error)}") from error
+        kind = BrokenImageError if _is_broken(error) else SettingsError
+        raise kind(f"{printable(name)}: not a readable image: {_reason(source, error)}") from error
 
 
 def _check_pixels(picture: Image.Image) -> None:
@@ -88,6 +101,11 @@ def _check_pixels(picture: Image.Image) -> None:
     if kind := {"F": "floating-point", "I": "32-bit integer"}.get(picture.mode):
         raise ValueError(f"{kind} pixels have no known range; scale them and save as 8- or 16-bit PNG")
     raise ValueError(f"{picture.mode} pixels; save it as RGB")
+
+
+def _is_broken(error: Exception) -> bool:
+    """Whether the content is at fault: not so if the system refused to open or read the file, or had no memory."""
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
 
 
 def _reason(source: Path | bytes, error: Exception) -> str:

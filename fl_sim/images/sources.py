@@ -7,6 +7,7 @@ from fl_sim.images.bundled import list_bundled
 from fl_sim.images.dataset import list_dataset
 from fl_sim.images.folder import list_folder
 from fl_sim.images.image_set import ImageSet
+from fl_sim.images.small_pictures import SMALL_PICTURES, list_small_pictures
 
 
 @cache
@@ -18,4 +19,6 @@ def list_images(settings: DataSettings) -> ImageSet:
     """
     if settings.name == "bundled":
         return list_bundled(settings)
+    if settings.name in SMALL_PICTURES:
+        return list_small_pictures(settings)
     return list_folder(settings) if settings.name == "folder" else list_dataset(settings)

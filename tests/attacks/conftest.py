@@ -18,6 +18,7 @@ from fl_sim.diffusion import LocalOptimizer
 
 SHAPE = (3, 8, 8)
 MODEL = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
+CLASS_CONDITIONAL = MODEL | {"num_class_embeds": 10}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Victim:
     images: Tensor
     noise: Tensor
     timesteps: Tensor
+    labels: Tensor | None = None
 
     def psnr(self, images: Tensor) -> float:
         """Peak signal-to-noise ratio in dB of ``images`` in [0, 1]."""
@@ -58,9 +60,12 @@ def make_victim(
     defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     defence: DefenceDisclosure | None = None,
     zero_snr: bool = False,
+    labels: tuple[int, ...] | None = None,
+    **recipe: Any,
 ) -> Victim:
     """A client that trains once on ``timesteps``; with ``optimizer`` it replies with a delta, else with a gradient.
 
+    ``recipe`` may have ``min_snr_gamma``, ``noise_offset``, ``ema_decay`` and ``dtype``, as in Circumstances.
     ``defend`` changes the update before it is sent, ``defence`` is what the server knows of that. Attack with another
     seed than those near ``seed``: a start that repeats the client's noise would be a hint.
     """
@@ -76,21 +81,30 @@ def make_victim(
         images = draw_images(generator, len(timesteps))
     if noise is None:
         noise = torch.randn(images.shape, generator=generator)
+        noise = diffusion.add_offset(noise, recipe.get("noise_offset", 0.0), generator)
+    gamma, kind = recipe.get("min_snr_gamma"), getattr(torch, recipe.get("dtype", "float32"))
     steps = torch.tensor(timesteps)
+    classes = None if labels is None else torch.tensor(labels)
+    told = (images, noise, steps) if classes is None else (images, noise, steps, classes)
     if optimizer is None:
-        update = diffusion.gradient(model, scheduler, images, noise, steps)
+        update = diffusion.gradient(model, scheduler, *told, min_snr_gamma=gamma)
+        update = {name: value.to(kind).float() for name, value in update.items()}
     else:
         local = optimizer.build(model.parameters())
+        after = {name: torch.zeros_like(value) for name, value in weights.items()}
+        shares = iter(diffusion.ema_shares(recipe.get("ema_decay"), local_steps))
         batch_size = len(timesteps) // local_steps
-        for batch in zip(*(values.split(batch_size) for values in (images, noise, steps)), strict=True):
+        for batch in zip(*(values.split(batch_size) for values in told), strict=True):
             local.zero_grad()
-            diffusion.loss(model, scheduler, *batch).backward()
+            diffusion.loss(model, scheduler, *batch, min_snr_gamma=gamma).backward()
             for name, parameter in model.named_parameters():
                 parameter.grad += optimizer.proximal_mu * (parameter.detach() - weights[name])
             if optimizer.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
             local.step()
-        update = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
+            share = next(shares)
+            after = {name: after[name] + share * value.detach() for name, value in model.named_parameters()}
+        update = {name: value.to(kind).float() - weights[name] for name, value in after.items()}
     circumstances = Circumstances(
         round=1,
         client=0,
@@ -103,9 +117,10 @@ def make_victim(
         image_shape=SHAPE,
         scheduler=scheduler_config,
         model=model_config,
+        **recipe,
     )
-    dictated = {"noise": noise, "timesteps": steps} if known else {}
-    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps)
+    dictated = {"noise": noise, "timesteps": steps, "labels": classes} if known else {}
+    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps, classes)
 
 
 def summed(observation: Observation) -> Observation:
@@ -121,7 +136,7 @@ def true_unknowns(space: NoisyImageAndResidual, victim: Victim) -> list[Tensor]:
     problem = space.problem
     x_t = diffusion.add_noise(problem.scheduler, victim.images, victim.noise, victim.timesteps)
     with torch.no_grad():
-        prediction = diffusion.predict(problem.model, x_t, victim.timesteps)
+        prediction = diffusion.predict(problem.model, x_t, victim.timesteps, victim.labels)
     residual = prediction - diffusion.target(problem.scheduler, victim.images, victim.noise, victim.timesteps)
     return [x_t / space.image_scale, residual / space.residual_scale]
 

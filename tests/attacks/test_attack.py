@@ -224,6 +224,11 @@ def test_no_timestep_is_read_off_a_random_update(random_update):
             r"here are 4 Adam steps \(local_steps = 4\); of Adam only a single step",
         ),
         (Needs.GRADIENT, {"local_steps": 2, "optimizer": "sgd"}, r"here are 2 SGD steps \(local_steps = 2\)$"),
+        (
+            Needs.LOCAL_STEPS,
+            {"local_steps": 4, "optimizer": "adamw"},
+            r"here are 4 AdamW steps \(local_steps = 4\); of AdamW only a single step",
+        ),
         (Needs.GRADIENT, {"local_steps": 1}, r"here are one Adam step \(local_steps = 1\); of Adam"),
         (Needs.NOISE_AND_TIMESTEPS, {"local_steps": 1}, r"the server dictated \(threat = 'known'\): here clients drew"),
     ],

@@ -13,9 +13,9 @@ import torch
 
 import attacks
 from attacks.attack import AttackError
-from attacks.observation import Observation
+from attacks.observation import CaptureError, Observation
 from attacks.registry import create
-from tests.attacks.conftest import Victim, draw_images, make_victim, psnr
+from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, draw_images, make_victim, psnr
 from tests.attacks.guard import GUARD, TRUTH, readable, replay, run_python
 
 REPOSITORY = Path(attacks.__file__).parents[1]
@@ -171,6 +171,20 @@ def test_a_decoy_in_the_update_is_what_comes_back(victim):
     assert decoy.psnr(result.images) > 40
     likeness = psnr((decoy.images + 1) / 2, (victim.images + 1) / 2)
     assert victim.psnr(result.images) == pytest.approx(likeness, abs=0.5)
+
+
+def test_private_labels_come_back_from_the_update_alone():
+    one, decoy = (make_victim((400,), model_config=CLASS_CONDITIONAL, labels=(label,)) for label in (3, 8))
+    swapped = replace(one.observation, update=decoy.observation.update)
+    found = create("residual", {"max_evaluations": 3}).reconstruct(swapped, seed=7)
+    assert found.labels is not None
+    assert found.labels.tolist() == [8]
+
+
+def test_an_observation_cannot_hold_private_labels():
+    private = make_victim((400,), model_config=CLASS_CONDITIONAL, labels=(3,)).observation
+    with pytest.raises(CaptureError, match="labels are there, but noise and timesteps are private"):
+        replace(private, labels=torch.tensor([3]))
 
 
 def random_update(victim: Victim, readable_timestep: bool) -> Observation:

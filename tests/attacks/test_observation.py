@@ -130,6 +130,9 @@ def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
         ({"prediction_type": "v_prediction"}, "prediction_type differs from the scheduler's"),
         ({"update": "delta"}, "needs local_optimizer"),
         ({"local_steps": 2}, "update 'gradient' has local_steps 1"),
+        ({"ema_decay": 0.9}, "update 'gradient' has ema_decay null"),
+        ({"dtype": "float8"}, "observation.dtype"),
+        ({"min_snr_gamma": 0}, "observation.min_snr_gamma"),
         ({"num_clients": 3}, "client is -1 exactly if"),
         ({"local_optimizer": {"name": "sgd", "lr": 0}}, "observation.local_optimizer.lr"),
         ({"model": {"_class_name": "os.system"}}, "model._class_name 'os.system' is not allowed"),
@@ -172,6 +175,11 @@ def test_halves_in_a_file_become_float32_exactly_and_are_refused_elsewhere(tmp_p
     loaded = Observation.load(write_capture(tmp_path / "capture", known_victim, **halves, noise=seen.noise.to(dtype)))
     assert torch.equal(loaded.update[WEIGHT], halves[f"update/{WEIGHT}"].float())
     assert torch.equal(loaded.noise, seen.noise.to(dtype).float())
+    assert loaded.circumstances.dtype == str(dtype).removeprefix("torch.")
+    weights = {name: value for name, value in halves.items() if name.startswith("weights/")}
+    assert (
+        Observation.load(write_capture(tmp_path / "weights", known_victim, **weights)).circumstances.dtype == "float32"
+    )
     with pytest.raises(CaptureError, match=r"expected torch\.float32"):
         replace(seen, update={name: value.to(dtype) for name, value in seen.update.items()})
 
@@ -179,7 +187,7 @@ def test_halves_in_a_file_become_float32_exactly_and_are_refused_elsewhere(tmp_p
 @pytest.mark.parametrize(
     ("model", "image_shape", "message"),
     [
-        (MODEL | {"num_class_embeds": 10}, [3, 8, 8], "takes class labels"),
+        (MODEL | {"class_embed_type": "identity"}, [3, 8, 8], "embeds class labels by"),
         (MODEL | {"out_channels": 6}, [3, 8, 8], "predicts a variance"),
         (MODEL, [1, 8, 8], "the images have 1"),
         (

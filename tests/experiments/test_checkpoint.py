@@ -11,6 +11,7 @@ from experiments.checkpoint import find_checkpoint, load_checkpoint, save_checkp
 from experiments.experiment import prepare
 from experiments.leakage import TIME_COLUMNS
 from experiments.utility import Utility
+from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, unet_config
 from tests.experiments.in_process import run_in_process
@@ -90,15 +91,16 @@ FOUR = {
 @pytest.mark.parametrize(
     ("size", "changes", "reason"),
     [
-        (16, {"num_class_embeds": 10}, "takes class labels"),
+        (16, {"class_embed_type": "timestep"}, "embeds class labels by"),
         (16, {"out_channels": 6}, "predicts a variance"),
-        (16, {"in_channels": 1, "out_channels": 1}, "takes images of 1 channels"),
-        (16, {"sample_size": [16, 32]}, r"model.sample_size = \[16, 32\]"),
+        (16, {"in_channels": 1}, "takes images of 1 channels and predicts 3"),
+        (16, {"sample_size": [16, 0]}, r"model.sample_size = \[16, 0\]"),
+        ([28, 16], FOUR, "allowed: sides that are multiples of 8"),
         (28, FOUR, "allowed: sides that are multiples of 8"),
     ],
 )
 def test_a_network_that_clients_cannot_train_is_one_line(
-    tmp_path: Path, size: int, changes: dict[str, Any], reason: str
+    tmp_path: Path, size: int | list[int], changes: dict[str, Any], reason: str
 ) -> None:
     where = save_network(tmp_path / "model.safetensors", size, **changes)
     with pytest.raises(SettingsError, match=rf"model\.checkpoint = .*not a usable checkpoint: .*{reason}") as refusal:
@@ -110,6 +112,41 @@ def test_a_network_that_clients_cannot_train_is_one_line(
 def test_a_pair_of_sides_and_no_size_at_all_are_taken(tmp_path: Path, sample_size: Any) -> None:
     where = save_network(tmp_path / "model.safetensors", sample_size=sample_size)
     assert prepare(tiny_settings(where, "attack.name=none")).recipe.image_shape == (3, 16, 16)
+
+
+def test_the_images_have_the_shape_that_the_network_says(tmp_path: Path) -> None:
+    grey = {"in_channels": 1, "out_channels": 1}
+    where = save_network(tmp_path / "model.safetensors", [12, 20], **grey)
+    given = (where, "attack.name=none")
+    assert prepare(tiny_settings(*given, "data.image_size=[12, 20]")).recipe.image_shape == (1, 12, 20)
+    with pytest.raises(SettingsError, match=r"data\.image_size = 16: the checkpoint has \[12, 20\]; allowed: that"):
+        prepare(tiny_settings(*given, "data.image_size=16"))
+    with pytest.raises(SettingsError, match=r"data\.channels = 3: the network takes images of 1; allowed: that"):
+        prepare(tiny_settings(*given, "data.image_size=[12, 20]", "data.channels=3"))
+    two = save_network(tmp_path / "two.safetensors", in_channels=2, out_channels=2)
+    with pytest.raises(SettingsError, match=r"takes images of 2 channels; allowed: 1 \(grey\) or 3 \(RGB\)"):
+        prepare(tiny_settings(two, "attack.name=none"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "channels"),
+    [
+        ((), 3),
+        (("data.channels=1",), 1),
+        (("data.name=digits",), 3),
+        (("model.unet={in_channels = 1}",), 1),
+        (("model.config=small",), 3),
+        (("model.config=small", "model.unet={in_channels = 1, out_channels = 1}"), 1),
+    ],
+)
+def test_an_untrained_network_has_the_channels_of_the_settings(overrides: tuple[str, ...], channels: int) -> None:
+    settings = tiny_settings("model.checkpoint=none", "attack.name=none", *overrides)
+    recipe = prepare(settings).recipe
+    assert recipe.image_shape == (channels, 16, 16)
+    assert private_draw(settings, recipe, 0, 1)[0].shape == (1, channels, 16, 16)
+    if "model.config=small" in overrides and channels == 3:
+        with pytest.raises(SettingsError, match=r"data\.channels = 1: the network takes images of 3"):
+            prepare(tiny_settings("model.checkpoint=none", "attack.name=none", *overrides, "data.channels=1"))
 
 
 def test_a_network_without_a_size_meets_the_images_that_do_not_go_through_it(tmp_path: Path) -> None:
@@ -189,7 +226,7 @@ def test_a_hub_id_is_looked_up_in_the_cache(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert find_checkpoint("someone/ddpm") == cached / "snapshots" / revision
-    assert load_checkpoint(find_checkpoint("someone/ddpm")).image_size == 16
+    assert load_checkpoint(find_checkpoint("someone/ddpm")).image_shape == (3, 16, 16)
     with pytest.raises(SettingsError, match=r"model\.checkpoint = 'someone/else': .*no such model in the hub's cache"):
         find_checkpoint("someone/else")
     assert find_checkpoint("./someone/else") == Path("./someone/else")

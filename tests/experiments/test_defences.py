@@ -38,7 +38,7 @@ def captures(directory: RunDirectory) -> dict[str, Observation]:
 def own_update(settings: ExperimentSettings, client: int) -> dict[str, Tensor]:
     """What the client computes in the first round, before any defence."""
     start, recipe = prepare(settings).weights, build_recipe(settings)
-    update, _ = local_training(recipe, start, *private_draw(settings, recipe, client, 1), "cpu")
+    update, _ = local_training(recipe, start, private_draw(settings, recipe, client, 1), "cpu")
     if recipe.update == "weights":
         return {name: update[name] - start[name] for name in trainable_names(recipe.model)}
     return update
@@ -97,12 +97,12 @@ def test_under_secure_aggregation_the_server_sees_the_sum_and_no_client(
     draws = [private_draw(settings, recipe, client, 1) for client in (0, 1)]
     if threat == "known":
         assert seen.noise is not None
-        assert torch.equal(seen.noise, torch.cat([noise for _, noise, _ in draws]))
+        assert torch.equal(seen.noise, torch.cat([draw.noise for draw in draws]))
     # Every image of every client has its row, compared with what was found for the sum.
     leakage = pd.read_parquet(directory.leakage_parquet)
     assert leakage["client"].tolist() == [-1] * 4
     assert leakage["image"].tolist() == [0, 1, 2, 3]
-    assert leakage["timestep"].tolist() == [int(t) for _, _, timesteps in draws for t in timesteps]
+    assert leakage["timestep"].tolist() == [int(t) for draw in draws for t in draw.timesteps]
     truth = torch.cat([client_truth(settings, recipe, client, 1).images for client in (0, 1)])
     found = load_reconstruction(directory.reconstruction(1, -1, "guess")).images
     errors = (truth[:, None] - found[None]).square().mean(dim=(2, 3, 4))

@@ -257,7 +257,7 @@ def test_a_network_is_taken_by_name_or_from_a_file_of_diffusers(
         (["model.unet.no_such=1"], r"model\.unet = \{'no_such': 1\}.*unknown keys: no_such"),
         (["model.unet.act_fn=no"], r"model\.unet = .*cannot be built"),
         (["model.unet.out_channels=6"], "predicts a variance"),
-        (["model.unet.num_class_embeds=3"], "takes class labels"),
+        (["model.unet.class_embed_type=timestep"], "embeds class labels by class_embed_type"),
     ],
 )
 def test_a_network_that_cannot_be_is_one_line(overrides: list[str], complaint: str) -> None:
@@ -290,3 +290,54 @@ def test_a_checkpoint_in_another_type_is_said_to_be_trained_in_float32(tmp_path:
     experiment = prepare(settings)
     assert "stored in float16, trained in float32" in experiment.describe()[0]
     assert {value.dtype for value in experiment.weights.values()} == {torch.float32}
+
+
+def test_clients_train_by_the_recipe_that_the_settings_describe() -> None:
+    recipe = prepared(
+        "client.update=weights",
+        "strategy.name=FedAvg",
+        "client.optimizer=adamw",
+        "client.betas=[0.95, 0.999]",
+        "client.eps=1e-6",
+        "client.weight_decay=0.01",
+        "client.batch_size=2",
+        "client.gradient_accumulation=3",
+        "client.horizontal_flip=true",
+        "client.min_snr_gamma=5",
+        "client.noise_offset=0.1",
+        "client.ema_decay=0.99",
+        "client.dtype=bfloat16",
+        "attack.name=none",
+    ).recipe
+    optimizer = recipe.optimizer
+    assert optimizer is not None
+    assert (optimizer.name, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (
+        "adamw",
+        (0.95, 0.999),
+        1e-6,
+        0.01,
+    )
+    assert (recipe.batch_size, recipe.gradient_accumulation) == (6, 3)
+    assert (recipe.horizontal_flip, recipe.min_snr_gamma, recipe.noise_offset) == (True, 5.0, 0.1)
+    assert (recipe.ema_decay, recipe.dtype) == (0.99, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("client.dtype=float8", r"client\.dtype = 'float8'.*'float32', 'float16' or 'bfloat16'"),
+        ("client.min_snr_gamma=0", r"client\.min_snr_gamma = 0.*greater than 0"),
+        ("client.noise_offset=-1", r"client\.noise_offset = -1.*greater than or equal to 0"),
+        ("client.ema_decay=0.9", r"client\.ema_decay = 0\.9: with client\.update = 'gradient' there is no local step"),
+        ("client.gradient_accumulation=0", r"client\.gradient_accumulation = 0.*greater than or equal to 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_one_line(override: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint) as refusal:
+        prepared(override)
+    assert "\n" not in str(refusal.value)
+
+
+def test_accumulated_gradients_do_not_go_with_dp_sgd() -> None:
+    with pytest.raises(SettingsError, match=r"client\.gradient_accumulation = 2: dp-sgd"):
+        prepared("defence.name=dp-sgd", "client.gradient_accumulation=2")

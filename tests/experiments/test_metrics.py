@@ -88,6 +88,14 @@ def test_lpips_takes_its_backbone_from_the_cache(hub: Path, channels: int, size:
     assert torch.equal(metrics._lpips_network().net.slice1[0].weight, weights["features.0.weight"])
 
 
+def test_lpips_sees_three_channels_and_keeps_the_shape_of_an_image() -> None:
+    grey = torch.rand(2, 1, 28, 14, generator=torch.Generator().manual_seed(0))
+    seen = metrics._for_lpips(grey)
+    assert seen.shape == (2, 3, 128, 64)
+    assert torch.equal(seen[:, 0], seen[:, 2])
+    assert metrics._for_lpips(torch.rand(1, 3, 64, 100)).shape == (1, 3, 64, 100)
+
+
 def test_an_original_is_flat_where_its_mean_colour_looks_like_it() -> None:
     halves = torch.full((1, 3, 12, 12), 0.5)
     halves[..., 6:] += 0.2  # 0.1 off the mean everywhere

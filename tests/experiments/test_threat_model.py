@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 from safetensors import safe_open
 from torch import Tensor
 
-from attacks.observation import Circumstances
+from attacks.observation import Circumstances, Observation
 from attacks.reconstruction_file import load_reconstruction
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from experiments.experiment import build_recipe
@@ -32,8 +33,13 @@ SEED, OTHER_SEED = 7234567890123456781, 4876543210987654323
 EVERY_CLIENT = [(server_round, client) for server_round in (1, 2) for client in (0, 1)]
 
 
-def settings_with(client_seed: int) -> ExperimentSettings:
-    return tiny_settings(f"client.seed={client_seed}", "client.batch_size=2", "attack.args.residual.max_evaluations=6")
+CLASS_CONDITIONAL = ("model.unet.num_class_embeds=5", "client.label_dropout=0.3")
+"""Four photographs, and a row for labels that were dropped."""
+
+
+def settings_with(client_seed: int, *overrides: str) -> ExperimentSettings:
+    attack = "attack.args.residual.max_evaluations=6"
+    return tiny_settings(f"client.seed={client_seed}", "client.batch_size=2", attack, *CLASS_CONDITIONAL, *overrides)
 
 
 class Tape:
@@ -103,11 +109,37 @@ def test_another_private_seed_with_the_same_replies_changes_no_byte_of_a_reconst
         )
         assert first.images.numpy().tobytes() == second.images.numpy().tobytes()
         assert first.timesteps.tolist() == second.timesteps.tolist()
+        assert first.labels is not None
+        assert second.labels is not None
+        assert first.labels.tolist() == second.labels.tolist()
         assert _facts(first) == _facts(second)
     digests = [pd.read_parquet(run.rounds)["weights_sha256"].tolist() for run in (recorded.directory, replayed)]
     assert digests[0] == digests[1]
-    truths = [pd.read_parquet(run.leakage_parquet)["timestep"].tolist() for run in (recorded.directory, replayed)]
-    assert truths[0] != truths[1], "the other seed draws something else"
+    first, second = (pd.read_parquet(run.leakage_parquet) for run in (recorded.directory, replayed))
+    for column in ("timestep", "label"):
+        assert first[column].tolist() != second[column].tolist(), "the other seed draws something else"
+
+
+def test_private_labels_are_read_off_the_update_and_stand_beside_the_truth(recorded: Recorded) -> None:
+    leakage = pd.read_parquet(recorded.directory.leakage_parquet)
+    assert leakage["label"].between(0, 4).all()
+    updates = leakage.groupby(["round", "client"])
+    assert (updates["label"].agg(sorted) == updates["label_recovered"].agg(sorted)).all()
+    assert "labels recovered exactly" in recorded.directory.report.read_text()
+
+
+def test_where_the_server_knows_the_noise_clients_tell_it_their_labels(tmp_path: Path) -> None:
+    settings = settings_with(SEED, "threat=known", "federation.rounds=1")
+    directory = run_in_process(tmp_path / "known", settings)
+    for client in (0, 1):
+        seen = Observation.load(capture(directory, 1, client))
+        truth = private_draw(settings, build_recipe(settings), client, 1).labels
+        assert seen.labels is not None
+        assert truth is not None
+        assert torch.equal(seen.labels, truth)
+    leakage = pd.read_parquet(directory.leakage_parquet)
+    assert leakage["label"].notna().all()
+    assert sorted(leakage["label"]) == sorted(leakage["label_recovered"])
 
 
 def test_a_reply_holds_nothing_but_the_update_and_what_the_server_asked_for(recorded: Recorded) -> None:
@@ -143,7 +175,7 @@ def test_a_capture_holds_nothing_but_the_update_and_what_the_server_knew(recorde
 def test_neither_the_seed_nor_what_is_drawn_from_it_is_in_any_byte(recorded: Recorded) -> None:
     settings = settings_with(SEED)
     for server_round, client in EVERY_CLIENT:
-        images, noise, _ = private_draw(settings, build_recipe(settings), client, server_round)
+        images, noise, *_ = private_draw(settings, build_recipe(settings), client, server_round)
         seeds = [SEED, *(derive_seed(SEED, purpose, client, server_round) for purpose in ("noise", "images"))]
         secrets = [value.numpy().tobytes() for tensor in (images, noise) for value in (*tensor, *((tensor + 1) / 2))]
         secrets += [
@@ -179,7 +211,7 @@ def trainable() -> dict[str, Tensor]:
 
 def _facts(found: Any) -> dict[str, Any]:
     """All that a reconstruction says beside its tensors and what it took of the machine."""
-    return {**vars(found), "images": None, "timesteps": None, "seconds": None, "peak_memory": None}
+    return {**vars(found), "images": None, "timesteps": None, "labels": None, "seconds": None, "peak_memory": None}
 
 
 def _all_bytes(reply: RecordDict) -> bytes:

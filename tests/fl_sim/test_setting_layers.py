@@ -33,6 +33,10 @@ EXAMPLES: dict[str, Any] = {
     "client.epochs": 2,
     "client.optimizer": "adam",
     "client.momentum": 0.5,
+    "client.betas": [0.8, 0.9],
+    "client.eps": 1e-3,
+    "client.weight_decay": 0.1,
+    "client.ema_decay": 0.9,
     "client.lr": 0.5,
     "client.lr_schedule": "cosine",
     "client.max_grad_norm": 1.0,
@@ -58,7 +62,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "federation.topology": ["server", "ring"],
     "client.update": ["gradient", "weights"],
     "client.epochs": [3],
-    "client.optimizer": ["adam"],
+    "client.optimizer": ["adam", "adamw", "sgd"],
     "client.lora.rank": [0],
     "utility.every": [0],
     "attack.name": ["none"],
@@ -70,6 +74,8 @@ SUPPORT = {
     "ring": {"strategy": {"name": "Gossip"}},
     3: {"client": {"update": "weights"}},
     "adam": {"client": {"update": "weights"}},
+    "adamw": {"client": {"update": "weights"}},
+    "sgd": {"client": {"update": "weights"}},
 }
 """What a choice needs beside it."""
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from attacks.inversion.gradient_estimate import estimate_gradient, invert_adam_step, momentum_weights
+from attacks.inversion.gradient_estimate import estimate_gradient, invert_adam_step, step_weights
 from attacks.observation import DefenceDisclosure
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
@@ -26,6 +26,7 @@ def test_a_gradient_is_exact():
         LocalOptimizer(lr=1e-3, weight_decay=0.1),
         LocalOptimizer(name="adam", lr=1e-3),
         LocalOptimizer(name="adam", lr=1e-3, weight_decay=1e-4),
+        LocalOptimizer(name="adamw", lr=1e-3, weight_decay=0.1),
     ],
     ids=lambda optimizer: f"{optimizer.name}-{optimizer.momentum}-{optimizer.weight_decay}",
 )
@@ -40,15 +41,50 @@ def test_one_step_gives_the_gradient_back_with_errors_of_the_size_it_says(optimi
         assert 0.5 < float(errors.square().mean().sqrt()) < 2
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("optimizer", [None, LocalOptimizer(lr=0.5)], ids=["gradient", "delta"])
+def test_rounding_to_16_bits_shows_as_uncertainty_of_its_size(dtype, optimizer):
+    truth = make_victim().observation.update[NAME]
+    observation = make_victim(optimizer=optimizer, dtype=dtype).observation
+    gradient, uncertainty = estimate_gradient(observation, NAME)
+    errors = (gradient - truth) / uncertainty
+    assert 0.9 < float(errors.square().mean().sqrt()) < 1.1
+    assert float(errors.abs().max()) < 1.01 * math.sqrt(3)  # half a spacing, in standard deviations
+    largest = {"float16": 2**-11, "bfloat16": 2**-8}[dtype]
+    if optimizer is None:
+        normal = gradient.abs() > 2**-14
+        assert float(((gradient - truth) / truth)[normal].abs().max()) <= 1.001 * largest
+
+
+def test_what_float16_rounds_to_nothing_is_as_uncertain_as_its_smallest_number():
+    observation = make_victim(
+        defend=lambda update: {name: 0 * value for name, value in update.items()} | {"conv_in.bias": torch.ones(16)},
+        dtype="float16",
+    ).observation
+    _, uncertainty = estimate_gradient(observation, NAME)
+    torch.testing.assert_close(uncertainty, torch.full_like(uncertainty, 2**-24 / math.sqrt(12)))
+
+
 def test_adam_reveals_nothing_where_its_step_is_a_whole_one():
     gradient, uncertainty = invert_adam_step(torch.tensor([1.0, -1.0, 0.5]).double(), torch.zeros(3).double(), 1e-8)
     assert uncertainty.isinf().tolist() == [True, True, False]
     assert float(gradient[2]) == pytest.approx(1e-8)
 
 
-def test_momentum_weighs_early_steps_more():
-    assert momentum_weights(3, 0.0) == [1, 1, 1]
-    assert momentum_weights(3, 0.5) == [1.75, 1.5, 1]
+def weights_of_three_steps(momentum: float, ema_decay: float | None = None) -> list[float]:
+    optimizer = LocalOptimizer(lr=1e-3, momentum=momentum)
+    circumstances = make_victim((400,) * 3, local_steps=3, optimizer=optimizer).observation.circumstances
+    return step_weights(circumstances.model_copy(update={"ema_decay": ema_decay}))
+
+
+def test_momentum_and_averages_weigh_early_steps_more():
+    assert weights_of_three_steps(0.0) == [1, 1, 1]
+    assert weights_of_three_steps(0.5) == [1.75, 1.5, 1]
+    # d = 0, 2/11 and min(0.2, 3/12)
+    shares = [2 / 11 * 0.2, 9 / 11 * 0.2, 0.8]
+    assert weights_of_three_steps(0.0, 0.2) == pytest.approx([1, shares[1] + shares[2], shares[2]])
+    momentum = [shares[0] + 1.5 * shares[1] + 1.75 * shares[2], shares[1] + 1.5 * shares[2], shares[2]]
+    assert weights_of_three_steps(0.5, 0.2) == pytest.approx(momentum)
 
 
 def test_noise_and_missing_entries_show_as_uncertainty():

@@ -32,6 +32,13 @@ def scale_known(
     return InversionProblem(dataclasses.replace(observation, circumstances=circumstances), "cpu").scale_known
 
 
+def test_rounding_to_16_bits_is_noise() -> None:
+    noisy = {
+        dtype: InversionProblem(make_victim(dtype=dtype).observation, "cpu").noisy for dtype in ("float32", "float16")
+    }
+    assert noisy == {"float32": False, "float16": True}
+
+
 @pytest.mark.parametrize("optimizer", [None, LocalOptimizer(lr=0.1)], ids=["gradient", "delta"])
 def test_an_update_as_long_as_the_clipping_norm_was_clipped_and_a_shorter_one_was_not(optimizer) -> None:
     clipped = DefenceDisclosure(clip_norm=CLIP_NORM)

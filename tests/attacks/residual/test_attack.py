@@ -98,8 +98,9 @@ def test_it_matches_through_a_defence_that_the_server_knows(defend, defence, thr
     assert victim.psnr(result.images) > threshold
 
 
-def test_adams_first_step_gives_the_image_away():
-    victim = make_victim((350,), optimizer=LocalOptimizer(name="adam", lr=1e-2))
+@pytest.mark.parametrize("decay", [{"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}], ids=["adam", "adamw"])
+def test_adams_first_step_gives_the_image_away(decay):
+    victim = make_victim((350,), optimizer=LocalOptimizer(lr=1e-2, **decay))
     result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [350]
     assert victim.psnr(result.images) > 24

@@ -26,7 +26,7 @@ def batch():
 
 def vectors(problem, gradient):
     """Of the samples in ``gradient``, and in the observed one."""
-    return sample_vectors(problem, timestep_hypotheses(problem)[0], gradient)
+    return sample_vectors(problem, timestep_hypotheses(problem)[0].timesteps, gradient)
 
 
 def test_a_large_sample_that_is_a_little_wrong_misses_more_than_a_small_lost_one():

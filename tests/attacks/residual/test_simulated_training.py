@@ -14,9 +14,10 @@ OPTIMIZER = LocalOptimizer(lr=0.3, momentum=0.9, weight_decay=0.01, proximal_mu=
 STEPS = [torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4, 5])]
 
 
-@pytest.fixture(scope="module")
-def trained() -> Victim:
-    return make_victim((10, 300, 250, 70, 500, 40), local_steps=3, optimizer=OPTIMIZER)
+@pytest.fixture(scope="module", params=[None, 0.2], ids=["last", "average"])
+def trained(request: pytest.FixtureRequest) -> Victim:
+    timesteps = (10, 300, 250, 70, 500, 40)
+    return make_victim(timesteps, local_steps=3, optimizer=OPTIMIZER, ema_decay=request.param)
 
 
 def simulation(problem: InversionProblem, victim: Victim) -> SimulatedTraining:

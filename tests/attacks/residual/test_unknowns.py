@@ -3,6 +3,7 @@ import torch
 
 from attacks.inversion.entry_weights import matching_distance
 from attacks.inversion.gradient_matching import GradientMatching
+from attacks.inversion.image_prior import natural_image_energy
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.unknowns import CleanImage, NoisyImageAndResidual, expected_residual, possible_unknowns
@@ -20,6 +21,43 @@ def test_started_at_the_truth_it_stays_there(prediction_type):
     run = LBFGSRun(matching_of(unknowns), true_unknowns(unknowns, victim))
     assert run.advance(10) < 1e-9
     torch.testing.assert_close(unknowns.images(run.point), victim.images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
+@pytest.mark.parametrize("known", [False, True], ids=["private", "known"])
+def test_the_truth_explains_a_weighted_loss_and_offset_noise(prediction_type, known):
+    recipe = {"min_snr_gamma": 5.0, "noise_offset": 0.3}
+    victim = make_victim((20, 600), prediction_type=prediction_type, model_config=WIDE, known=known, **recipe)
+    for unknowns in possible_unknowns(InversionProblem(victim.observation, "cpu")):
+        clean = isinstance(unknowns, CleanImage)
+        truth = [victim.images / unknowns.image_scale] if clean else true_unknowns(unknowns, victim)
+        assert matching_of(unknowns).value(truth) < 1e-9
+        torch.testing.assert_close(unknowns.images(truth), victim.images, rtol=0, atol=1e-3)
+        assert torch.equal(unknowns.timesteps, victim.timesteps)
+
+
+def test_a_sample_that_its_weight_hides_leaves_the_other_one_in_its_units():
+    recipe = {"prediction_type": "v_prediction", "min_snr_gamma": 5.0, "zero_snr": True, "known": True}
+    victim = make_victim((600, 999), model_config=WIDE, **recipe)
+    for unknowns in possible_unknowns(InversionProblem(victim.observation, "cpu")):
+        point = unknowns.draw(torch.Generator().manual_seed(1), 0.3, 0.3)
+        value, derivatives = matching_of(unknowns)([part.requires_grad_() for part in point])
+        assert value.isfinite()
+        for derivative in derivatives:
+            assert derivative[0].any()
+            assert not derivative[1].any()
+        assert unknowns.images(point).isfinite().all()
+
+
+def test_offset_noise_is_as_probable_as_it_is():
+    victim = make_victim((200,), noise_offset=0.5)
+    [unknowns] = possible_unknowns(InversionProblem(victim.observation, "cpu"))
+    assert isinstance(unknowns, NoisyImageAndResidual)
+    energy = float(unknowns.energy(true_unknowns(unknowns, victim)).detach() - natural_image_energy(victim.images))
+    means = victim.noise.mean(dim=(2, 3), keepdim=True)
+    pixels = victim.noise[0, 0].numel()
+    expected = (victim.noise - means).square().sum() + pixels * means.square().sum() / (1 + pixels * 0.25)
+    assert energy == pytest.approx(float(expected), rel=1e-2)
 
 
 def test_started_at_the_known_truth_it_stays_there(known_victim):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure, Observation
+from attacks.timesteps.conditions import Conditions
 from attacks.timesteps.duplicates import plausible_timesteps
 from attacks.timesteps.recovery import MINIMAL_MARGIN, RecoveredTimesteps, recover_timesteps
 from attacks.timesteps.time_layers import time_projection_inputs
@@ -93,15 +94,15 @@ def test_which_timestep_is_shared_is_ranked_but_not_claimed(shared):
     recovered = recover_timesteps(problem)
     assert not recovered.known
     assert recovered.distinct.tolist() == [90, 350, 777]
-    answers = [answer.tolist() for answer in plausible_timesteps(problem, recovered.distinct)]
+    answers = [answer.timesteps.tolist() for answer in plausible_timesteps(problem, Conditions(recovered.distinct))]
     assert answers[0] == sorted([90, 350, 777, shared])
     assert sorted(answers) == [[90, 90, 350, 777], [90, 350, 350, 777], [90, 350, 777, 777]]
 
 
 def test_two_surplus_samples_are_ranked_together():
     problem = InversionProblem(make_victim((90, 350, 350, 350)).observation, "cpu")
-    answers = plausible_timesteps(problem, torch.tensor([90, 350]), most=2)
-    assert [answer.tolist() for answer in answers] == [[90, 350, 350, 350], [90, 90, 350, 350]]
+    answers = plausible_timesteps(problem, Conditions(torch.tensor([90, 350])), most=2)
+    assert [answer.timesteps.tolist() for answer in answers] == [[90, 350, 350, 350], [90, 90, 350, 350]]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

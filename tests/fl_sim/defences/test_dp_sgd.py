@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from fl_sim import diffusion
 from fl_sim.client_app import build_client_app
+from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
 from fl_sim.defences.registry import create
+from fl_sim.draws import Draw
 from fl_sim.wire import ARRAYS
 from tests.fl_sim.defences.stub import flat, train_message
 from tests.fl_sim.federations import node_context, tiny_recipe, tiny_settings, weights_recipe
@@ -24,20 +26,20 @@ def network(attention: bool = True, **changes: object) -> nn.Module:
     return diffusion.build_model(config | changes)
 
 
-def batch(samples: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def batch(samples: int = 3, labels: Tensor | None = None) -> Draw:
     generator = torch.Generator().manual_seed(1)
     images, noise = (torch.randn(samples, 3, 16, 16, generator=generator) for _ in range(2))
-    return images, noise, torch.tensor([20, 400, 900])[:samples]
+    return Draw(images, noise, torch.tensor([20, 400, 900])[:samples], labels)
 
 
 def one_by_one(model: nn.Module) -> Iterator[Tensor]:
     """The gradient of every image by itself, without Opacus."""
     for index in range(3):
-        yield flat(diffusion.gradient(model, SCHEDULER, *(value[index : index + 1] for value in batch())))
+        yield flat(diffusion.gradient(model, SCHEDULER, *list(batch().batches(1))[index]))
 
 
 def private_gradient(model: nn.Module, defence: Defence, seed: int = 2, samples: int = 3) -> Tensor:
-    gradient, _ = defence.batch_gradient(model, SCHEDULER, *batch(samples), torch.Generator().manual_seed(seed))
+    gradient, _ = defence.batch_gradient(model, SCHEDULER, batch(samples), torch.Generator().manual_seed(seed))
     return flat(gradient)
 
 
@@ -60,10 +62,19 @@ def test_without_noise_it_is_the_mean_of_every_images_clipped_gradient(changes: 
 def test_without_clipping_or_noise_it_is_the_gradient_and_the_loss() -> None:
     model, defence = network(), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
     expected, expected_loss = diffusion.gradient_and_loss(model, SCHEDULER, *batch())
-    found, loss = defence.batch_gradient(model, SCHEDULER, *batch(), torch.Generator())
+    found, loss = defence.batch_gradient(model, SCHEDULER, batch(), torch.Generator())
     assert list(found) == list(expected)
     torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
     assert loss == pytest.approx(expected_loss)
+
+
+def test_labels_of_a_class_conditional_network_take_part() -> None:
+    model, defence = network(num_class_embeds=4), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
+    told = batch(labels=torch.tensor([2, 0, 2]))
+    expected, _ = diffusion.gradient_and_loss(model, SCHEDULER, *told)
+    found, _ = defence.batch_gradient(model, SCHEDULER, told, torch.Generator())
+    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
+    assert found["class_embedding.weight"].any(dim=1).tolist() == [True, False, True, False]
 
 
 def test_with_dropout_it_is_the_gradient_under_the_masks_of_the_loss() -> None:
@@ -71,7 +82,7 @@ def test_with_dropout_it_is_the_gradient_under_the_masks_of_the_loss() -> None:
     torch.manual_seed(3)
     expected, expected_loss = diffusion.gradient_and_loss(model, SCHEDULER, *batch())
     torch.manual_seed(3)
-    found, loss = defence.batch_gradient(model, SCHEDULER, *batch(), torch.Generator())
+    found, loss = defence.batch_gradient(model, SCHEDULER, batch(), torch.Generator())
     torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
     assert loss == pytest.approx(expected_loss)
     assert loss != pytest.approx(diffusion.gradient_and_loss(model, SCHEDULER, *batch())[1])
@@ -112,6 +123,19 @@ def test_every_local_step_has_noise_of_its_own_and_a_run_repeats() -> None:
     assert float(moved.std()) == pytest.approx(0.05 * math.sqrt(2), rel=0.02)
     assert torch.equal(state(), state())
     assert not torch.equal(state(), state("client.seed=12"))
+
+
+def test_accumulated_gradients_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"client\.gradient_accumulation = 2: dp-sgd .*allowed: 1"):
+        create("dp-sgd").check(tiny_recipe(batch_size=4, gradient_accumulation=2))
+    create("dp-sgd").check(tiny_recipe(batch_size=4))
+
+
+def test_without_clipping_or_noise_it_is_the_weighted_gradient() -> None:
+    model, defence = network(), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
+    expected = diffusion.gradient(model, SCHEDULER, *batch(), min_snr_gamma=5.0)
+    found, _ = defence.batch_gradient(model, SCHEDULER, batch(), torch.Generator(), min_snr_gamma=5.0)
+    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
 
 
 def test_the_privacy_spent_is_opacus_figure_for_poisson_sampling() -> None:

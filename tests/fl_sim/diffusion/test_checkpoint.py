@@ -18,7 +18,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     saved.save(tmp_path / "model.safetensors")
     loaded = read_checkpoint(tmp_path / "model.safetensors")
     assert (loaded.model, loaded.scheduler, loaded.notes) == (saved.model, saved.scheduler, saved.notes)
-    assert loaded.image_size == 16
+    assert loaded.image_shape == (3, 16, 16)
     assert all(torch.equal(loaded.weights[name], value) for name, value in saved.weights.items())
 
 

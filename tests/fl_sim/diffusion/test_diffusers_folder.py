@@ -46,7 +46,7 @@ def test_what_diffusers_saved_is_read_whole(tmp_path: Path, save: Callable[[Path
     assert list(checkpoint.weights) == list(expected)
     assert all(torch.equal(checkpoint.weights[name], expected[name]) for name in expected)
     assert checkpoint.dtype == "float32"
-    assert checkpoint.image_size == 16
+    assert checkpoint.image_shape == (3, 16, 16)
     checkpoint.check((3, 16, 16))
 
 

@@ -5,6 +5,7 @@ import torch
 
 from fl_sim import diffusion
 from fl_sim.diffusion import ConfigError
+from fl_sim.diffusion.network import image_shape
 from tests.fl_sim.diffusion.toy import tiny_config
 
 
@@ -41,15 +42,19 @@ def test_private_keys_of_a_configuration_are_ignored() -> None:
     diffusion.build_model(tiny_config(_name_or_path="/somewhere"))
 
 
-@pytest.mark.parametrize(("given", "side"), [(16, 16), ([16, 16], 16), ((8, 8), 8), (None, None)])
-def test_the_size_of_a_network_is_the_side_of_a_square(given: Any, side: int | None) -> None:
-    assert diffusion.sample_size(tiny_config(sample_size=given)) == side
+@pytest.mark.parametrize(
+    ("given", "shape"), [(16, (3, 16, 16)), ([16, 16], (3, 16, 16)), ((8, 24), (3, 8, 24)), (None, None)]
+)
+def test_the_size_of_a_network_is_a_side_or_a_pair(given: Any, shape: tuple[int, int, int] | None) -> None:
+    assert image_shape(tiny_config(sample_size=given)) == shape
+    grey = diffusion.unet_config(given, channels=1) if given else tiny_config(sample_size=None, in_channels=1)
+    assert image_shape(grey) == (None if shape is None else (1, *shape[1:]))
 
 
-@pytest.mark.parametrize("given", [[16, 32], "16", 0, True, [16], [16, 16, 3], 16.0])
-def test_what_is_no_square_is_refused(given: Any) -> None:
-    with pytest.raises(ConfigError, match=r"model.sample_size = .*allowed: the side of a square"):
-        diffusion.sample_size(tiny_config(sample_size=given))
+@pytest.mark.parametrize("given", ["16", 0, True, [16], [16, 16, 3], 16.0, [16, 0]])
+def test_what_is_no_size_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model.sample_size = .*allowed: the side of a square.*height, width"):
+        image_shape(tiny_config(sample_size=given))
 
 
 @pytest.mark.parametrize(("dropout", "share"), [(0.3, 0.3), (None, 0.0), (0, 0.0)])

@@ -15,9 +15,10 @@ def four_levels() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "size", "message"),
     [
-        ({"num_class_embeds": 10}, 16, r"takes class labels \(num_class_embeds = 10\)"),
-        ({"class_embed_type": "timestep"}, 16, r"takes class labels \(class_embed_type = 'timestep'\)"),
-        ({"class_embed_type": "identity"}, 16, r"takes class labels \(class_embed_type = 'identity'\)"),
+        ({"num_class_embeds": 0}, 16, "num_class_embeds = 0; allowed: the number of classes, from 1"),
+        ({"num_class_embeds": True}, 16, "num_class_embeds = True; allowed"),
+        ({"class_embed_type": "timestep"}, 16, r"class_embed_type = 'timestep', .*allowed: a table of labels"),
+        ({"class_embed_type": "identity"}, 16, r"class_embed_type = 'identity', .*allowed: a table of labels"),
         ({"out_channels": 6}, 16, r"predicts a variance .*allowed: out_channels = 3"),
         ({"in_channels": 1, "out_channels": 1}, 16, r"1 channels and predicts 1, the images have 3"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 10}, 16, "knows 10 timesteps, .* has 1000"),
@@ -52,3 +53,7 @@ def test_the_trial_lets_through_what_trains_and_draws_nothing(changes: dict[str,
     assert torch.equal(torch.get_rng_state(), before)
     network = diffusion.build_model(tiny_config(**changes))
     assert diffusion.gradient(network, scheduler(), *(values[1:2] for values in draw()))
+
+
+def test_a_table_of_class_labels_is_let_through():
+    diffusion.check_network(tiny_config(num_class_embeds=10), diffusion.scheduler_config(), (3, 16, 16))

@@ -33,6 +33,14 @@ def test_photographs_are_cut_at_any_size_into_tiles_that_lie_within(size: int) -
     assert (edges > -1).flatten(1).any(dim=1).all(), "a tile beyond the edge is black there"
 
 
+def test_tiles_need_not_be_square() -> None:
+    held = list_images(DataSettings(photographs=("astronaut", "coffee"), tiles_per_side=2, image_size=(12, 20)))
+    assert held.decode(range(len(held))).shape == (len(held), 3, 12, 20)
+    assert held.photographs.count("coffee") == 4, "two by two, though it is wider than high"
+    assert held.photographs.count("astronaut") == 6, "40x40 pixels hold three rows of two"
+    assert [held.class_of(index) for index in (0, len(held) - 1)] == [0, 1]
+
+
 def test_truths_of_old_runs_can_be_repeated() -> None:
     """The pixels that every reported figure was measured against."""
     held = list_images(DataSettings(photographs=EVERYTHING, image_size=32))

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import datasets
@@ -155,9 +156,58 @@ def test_a_dataset_whose_files_were_moved_away(folder: Path) -> None:
         held.decode([0])
 
 
-def test_a_dataset_that_is_nowhere_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"data\.name = '.*nowhere'"):
+def test_a_dataset_that_is_nowhere_is_named_and_what_would_do(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"data\.name = '.*nowhere'.*the path of a folder of images .* save_to_disk"
+    ):
         list_dataset(DataSettings(name=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match=r"this folder could not be loaded: .*the path of a folder of images"):
+        list_dataset(DataSettings(name=str(tmp_path / "empty")))
+
+
+def test_a_name_of_our_own_that_is_mistyped(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def unreachable(*_: object, **__: object) -> Dataset:
+        logging.getLogger("huggingface_hub").warning("Retrying in 1s")
+        raise ConnectionError("Couldn't reach 'digit' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(SettingsError, match=r"Couldn't reach .*allowed without a network: .*did you mean 'digits'"):
+        list_dataset(DataSettings(name="digit"))
+    assert not caplog.records, "one line is enough"
+
+
+def test_parquet_files_are_a_local_form(encoded: bytes, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    table(encoded, label=classes(0, 1, 1, 2)).to_parquet(tmp_path / "set" / "train.parquet")
+    held = list_dataset(DataSettings(name=str(tmp_path / "set"), image_size=(12, 24)))
+    assert held.decode([3], channels=1).shape == (1, 1, 12, 24)
+    assert held.labels == ("0", "1", "1", "2")
+
+
+def test_of_several_configurations_one_has_to_be_chosen(folder: Path, encoded: bytes, tmp_path: Path) -> None:
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("dark", "light"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n", encoding="utf-8")
+    assert len(list_dataset(DataSettings(name=str(folder), config="light"))) == 3
+    with pytest.raises(SettingsError, match=r"data\.config is not set, and .* has several .*; allowed: dark, light$"):
+        list_dataset(DataSettings(name=str(folder)))
+    with pytest.raises(SettingsError, match=r"data\.config = 'lihgt': no .*allowed: dark, light; did you mean 'light'"):
+        list_dataset(DataSettings(name=str(folder), config="lihgt"))
+    with pytest.raises(SettingsError, match=r"data\.config = 'x': what save_to_disk wrote has no configurations"):
+        listed(table(encoded), tmp_path, config="x")
+
+
+def test_classes_are_numbered_as_the_data_numbers_them(encoded: bytes, tmp_path: Path) -> None:
+    words, numbers = (Value("string"), ["y", "x", None, "y"]), (Value("int64"), [10, 9, 10, 9])
+    cases = [
+        (classes(2, -1, 0, 2), ("0", "1", "2", "-1"), [2, 3, 0, 2]),
+        (words, ("x", "y", "None"), [1, 0, 2, 1]),
+        (numbers, tuple(map(str, range(11))), [10, 9, 10, 9]),
+    ]
+    for number, (column, names, expected) in enumerate(cases):
+        held = listed(table(encoded, label=column), tmp_path / str(number))
+        assert held.classes == names
+        assert [held.class_of(index) for index in range(4)] == expected
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "parquet", "webdataset", "csv"])

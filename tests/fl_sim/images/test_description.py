@@ -5,6 +5,7 @@ from PIL import Image
 
 from fl_sim.config import SettingsError
 from fl_sim.images.description import describe_images
+from fl_sim.images.sources import list_images
 from tests.fl_sim.federations import tiny_settings
 
 
@@ -17,15 +18,28 @@ def test_the_default_federation() -> None:
 
 
 def test_what_a_limit_leaves_and_what_a_folder_skipped(folder: Path) -> None:
-    for name in ("a.gif", "b.gif", ".hidden.png"):
+    for name in ("a.heic", "b.heic", ".hidden.png"):
         (folder / name).touch()
     given = ("data.name=folder", f"data.path={folder}", "data.partition=iid", "federation.clients=2")
-    assert described(*given) == ["data: 6 images used; skipped: 2 .gif, 1 hidden", "clients hold 3, 3 images"]
+    assert described(*given) == ["data: 6 images used; skipped: 2 .heic, 1 hidden", "clients hold 3, 3 images"]
     assert described(*given, "data.limit=4") == [
-        "data: 4 of 6 images used (data.limit); skipped: 2 .gif, 1 hidden",
+        "data: 4 of 6 images used (data.limit); skipped: 2 .heic, 1 hidden",
         "clients hold 2, 2 images",
     ]
     assert described(*given, "data.limit=9")[0].startswith("data: 6 images used; ")
+
+
+def test_broken_images_are_counted_and_the_first_are_named(folder: Path) -> None:
+    given = ("data.name=folder", f"data.path={folder}", "data.partition=iid", "federation.clients=2")
+    for name in ("dark/0.png", "dark/2.png", "light/0.png", "light/1.png"):
+        (folder / name).write_bytes(b"")
+    settings = tiny_settings(*given)
+    assert "broken" not in describe_images(settings)[0], "nobody has looked yet"
+    list_images(settings.data).identify_all()
+    line = describe_images(settings)[0]
+    assert line.startswith("data: 6 images used; skipped: 4 broken: ")
+    assert "dark/0.png: not a readable image: the file is empty; " in line
+    assert line.endswith("light/0.png: not a readable image: the file is empty and 1 more")
 
 
 def test_what_nobody_holds_is_named(folder: Path) -> None:

@@ -51,8 +51,9 @@ def test_every_kind_is_read_in_small_and_capital_letters(tmp_path: Path) -> None
     held = listed(tmp_path)
     assert len(held) == 2 * len(SUFFIXES)
     assert not held.skipped
-    held.identify()
-    assert held.decode(range(len(held))).shape == (22, 3, 16, 16)
+    held.identify_all()
+    assert not held.broken
+    assert held.decode(range(len(held))).shape == (2 * len(SUFFIXES), 3, 16, 16)
 
 
 def test_names_may_be_anything(tmp_path: Path) -> None:
@@ -73,11 +74,11 @@ def test_hidden_files_are_no_images_and_hidden_folders_no_classes(folder: Path) 
 
 
 def test_what_is_skipped_is_counted_by_kind(folder: Path) -> None:
-    for name in ("a.gif", "b.GIF", "notes.txt", "README", "odd.not a suffix"):
+    for name in ("a.heic", "b.HEIC", "notes.txt", "README", "odd.not a suffix"):
         (folder / name).touch()
     os.mkfifo(folder / "pipe.png")
     held = listed(folder)
-    assert held.skipped == {".gif": 2, ".txt": 1, "of no known kind": 2, "special file": 1}
+    assert held.skipped == {".heic": 2, ".txt": 1, "of no known kind": 2, "special file": 1}
 
 
 def test_links_are_followed_except_in_circles(tmp_path: Path) -> None:
@@ -128,5 +129,60 @@ def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytes
 def test_every_listed_file_is_looked_at_before_any_is_decoded(folder: Path) -> None:
     (folder / "light" / "2.png").write_bytes(b"")
     with pytest.raises(SettingsError, match=r"light/2\.png: not a readable image: the file is empty"):
-        listed(folder).identify()
-    listed(folder, limit=5).identify()
+        listed(folder, strict=True).identify_all()
+    listed(folder, limit=5, strict=True).identify_all()
+    held = listed(folder)
+    held.identify_all()
+    assert held.broken.keys() == {5}
+
+
+def test_broken_content_is_passed_over_but_not_a_file_that_is_out_of_reach(folder: Path) -> None:
+    whole = (folder / "light" / "0.png").read_bytes()
+    (folder / "light" / "0.png").write_bytes(whole[:-30])
+    held = listed(folder)
+    assert list(filter(held.is_sound, range(6))) == [0, 1, 2, 4, 5]
+    assert "light/0.png: not a readable image: " in held.broken[3]
+    (folder / "light" / "1.png").unlink()
+    held = listed(folder)
+    (folder / "light" / "2.png").unlink()
+    with pytest.raises(SettingsError, match=r"light/2\.png: not a readable image: No such file"):
+        held.is_sound(4)
+
+
+def test_a_gif_shows_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("P", (20, 20), index) for index in (0, 1)]
+    for frame in frames:
+        frame.putpalette([250, 0, 0, 0, 0, 250])
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    red = listed(tmp_path).decode([0])[0, :, 8, 8]
+    torch.testing.assert_close(red, torch.tensor([250, 0, 0]) / 127.5 - 1)
+
+
+def test_images_are_cut_to_the_shape_of_the_settings(tmp_path: Path) -> None:
+    """Three stripes beside one another: the middle is what a tall crop of a wide picture keeps."""
+    picture = Image.new("RGB", (60, 20))
+    for index, colour in enumerate(("red", "lime", "blue")):
+        picture.paste(colour, (20 * index, 0, 20 * index + 20, 20))
+    picture.save(tmp_path / "stripes.png")
+    tall = listed(tmp_path, image_size=(20, 12)).decode([0])
+    assert tall.shape == (1, 3, 20, 12)
+    assert (tall[0, 1] == 1).all()
+    wide = listed(tmp_path, image_size=(12, 36)).decode([0])[0]
+    assert wide.shape == (3, 12, 36)
+    assert wide[:, 6, [2, 18, 33]].argmax(dim=0).tolist() == [0, 1, 2]
+
+
+def test_grey_is_pillows_and_what_is_grey_stays_as_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), (200, 100, 50)).save(tmp_path / "a.png")
+    Image.new("L", (20, 20), 77).save(tmp_path / "b.png")
+    grey = listed(tmp_path).decode([0, 1], channels=1)
+    assert grey.shape == (2, 1, 16, 16)
+    luminance = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    torch.testing.assert_close(grey[:, 0, 8, 8], torch.tensor([luminance, 77]) / 127.5 - 1)
+
+
+def test_classes_are_numbered_in_order_whatever_the_limit(folder: Path) -> None:
+    held = listed(folder, limit=4)
+    assert held.classes == ("dark", "light")
+    assert [held.class_of(index) for index in range(4)] == [0, 0, 0, 1]
+    assert listed(folder, limit=1).classes == ("dark", "light")

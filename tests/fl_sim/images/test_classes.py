@@ -1,0 +1,44 @@
+import pytest
+from PIL import Image
+
+from fl_sim.config import SettingsError
+from fl_sim.images.classes import class_numbers, order_classes
+from fl_sim.images.image_set import ImageSet
+
+
+def images(*labels: str) -> ImageSet:
+    return ImageSet(
+        (16, 16),
+        labels,
+        labels,
+        "do something about it",
+        lambda _: Image.new("L", (16, 16)),
+        found=len(labels),
+        classes=order_classes(labels),
+    )
+
+
+def test_names_are_numbered_in_alphabetical_order() -> None:
+    assert class_numbers(images("dog", "cat", "dog", "eel"), 3, null_class=False) == (1, 0, 1, 2)
+
+
+def test_whole_numbers_keep_theirs_even_where_some_are_missing() -> None:
+    assert class_numbers(images("10", "2", "7"), 11, null_class=False) == (10, 2, 7)
+
+
+@pytest.mark.parametrize("labels", [(), (".", ".")])
+def test_images_without_labels_are_one_line(labels: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match=r"num_class_embeds = 3: .* have none; do something about it"):
+        class_numbers(images(*labels), 3, null_class=False)
+
+
+def test_more_classes_than_the_network_knows_are_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"num_class_embeds = 2: the images have 3 classes; allowed: at least 3$"):
+        class_numbers(images("a", "b", "c"), 2, null_class=False)
+    with pytest.raises(SettingsError, match="3 classes; allowed: at least 4, of which the last is that of dropped"):
+        class_numbers(images("a", "b", "c"), 3, null_class=True)
+
+
+def test_an_unlabelled_row_of_a_dataset_is_one_line() -> None:
+    with pytest.raises(SettingsError, match="the label -1; allowed: whole numbers from 0"):
+        class_numbers(images("1", "-1"), 3, null_class=False)
