@@ -112,7 +112,8 @@ def _kept_for_backward(seen: Circumstances) -> int:
     timesteps = torch.zeros(seen.num_samples, dtype=torch.long, device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            diffusion.predict(model, images, timesteps)
-    except (RuntimeError, NotImplementedError):  # numbers are asked for, or an operation is unknown there
+            labels = None if diffusion.num_classes(seen.model) is None else timesteps
+            diffusion.predict(model, images, timesteps, labels)
+    except Exception:  # numbers are asked for, an operation is unknown there, or whatever somebody's own network raises
         return 0
     return sum(size for _, size in kept.values())
