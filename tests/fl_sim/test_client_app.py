@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -214,7 +215,7 @@ def test_the_average_of_the_weights_is_that_of_diffusers() -> None:
     reference, draw = EMAModel(parameters, decay=0.2), private_draw(settings, recipe, 1, 1)
     for steps in (1, 2, 3):
         some = recipe.model_copy(update={"local_steps": steps, "ema_decay": None})
-        after, _ = local_training(some, weights, *(values[:steps] for values in draw), "cpu")
+        after, _ = local_training(some, weights, next(draw.batches(steps)), "cpu")
         for parameter, name in zip(parameters, weights, strict=True):
             parameter.data = after[name]
         reference.step(parameters)
@@ -227,7 +228,12 @@ def test_batches_whose_gradients_are_accumulated_count_as_one(update: str, monke
     plain = (tiny_recipe() if update == "gradient" else weights_recipe(2)).model_copy(update={"batch_size": 4})
     settings, sizes, gradient = tiny_settings(), [], diffusion.gradient_and_loss
     whole = reply_of(plain, settings)[ARRAYS].to_torch_state_dict()
-    monkeypatch.setattr(diffusion, "gradient_and_loss", lambda *args: sizes.append(len(args[2])) or gradient(*args))
+
+    def noted(*batch: Any, **options: Any) -> tuple[dict[str, torch.Tensor], float]:
+        sizes.append(len(batch[2]))
+        return gradient(*batch, **options)
+
+    monkeypatch.setattr(diffusion, "gradient_and_loss", noted)
     parts = reply_of(plain.model_copy(update={"gradient_accumulation": 2}), settings)[ARRAYS].to_torch_state_dict()
     assert sizes == [2, 2] * (1 if update == "gradient" else 2)
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
@@ -246,7 +252,7 @@ def test_images_are_mirrored_as_the_private_seed_says_and_nothing_else_changes()
     kept = [torch.equal(image, own) for own, image in zip(before[0], after[0], strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 3 < sum(mirrored) < 13
-    assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before[1:3], after[1:3], strict=True))
     dictated = plain.model_copy(update={"noise_seed": 3}), recipe.model_copy(update={"noise_seed": 3})
     one, other = (private_draw(tiny_settings(), each, 1, 1)[0] for each in dictated)
     assert not torch.equal(one, other)  # also where the server dictates all that it can
