@@ -61,7 +61,12 @@ class AttackMeasurement(Measurement):
             "parameters": count_parameters(victim.observation.weights.values()),
             "timesteps": victim.timesteps.tolist(),
         }
-        result = compared(victim.images, victim.timesteps, found, victim.observation.threat)
+        threat = victim.observation.threat
+        result = compared(victim.images, victim.timesteps, found, threat)
+        if victim.labels is not None:
+            labels = victim.labels.tolist()
+            recovered = [-1] * len(labels) if isinstance(found, str) else _labels(found)
+            facts["labels"], result["labels_verdict"] = labels, _verdict(labels, recovered, threat)
         return facts | result | ({} if isinstance(found, str) else time_to_threshold(victim.images, found, trace))
 
 
@@ -106,6 +111,11 @@ def compared(images: Tensor, timesteps: Tensor, found: Reconstruction | str, thr
     }
 
 
+def _labels(found: Reconstruction) -> list[int]:
+    """The labels that an attack found, -1 for each that it did not."""
+    return [-1] * len(found.timesteps) if found.labels is None else found.labels.tolist()
+
+
 def time_to_threshold(images: Tensor, found: Reconstruction, trace: Trace) -> Row:
     """Seconds without those that tracing took, and evaluations and seconds until REACHED_DB, as median over images."""
     seconds = found.seconds - trace.own_seconds
@@ -126,9 +136,9 @@ def psnr(truth: Tensor, images: Tensor) -> Tensor:
 
 
 def _verdict(truth: list[int], recovered: list[int], threat: ThreatModel) -> dict[str, int] | None:
-    """How many timesteps were recovered exactly, not at all, or wrongly, in any order; None if they were given."""
+    """How many values were recovered exactly, not at all, or wrongly, in any order; None if they were given."""
     if threat is ThreatModel.KNOWN:
         return None
-    claimed = Counter(timestep for timestep in recovered if timestep >= 0)
+    claimed = Counter(value for value in recovered if value >= 0)
     exact = (Counter(truth) & claimed).total()
     return {"exact": exact, "unknown": len(recovered) - claimed.total(), "wrong": claimed.total() - exact}

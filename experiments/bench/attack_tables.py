@@ -46,6 +46,11 @@ def _suite_table(suite: str, summaries: Sequence[Summary]) -> Table:
         for summary in summaries
         for reason, count in summary.failures.items()
     ]
+    notes += [
+        f"{describe_case(summary.case)}, {summary.attack}: labels {describe_verdicts(summary.labels)}"
+        for summary in summaries
+        if summary.labels
+    ]
     return Table(suite, _HEADINGS, [_suite_row(summary) for summary in summaries], notes, _BRIEF)
 
 
@@ -67,7 +72,7 @@ def _suite_row(summary: Summary) -> tuple[str, ...]:
 
 
 def describe_verdicts(timesteps: dict[str, int] | None) -> str:
-    """How many timesteps were recovered exactly / not at all / wrongly."""
+    """How many timesteps, or labels, were recovered exactly / not at all / wrongly."""
     return "/".join(str(timesteps[name]) for name in ("exact", "unknown", "wrong")) if timesteps else "given"
 
 

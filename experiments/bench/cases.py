@@ -14,8 +14,12 @@ from attacks.observation import ThreatModel
 from attacks.registry import ATTACKS
 from fl_sim.diffusion import KNOWN_NETWORKS, LocalOptimizer, unet_config
 
+CLASS_CONDITIONAL = "16-classes"
+"""The network that takes labels, of ten classes; else it is the smallest one."""
+
 NETWORKS: dict[str, dict[str, Any]] = {
     "16": KNOWN_NETWORKS["small"],
+    CLASS_CONDITIONAL: KNOWN_NETWORKS["small"] | {"num_class_embeds": 10},
     "32-narrow": unet_config(32),
     "32-deep": unet_config(32, block_out_channels=(32, 64, 128)),
     "32": unet_config(32, block_out_channels=(64, 128), layers_per_block=2),
@@ -23,7 +27,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "64": unet_config(64, block_out_channels=(128, 256, 384), layers_per_block=2),
     "128": unet_config(128, block_out_channels=(128, 256, 384), layers_per_block=2),
 }
-"""U-Nets of 0.6, 0.6, 2.5, 3.6, 4.2, 38 and 38 million parameters, by the side of the images they take."""
+"""U-Nets of 0.6, 0.6, 0.6, 2.5, 3.6, 4.2, 38 and 38 million parameters, by the side of the images they take."""
 
 GPU_NETWORKS = frozenset({"64", "128"})
 """Networks that are left out where there is no GPU."""

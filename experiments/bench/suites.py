@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from experiments.bench.cases import KNOWN, NETWORKS, PRIVATE, Case
+from experiments.bench.cases import CLASS_CONDITIONAL, KNOWN, NETWORKS, PRIVATE, Case
 from experiments.utility import strata
 from fl_sim.diffusion import LocalOptimizer
 
@@ -29,7 +29,8 @@ class Entry:
 
 
 def _strata() -> Iterator[Entry]:
-    for network, model, timesteps, threat in product(NETWORKS, ("trained", "untrained"), STRATA, (PRIVATE, KNOWN)):
+    networks = [network for network in NETWORKS if network != CLASS_CONDITIONAL]
+    for network, model, timesteps, threat in product(networks, ("trained", "untrained"), STRATA, (PRIVATE, KNOWN)):
         case = Case(suite="strata", network=network, model=model, timesteps=timesteps, threat=threat)
         quick: tuple[str, ...] = ()
         if network == "16" and threat is PRIVATE and timesteps in _QUICK_STRATA[model]:
@@ -82,6 +83,12 @@ def _sum() -> Iterator[Entry]:
         yield Entry(Case(suite="sum", num_clients=4, threat=threat), _BASELINES)
 
 
+def _labels() -> Iterator[Entry]:
+    """With labels and without."""
+    for batch_size, network in product((1, 4), (CLASS_CONDITIONAL, "16")):
+        yield Entry(Case(suite="labels", network=network, model="untrained", batch_size=batch_size))
+
+
 def _speed() -> Iterator[Entry]:
     """Both threats see the same gradients, so that one table may show who needs to know what."""
     known = ("residual", "dlg", "gidm", "gidm-latent", "gidm-pixels", "gidm-pixels-published", "gidm-published")
@@ -125,6 +132,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     "clip": tuple(_clip()),
     "top-k": tuple(_top_k()),
     "sum": tuple(_sum()),
+    "labels": tuple(_labels()),
     "speed": tuple(_speed()),
     MAIN: tuple(_main()),
 }

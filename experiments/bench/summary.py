@@ -20,8 +20,8 @@ class Summary:
     """One cell in figures.
 
     PSNRs in dB over all images of all victims, an image that an attack failed on counting as 0 dB. Timesteps are None
-    where the attack was given them. Evaluations and seconds are medians over the victims that it finished; those up to
-    40 dB over all victims, None if the median victim never got there.
+    where the attack was given them, labels also where there are none. Evaluations and seconds are medians over the
+    victims that it finished; those up to 40 dB over all victims, None if the median victim never got there.
     """
 
     cell: dict[str, Any]
@@ -34,6 +34,7 @@ class Summary:
     least_psnr: float
     share_recognisable: float
     timesteps: dict[str, int] | None
+    labels: dict[str, int] | None
     evaluations: float | None
     seconds: float | None
     evaluations_to_40_db: float | None
@@ -74,6 +75,7 @@ def _summarise(rows: Sequence[Row]) -> Summary:
         least_psnr=least,
         share_recognisable=float((psnr >= RECOGNISABLE_DB).mean()),
         timesteps=count_verdicts(rows),
+        labels=count_verdicts(rows, "labels_verdict"),
         evaluations=_median_of_finished(rows, "evaluations"),
         seconds=_median_of_finished(rows, "seconds"),
         evaluations_to_40_db=_median_of_all(rows, "evaluations_to_40_db"),
@@ -83,9 +85,12 @@ def _summarise(rows: Sequence[Row]) -> Summary:
     )
 
 
-def count_verdicts(rows: Iterable[Row]) -> dict[str, int] | None:
-    """How many timesteps of the rows were recovered exactly, not at all and wrongly; None if all were given."""
-    verdicts: list[dict[str, int]] = [row["timesteps_verdict"] for row in rows if row["timesteps_verdict"] is not None]
+def count_verdicts(rows: Iterable[Row], verdict: str = "timesteps_verdict") -> dict[str, int] | None:
+    """How many timesteps of the rows were recovered exactly, not at all and wrongly; None if all were given.
+
+    With ``verdict`` "labels_verdict" it counts labels, of which there may be none.
+    """
+    verdicts: list[dict[str, int]] = [row[verdict] for row in rows if row.get(verdict) is not None]
     return {name: sum(verdict[name] for verdict in verdicts) for name in verdicts[0]} if verdicts else None
 
 

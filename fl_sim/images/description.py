@@ -25,7 +25,8 @@ def describe_images(settings: Settings) -> list[str]:
     images, clients = list_images(settings.data), settings.federation.clients
     held = partition(settings.data, clients, settings.client.seed or 0)
     used = set().union(*held)
-    return [_used(images, len(used)), _held([len(indices) for indices in held]) + _unheld(settings, images, used)]
+    sound = len(used - images.broken.keys())
+    return [_used(images, sound), _held([len(indices) for indices in held]) + _unheld(settings, images, used)]
 
 
 def _used(images: ImageSet, used: int) -> str:

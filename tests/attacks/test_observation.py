@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from attacks.observation import CaptureError, Observation, ThreatModel, UpdateId
 from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import MODEL, Victim, make_victim
+from tests.attacks.conftest import CLASS_CONDITIONAL, MODEL, Victim, make_victim
 
 WEIGHT = "conv_in.weight"
 
@@ -220,3 +220,29 @@ def test_names_that_are_not_the_models_are_told_apart(victim):
 def test_what_is_no_capture_is_called_by_its_name(tmp_path, name, make, message):
     make(tmp_path / name)
     assert_refused(tmp_path / name, f"not a readable capture: {message}")
+
+
+def test_known_labels_are_saved_and_loaded(tmp_path):
+    seen = make_victim((3, 700), known=True, model_config=CLASS_CONDITIONAL, labels=(4, 9)).observation
+    seen.save(tmp_path / "capture")
+    assert Observation.load(tmp_path / "capture").labels.tolist() == [4, 9]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "noise and timesteps are known, and labels are missing"),
+        (torch.tensor([4]), r"labels must be int64 of shape \[2\]"),
+        (torch.tensor([4.0, 9.0]), r"labels must be int64 of shape \[2\]"),
+        (torch.tensor([4, 10]), r"labels must lie in 0\.\.9"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    seen = make_victim((3, 700), known=True, model_config=CLASS_CONDITIONAL, labels=(4, 9)).observation
+    with pytest.raises(CaptureError, match=message):
+        replace(seen, labels=labels)
+
+
+def test_labels_of_a_network_that_takes_none_are_refused(known_victim):
+    with pytest.raises(CaptureError, match="labels are there, but the network takes none"):
+        replace(known_victim.observation, labels=torch.tensor([1]))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,13 @@ def test_a_file_of_an_earlier_version_tells_no_peak_memory(tmp_path):
     del facts["peak_memory"]
     save_file(tensors, tmp_path / "old.safetensors", metadata={"attack": json.dumps(facts)})
     assert load_reconstruction(tmp_path / "old.safetensors").peak_memory is None
+
+
+def test_labels_are_there_if_the_network_takes_them(tmp_path):
+    save_reconstruction(tmp_path / "without.safetensors", RECONSTRUCTION)
+    assert load_reconstruction(tmp_path / "without.safetensors").labels is None
+    save_reconstruction(tmp_path / "with.safetensors", replace(RECONSTRUCTION, labels=torch.tensor([4, -1])))
+    assert load_reconstruction(tmp_path / "with.safetensors").labels.tolist() == [4, -1]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 20, 500])

@@ -32,6 +32,7 @@ def tried(*overrides: str) -> Any:
         (*WEIGHTS, "client.lora.rank=1"),
         ("federation.topology=ring", "federation.clients=3", "federation.clients_per_round=3", "strategy.name=Gossip"),
         ("attack.name=none",),
+        ("model.unet.num_class_embeds=4", "threat=known", *WEIGHTS, "client.local_steps=3", "client.batch_size=2"),
     ],
 )
 def test_what_will_run_is_tried_without_complaint(overrides: tuple[str, ...]) -> None:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,22 @@ def test_an_unknown_timestep_is_missing() -> None:
     truth = client_truth(judge.settings, judge.recipe, 0, 1)
     (row,) = judge.rows(1, 0, "dlg", reconstruction(truth.images, torch.tensor([-1])))
     assert row["timestep_recovered"] is None
+
+
+def test_labels_are_matched_as_the_images_are() -> None:
+    judge = evaluator("client.batch_size=3", "model.unet.num_class_embeds=5", "client.label_dropout=0.5")
+    truth = client_truth(judge.settings, judge.recipe, 1, 2)
+    assert truth.labels is not None
+    shuffled = [2, 0, 1]
+    found = reconstruction(truth.images[shuffled], truth.timesteps[shuffled])
+    rows = judge.rows(2, 1, "residual", replace(found, labels=torch.tensor([-1, 7, 8])))
+    assert [row["label"] for row in rows] == truth.labels.tolist()
+    assert [row["label_recovered"] for row in rows] == [7, 8, None]
+
+
+def test_without_labels_there_is_none_to_recover() -> None:
+    (row,) = rows_of()
+    assert (row["label"], row["label_recovered"]) == (None, None)
 
 
 def test_a_failed_attack_has_a_row_per_image_with_the_reason() -> None:

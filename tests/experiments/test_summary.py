@@ -16,6 +16,8 @@ def table(*rows: tuple[str, int, float | None, float | None]) -> pd.DataFrame:
                 "attack": attack,
                 "timestep": 7,
                 "timestep_recovered": 7 if psnr else None,
+                "label": 3,
+                "label_recovered": 3 if psnr else None,
                 "psnr": psnr or math.nan,
                 "ssim": 0.5,
                 "flat_psnr": flat_psnr or math.nan,
@@ -32,7 +34,7 @@ def test_an_original_without_content_counts_in_no_figure_but_its_own() -> None:
     (summary,) = summarise(table(("dlg", 0, 20.0, 12.0), ("dlg", 1, 84.0, 30.0), ("dlg", 2, None, math.inf)))
     assert (summary.images, summary.blank, summary.finished) == (1, 2, 1)
     assert (summary.median_psnr, summary.best_psnr, summary.recognisable) == (20.0, 20.0, 0)
-    assert (summary.timesteps_recovered, summary.share_recognisable) == (1, 0.0)
+    assert (summary.timesteps_recovered, summary.labels_recovered, summary.share_recognisable) == (1, 1, 0.0)
 
 
 def test_the_table_of_an_earlier_run_has_content() -> None:

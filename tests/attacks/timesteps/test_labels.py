@@ -126,7 +126,7 @@ def test_without_the_table_the_time_projections_tell_the_label():
 
 def test_without_the_table_too_many_classes_are_one_line():
     victim = labelled((400,), (3,), model_config=WIDE | {"num_class_embeds": 500})
-    with pytest.raises(AttackError, match=r"class_embedding.weight was not sent, .* 500 classes"):
+    with pytest.raises(AttackError, match=r"class_embedding\.weight was not sent, .* 500 classes"):
         recover_timesteps(InversionProblem(without(victim, TABLE), "cpu"))
 
 

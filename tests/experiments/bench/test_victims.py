@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacks.observation import DefenceDisclosure, ThreatModel
-from experiments.bench.cases import NETWORKS, Case
+from experiments.bench.cases import CLASS_CONDITIONAL, NETWORKS, Case
 from experiments.bench.suites import SUITES
 from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
 from experiments.checkpoint import BUNDLED
@@ -130,3 +130,15 @@ def test_every_kind_of_case_makes_an_observation() -> None:
     for suite, entries in SUITES.items():
         if suite not in ("strata", "batch"):
             make_victim(entries[-1].case, BUNDLED, SEED, 0)
+
+
+def test_a_class_conditional_victim_trains_with_labels_that_it_keeps_to_itself() -> None:
+    case = Case(suite="test", network=CLASS_CONDITIONAL, model="untrained", batch_size=4)
+    private = make_victim(case, None, SEED, 0)
+    assert private.labels is not None
+    rows = private.observation.update["class_embedding.weight"].any(dim=1).nonzero().flatten()
+    assert rows.tolist() == sorted(set(private.labels.tolist()))
+    assert private.observation.labels is None
+    known = make_victim(case.model_copy(update={"threat": ThreatModel.KNOWN}), None, SEED, 0).observation.labels
+    assert known is not None
+    assert torch.equal(known, private.labels)

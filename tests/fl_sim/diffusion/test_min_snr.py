@@ -37,7 +37,7 @@ def test_the_gradient_is_the_weighted_mean_of_the_samples(prediction_type: str) 
         diffusion.gradient(model, ddpm, *(values[i : i + 1] for values in (x0, noise, timesteps)))
         for i in range(len(weights))
     ]
-    found = diffusion.gradient(model, ddpm, x0, noise, timesteps, GAMMA)
+    found = diffusion.gradient(model, ddpm, x0, noise, timesteps, min_snr_gamma=GAMMA)
     for name, value in found.items():
         expected = sum(weight * gradient[name] for weight, gradient in zip(weights, alone, strict=True)) / len(weights)
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)

@@ -37,7 +37,7 @@ def test_broken_images_are_counted_and_the_first_are_named(folder: Path) -> None
     assert "broken" not in describe_images(settings)[0], "nobody has looked yet"
     list_images(settings.data).identify_all()
     line = describe_images(settings)[0]
-    assert line.startswith("data: 6 images used; skipped: 4 broken: ")
+    assert line.startswith("data: 2 of 6 images used; skipped: 4 broken: ")
     assert "dark/0.png: not a readable image: the file is empty; " in line
     assert line.endswith("light/0.png: not a readable image: the file is empty and 1 more")
 

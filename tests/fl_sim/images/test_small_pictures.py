@@ -5,10 +5,14 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fl_sim.config import DataSettings, SettingsError
+from fl_sim.config import BUNDLED_SETS, DataSettings, SettingsError
 from fl_sim.images import small_pictures
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
+
+
+def test_the_settings_know_their_names() -> None:
+    assert set(BUNDLED_SETS) == {"bundled", *small_pictures.SMALL_PICTURES}
 
 
 def test_digits_are_scikit_learns() -> None:
