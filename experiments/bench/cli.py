@@ -34,8 +34,8 @@ def bench_attacks(
         str,
         typer.Option(
             metavar="SUITE,…",
-            help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, speed; or main, the main table "
-            "of docs/benchmarks.md.",
+            help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, labels, speed; or main, the main "
+            "table of docs/benchmarks.md.",
             show_default="all but main",
         ),
     ] = "",
@@ -48,7 +48,12 @@ def bench_attacks(
         ),
     ] = "",
     networks: Annotated[
-        str, typer.Option(metavar="NAME,…", help="16, 32-narrow, 32-deep, 32, 32-wide, 64, 128.", show_default="all")
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="16, 16-classes, 32-narrow, 32-deep, 32, 32-wide, 64, 128.",
+            show_default="all",
+        ),
     ] = "",
     victims: Annotated[
         int | None,
