@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.problem import InversionProblem
-from attacks.timesteps.time_layers import time_layers
+from attacks.timesteps.time_layers import known_inputs, observed_layers, time_layers
 from fl_sim import diffusion
 
 PUBLIC_IMAGES = 4
@@ -47,13 +47,13 @@ def _relative_sizes(problem: InversionProblem, distinct: Tensor) -> Tensor:
 def _public_size(problem: InversionProblem, timestep: Tensor) -> Tensor:
     """Mean over random smooth images of the squared size of what a sample at timestep int64 [1] adds to that layer."""
     source = torch.Generator().manual_seed(0)
-    public = copy(problem)
+    public, inputs = copy(problem), known_inputs(problem, timestep)
     sizes = []
     for _ in range(PUBLIC_IMAGES):
         image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
         noise = problem.randn(source, 1)
         public.gradient = diffusion.gradient(problem.model, problem.scheduler, image, noise, timestep.to(image.device))
-        layer = time_layers(public, timestep)[-1]
+        layer = observed_layers(public, inputs)[-1]
         sizes.append(layer.gradient.square().sum() / layer.inputs.square().sum())
         problem.budget.spend()
     return torch.stack(sizes).mean()

@@ -73,8 +73,12 @@ def outline(config: Mapping[str, Any]) -> nn.Module:
 
 
 def predict(model: nn.Module, x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """The network's output [B,C,H,W] for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B]."""
-    return model(x_t, timesteps, return_dict=False)[0]
+    """The network's output [B,C,H,W] for noisy images ``x_t`` [B,C,H,W] at ``timesteps`` [B].
+
+    A network returns it as it is, or as the attribute ``sample`` of an object, as those of diffusers do.
+    """
+    output = model(x_t, timesteps)
+    return output if isinstance(output, Tensor) else output.sample
 
 
 def trainable_names(config: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,6 @@ class DDIMSampler:
         """Images [N,C,H,W] for latents [N,C,H,W]; differentiable in them."""
         x_t = latents
         for timestep in self.timesteps:
-            prediction = predict(self.model, x_t, timestep.to(x_t.device))
+            prediction = predict(self.model, x_t, timestep.to(x_t.device).expand(len(x_t)))
             x_t = self._scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
         return x_t
