@@ -1,5 +1,6 @@
 """``fl-sim attack``: one attack on one captured update, without the images to compare with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,35 @@ from experiments.commands import choose_device
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
 from experiments.settings import ExperimentSettings
+from fl_sim.config import SettingsError
+from fl_sim.diffusion import ConfigError, factory_path
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import load_settings
 
 
 def attack_capture(
-    capture: Path, name: str, seed: int, overrides: list[str], out: Path, device: str, threads: int, console: Console
+    capture: Path,
+    name: str,
+    seed: int,
+    overrides: list[str],
+    out: Path,
+    device: str,
+    threads: int,
+    console: Console,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Attack the update in ``capture`` and write the reconstruction and a picture of it into ``out``.
 
-    ``seed`` is the run's public seed: the attack gets the one that the run would give it.
+    ``seed`` is the run's public seed: the attack gets the one that the run would give it. ``trusted``: factories of
+    networks whose code may run (fl_sim/diffusion/factory.py).
 
     Raises:
         AttackError, CaptureError, SettingsError: if there is no such attack, capture or device, the attack cannot work
             on the capture, or ``out`` is not empty.
     """
     attack = create(name, _arguments(name, overrides))
-    observation = Observation.load(capture)
+    observation = Observation.load(capture, _factories(trusted))
     attack.check(observation)
     where = choose_device(device)
     make_empty_folder(out)
@@ -54,6 +66,14 @@ def attack_capture(
         highlight=False,
     )
     console.print(f"reconstruction: [bold]{picture}[/bold]", soft_wrap=True)
+
+
+def _factories(trusted: Sequence[str]) -> list[str]:
+    """The paths of the factories after ``--trust``."""
+    try:
+        return [factory_path(factory) for factory in trusted]
+    except ConfigError as error:
+        raise SettingsError(f"--trust {error}") from error
 
 
 def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:

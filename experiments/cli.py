@@ -94,13 +94,21 @@ def attack(
             min=1, max=1024, help="Torch threads; more are faster, and may change the last bits of the result."
         ),
     ] = 1,
+    trusted: Annotated[
+        list[str],
+        typer.Option(
+            "--trust",
+            metavar="PACKAGE.MODULE:BUILD",
+            help="A network of somebody's own that the capture may name: its code is imported. May be repeated.",
+        ),
+    ] = [],  # noqa: B006 (as above)
 ) -> None:
     """Attack one captured update offline, without any truth to compare with."""
     directory = output_folder(out, f"attack-{capture.stem}-{name}")
     with one_line_errors("stopped; nothing was written"):
         from experiments.attack_offline import attack_capture
 
-        attack_capture(expand_home(capture), name, seed, overrides, directory, device, threads, console)
+        attack_capture(expand_home(capture), name, seed, overrides, directory, device, threads, console, trusted)
 
 
 @app.command(

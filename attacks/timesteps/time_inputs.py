@@ -15,7 +15,6 @@ from torch.func import functional_call
 
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.ghost import Ghost
-from fl_sim import diffusion
 from fl_sim.errors import explain
 
 logger = logging.getLogger(__name__)
@@ -64,26 +63,21 @@ def time_inputs(problem: InversionProblem, timesteps: Tensor, moved: Collection[
 
 
 def _run_without_images(problem: InversionProblem, timesteps: Tensor, moved: Collection[str]) -> None:
-    shape = torch.empty(len(timesteps), *problem.image_shape, device="meta")
-    ghosts = {name: Ghost.of(problem.model.get_parameter(name)) for name in moved}
-    network = partial(_call, problem.model, ghosts) if ghosts else problem.model
-    diffusion.predict(network, Ghost(shape, problem.device), timesteps)
-
-
-def _call(model: nn.Module, parameters: dict[str, Tensor], *arguments: Tensor) -> Tensor:
-    """The model's output with some of its parameters replaced."""
-    return functional_call(model, parameters, arguments)
+    images = Ghost(torch.empty(len(timesteps), *problem.image_shape, device="meta"), problem.device)
+    unknown: dict[str, Tensor] = {name: Ghost.of(problem.model.get_parameter(name)) for name in moved}
+    functional_call(problem.model, unknown, (images, timesteps))
 
 
 def _by_timestep(layer: nn.Linear | nn.Embedding, given: Tensor, count: int) -> Tensor | None:
     """What a layer was given as a row for each of ``count`` timesteps, [C,D]; None if it is not that."""
     if isinstance(given, Ghost) or given.shape[:1] != (count,):
         return None
+    width = 1 if isinstance(layer, nn.Embedding) else layer.in_features
+    if given.numel() != count * width:
+        return None
     if isinstance(layer, nn.Embedding):
-        one_hot = nn.functional.one_hot(given.flatten().long(), layer.num_embeddings) if given.numel() == count else None
-        return None if one_hot is None else one_hot.double().cpu()
-    rows = given.numel() == count * layer.in_features
-    return given.reshape(count, layer.in_features).double().cpu() if rows else None
+        given = nn.functional.one_hot(given.reshape(count).long(), layer.num_embeddings)
+    return given.reshape(count, -1).double().cpu()
 
 
 def _constant(inputs: Tensor) -> bool:

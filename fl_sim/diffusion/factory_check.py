@@ -1,0 +1,96 @@
+"""Whether clients can train a network of anyone's own, and a server can attack it, found out by building and running it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.diffusion.configuration import ConfigError
+from fl_sim.diffusion.factory import FACTORY
+from fl_sim.diffusion.network import build_model, predict
+from fl_sim.diffusion.parameters import trainable_parameters
+from fl_sim.errors import explain
+
+
+def check_factory(model: Mapping[str, Any], num_train_timesteps: int, image_shape: tuple[int, int, int]) -> None:
+    """Check the network that a factory builds on two random images [C,H,W], at the first and the last timestep.
+
+    Raises:
+        ConfigError: if the factory does not build, or the network cannot be trained so; the line says why.
+    """
+    network = _build(model, seed=0)
+    x_t = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, num_train_timesteps - 1])
+    reason = (
+        _why_state_is_unfit(network)
+        or _why_training_fails(network, x_t, timesteps)
+        or _why_state_is_not_all(network, _build(model, seed=0), _build(model, seed=1), x_t, timesteps)
+    )
+    if reason is not None:
+        raise ConfigError(f"the network of factory {model[FACTORY]!r} {reason}")
+
+
+def _build(model: Mapping[str, Any], seed: int) -> nn.Module:
+    """The network under a seed of torch's global generator, which keeps its state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(model)
+
+
+def _why_state_is_unfit(network: nn.Module) -> str | None:
+    if not trainable_parameters(network):
+        return "has no parameters that receive gradients; allowed: one at least"
+    for name, value in network.state_dict().items():
+        if value.dtype != torch.float32 or value.device.type != "cpu":
+            return (
+                f"has {name} of {value.dtype} on {value.device}; allowed: torch.float32 on the CPU, or a buffer with "
+                "persistent=False"
+            )
+    return None
+
+
+def _why_training_fails(network: nn.Module, x_t: Tensor, timesteps: Tensor) -> str | None:
+    """The reason why a training step fails, or leaves something behind beside the gradient."""
+    parameters = trainable_parameters(network)
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        prediction = predict(network.train(), x_t, timesteps)
+    except Exception as error:  # the network may raise anything
+        return f"fails on images of shape {list(x_t.shape)} at timesteps {timesteps.tolist()}: {explain(error)}"
+    if not isinstance(prediction, Tensor) or prediction.shape != x_t.shape:
+        shape = list(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
+        return f"predicts {shape} for images of shape {list(x_t.shape)}; allowed: the images' own shape"
+    if not prediction.isfinite().all():
+        return f"predicts NaN or infinite values at timesteps {timesteps.tolist()}"
+    for name, buffer in network.named_buffers():
+        if name not in buffers or not torch.equal(buffer, buffers[name]):
+            return (
+                f"changes its buffer {name} in training, as batch normalisation does: clients do not send that; "
+                "allowed: buffers that stay, such as GroupNorm in its place"
+            )
+    try:
+        gradients = torch.autograd.grad(prediction.sum(), list(parameters.values()), allow_unused=True)
+    except Exception as error:
+        return f"has no gradient: {explain(error)}"
+    unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    return f"does not use its parameter {unused[0]}; allowed: requires_grad_(False) for it" if unused else None
+
+
+def _why_state_is_not_all(
+    network: nn.Module, again: nn.Module, other: nn.Module, x_t: Tensor, timesteps: Tensor
+) -> str | None:
+    """Why the state dict does not determine what the network predicts; ``other`` was built under another seed."""
+    state, repeated = network.state_dict(), again.state_dict()
+    for name, value in state.items():
+        if name not in repeated or not torch.equal(value, repeated[name]):
+            return f"differs in {name} when it is built again; allowed: random numbers from torch's generator alone"
+    try:
+        other.load_state_dict(state)
+        with torch.no_grad():
+            one, two = (predict(each.eval(), x_t, timesteps) for each in (network, other))
+    except Exception as error:
+        return f"cannot be built anew with its own state_dict(): {explain(error)}"
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-5):
+        return "predicts something else after its state_dict() is loaded into another one of its kind"
+    return None
