@@ -123,17 +123,14 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _factory_args_travel(self) -> Self:
         for key, value in self.factory_args.items():
-            name = f"model.factory_args.{key} = {value!r}"
+            given = f"model.factory_args.{key} = {value!r}"
             if key.startswith("_") or key in ("", "lora"):
-                raise ValueError(
-                    f"{name}: no such argument can be given; allowed: names without '_' in front, not 'lora'"
-                )
+                raise ValueError(f"{given}: allowed: names of arguments without '_' in front, and not 'lora'")
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{name}: cannot be sent to clients; allowed: finite numbers, true, false, strings, lists and tables"
-                ) from error
+                allowed = "finite numbers, true, false, strings, lists, tables"
+                raise ValueError(f"{given}: cannot be sent to clients; allowed: {allowed}") from error
         return self
 
 

@@ -48,8 +48,10 @@ class GIDMPlus(GIDM):
         if self.timestep == "recovered":
             recovered = timestep_hypotheses(problem)[0]
         else:
-            if problem.circumstances.model.get("time_embedding_type") == "learned":
-                raise AttackError("timestep = 'search' needs a time embedding of real numbers, the model's is learned")
+            if not takes_real_timesteps(problem):
+                raise AttackError(
+                    "timestep = 'search' needs a time embedding of real numbers, and this network has none"
+                )
             start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
         matching = match_everything(problem, self.derivative, recovered)
         found = self.two_phases(matching, start)
@@ -68,6 +70,17 @@ def match_everything(
         return diffusion.loss(problem.model, problem.scheduler, images, noise, at)
 
     return GradientMatching(problem, training_loss, derivative=derivative)
+
+
+def takes_real_timesteps(problem: InversionProblem) -> bool:
+    """Whether the network has a derivative with respect to the timestep; with a learned embedding it has none."""
+    timestep = torch.ones(1, device=problem.device, requires_grad=True)
+    image = torch.zeros(1, *problem.image_shape, device=problem.device)
+    try:
+        prediction = diffusion.predict(problem.model, image, timestep)
+        return torch.autograd.grad(prediction.sum(), timestep, allow_unused=True)[0] is not None
+    except Exception:  # an embedding table refuses real numbers, and a network may raise anything
+        return False
 
 
 def real_timesteps(problem: InversionProblem, relaxed: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class Ghost(Tensor):
     @staticmethod
     def __new__(cls, shape_alone: Tensor, device: torch.device) -> "Ghost":
         """A ghost on ``device`` of the shape and type of a tensor on torch's meta device."""
-        ghost: Ghost = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        ghost: Ghost = torch.Tensor._make_wrapper_subclass(
             cls,
             shape_alone.shape,
             strides=shape_alone.stride(),
@@ -33,7 +33,7 @@ class Ghost(Tensor):
         return cls(tensor.detach().to("meta"), tensor.device)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run ``func`` on torch's meta device; the result is a ghost.

@@ -1,4 +1,4 @@
-"""Whether clients can train a network of anyone's own, and a server can attack it, found out by building and running it."""
+"""Whether clients can train the network of a factory, and a server can attack it, found out by running it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,29 +19,34 @@ def check_factory(model: Mapping[str, Any], num_train_timesteps: int, image_shap
     Raises:
         ConfigError: if the factory does not build, or the network cannot be trained so; the line says why.
     """
-    network = _build(model, seed=0)
-    x_t = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
-    timesteps = torch.tensor([0, num_train_timesteps - 1])
-    reason = (
-        _why_state_is_unfit(network)
-        or _why_training_fails(network, x_t, timesteps)
-        or _why_state_is_not_all(network, _build(model, seed=0), _build(model, seed=1), x_t, timesteps)
-    )
+    with torch.random.fork_rng(devices=[]):  # building and dropout draw from torch's global generator
+        reason = _why_unfit_for_training(model, num_train_timesteps, image_shape)
     if reason is not None:
         raise ConfigError(f"the network of factory {model[FACTORY]!r} {reason}")
 
 
+def _why_unfit_for_training(
+    model: Mapping[str, Any], num_train_timesteps: int, image_shape: tuple[int, int, int]
+) -> str | None:
+    network = _build(model, seed=0)
+    x_t = torch.randn(2, *image_shape)
+    timesteps = torch.tensor([0, num_train_timesteps - 1])
+    return (
+        _why_not_storable(dict(network.named_parameters()))
+        or _why_training_fails(network, x_t, timesteps)
+        or _why_not_storable(network.state_dict())
+        or _why_state_is_not_all(network, _build(model, seed=0), _build(model, seed=1), x_t, timesteps)
+    )
+
+
 def _build(model: Mapping[str, Any], seed: int) -> nn.Module:
-    """The network under a seed of torch's global generator, which keeps its state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(model)
+    torch.manual_seed(seed)
+    return build_model(model)
 
 
-def _why_state_is_unfit(network: nn.Module) -> str | None:
-    if not trainable_parameters(network):
-        return "has no parameters that receive gradients; allowed: one at least"
-    for name, value in network.state_dict().items():
+def _why_not_storable(tensors: Mapping[str, Tensor]) -> str | None:
+    """The reason why a capture cannot hold tensors of the network."""
+    for name, value in tensors.items():
         if value.dtype != torch.float32 or value.device.type != "cpu":
             return (
                 f"has {name} of {value.dtype} on {value.device}; allowed: torch.float32 on the CPU, or a buffer with "
@@ -53,6 +58,8 @@ def _why_state_is_unfit(network: nn.Module) -> str | None:
 def _why_training_fails(network: nn.Module, x_t: Tensor, timesteps: Tensor) -> str | None:
     """The reason why a training step fails, or leaves something behind beside the gradient."""
     parameters = trainable_parameters(network)
+    if not parameters:
+        return "has no parameters that receive gradients; allowed: one at least"
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
         prediction = predict(network.train(), x_t, timesteps)

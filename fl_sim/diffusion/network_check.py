@@ -1,4 +1,4 @@
-"""Whether a network can be trained on images of a shape, found out without memory or time, unless a factory builds it."""
+"""Whether a network can be trained on images of a shape; of one of diffusers found out without memory or time."""
 
 from collections.abc import Mapping
 from typing import Any

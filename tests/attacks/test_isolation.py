@@ -110,7 +110,7 @@ def test_strategies_see_neither_clients_nor_images_nor_settings():
 
 
 def test_no_module_imports_what_attacks_do_not_name():
-    """``importlib`` goes around the walk: it finds attacks, strategies, defences and networks by name, and nothing else."""
+    """``importlib`` goes around the walk: it finds attacks, strategies, defences and networks, and nothing else."""
     users = {module for module, file in modules().items() if "import_module(" in file.read_text(encoding="utf-8")}
     assert users == {"fl_sim.registry"}
 
