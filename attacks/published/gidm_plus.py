@@ -49,9 +49,7 @@ class GIDMPlus(GIDM):
             recovered = timestep_hypotheses(problem)[0]
         else:
             if not takes_real_timesteps(problem):
-                raise AttackError(
-                    "timestep = 'search' needs a time embedding of real numbers, and this network has none"
-                )
+                raise AttackError("timestep = 'search' needs a time embedding of real numbers; this network has none")
             start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
         matching = match_everything(problem, self.derivative, recovered)
         found = self.two_phases(matching, start)

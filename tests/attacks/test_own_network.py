@@ -90,5 +90,5 @@ def test_attacks_of_papers_take_it_too(attack: str, short_recipe: None):
 def test_a_table_of_timesteps_cannot_be_relaxed():
     with trusting("build"):
         victim = make_victim(model_config=config("build", steps=1000))
-        with pytest.raises(AttackError, match="needs a time embedding of real numbers, and this network has none"):
+        with pytest.raises(AttackError, match="needs a time embedding of real numbers; this network has none"):
             create("gidm-plus").reconstruct(victim.observation, seed=101)

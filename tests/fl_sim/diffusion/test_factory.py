@@ -58,7 +58,7 @@ def test_a_network_that_cannot_be_trained_or_attacked_is_one_line(function: str,
 def test_arguments_that_the_factory_refuses_are_one_line():
     with pytest.raises(ConfigError, match=r"own_networks:build' with \{'depth': 3\}: TypeError: .*depth"):
         check("build", depth=3)
-    with pytest.raises(ConfigError, match="fails on images .*IndexError"):
+    with pytest.raises(ConfigError, match=r"fails on images .*IndexError"):
         check("build", steps=10)  # of 1000 timesteps
 
 
