@@ -23,7 +23,7 @@ EVALUATIONS = "attack.args.residual.max_evaluations=5"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
-    settings = tiny_settings(*OWN, "attack.name=residual", EVALUATIONS, "client.lora.rank=0")
+    settings = tiny_settings(*OWN, "attack.name=residual", EVALUATIONS)
     with trusting():
         yield run_in_process(tmp_path_factory.mktemp("runs") / "own", settings)
 
