@@ -1,6 +1,7 @@
 """``fl-sim attack``: one attack on one captured update, without the images to compare with."""
 
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -23,6 +24,7 @@ from experiments.run_directory import make_empty_folder
 from experiments.search_progress import SearchProgress
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
+from fl_sim.diffusion import ConfigError, factory_path
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import load_settings
@@ -54,17 +56,19 @@ def attack_capture(
     threads: int,
     console: Console,
     checkpointing: Checkpointing | None = None,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Attack the update in ``capture`` and write the reconstruction and a picture of it into ``out``.
 
-    ``seed`` is the run's public seed: the attack gets the one that the run would give it.
+    ``seed`` is the run's public seed: the attack gets the one that the run would give it. ``trusted``: factories of
+    networks whose code may run (fl_sim/diffusion/factory.py).
 
     Raises:
         AttackError, CaptureError, SettingsError, CheckpointError: if there is no such attack, capture or device, the
             attack cannot work on the capture, ``out`` is not empty, or the checkpoint is not of this search.
     """
     attack = create(name, _arguments(name, overrides))
-    observation = Observation.load(capture)
+    observation = Observation.load(capture, _factories(trusted))
     attack.check(observation)
     where = choose_device(device)
     seen = observation.circumstances
@@ -118,6 +122,14 @@ def _sha256(path: Path) -> str:
 def _listed(values: Tensor) -> str:
     """The numbers, "unknown" for -1."""
     return ", ".join(str(value) if value >= 0 else "unknown" for value in values.tolist())
+
+
+def _factories(trusted: Sequence[str]) -> list[str]:
+    """The paths of the factories after ``--trust``."""
+    try:
+        return [factory_path(factory) for factory in trusted]
+    except ConfigError as error:
+        raise SettingsError(f"--trust {error}") from error
 
 
 def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:

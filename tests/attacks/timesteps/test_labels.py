@@ -6,12 +6,13 @@ import torch
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions
-from attacks.timesteps.labels import TABLE, candidate_labels, pairings, recover_labels
+from attacks.timesteps.labels import candidate_labels, pairings, recover_labels
 from attacks.timesteps.recovery import MINIMAL_MARGIN, recover_timesteps, timestep_hypotheses
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, make_victim
 from tests.attacks.timesteps.test_recovery import defended, noisy, without
 
+TABLE = "class_embedding.weight"
 WIDE = CLASS_CONDITIONAL | {"block_out_channels": [32, 32]}
 
 
@@ -126,7 +127,7 @@ def test_without_the_table_the_time_projections_tell_the_label():
 
 def test_without_the_table_too_many_classes_are_one_line():
     victim = labelled((400,), (3,), model_config=WIDE | {"num_class_embeds": 500})
-    with pytest.raises(AttackError, match=r"class_embedding\.weight was not sent, .* 500 classes"):
+    with pytest.raises(AttackError, match=r"no table with a row for each was sent, .* 500 classes"):
         recover_timesteps(InversionProblem(without(victim, TABLE), "cpu"))
 
 
