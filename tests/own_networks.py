@@ -51,7 +51,9 @@ class Own(nn.Module):
         return torch.cat([(t[:, None] * frequencies).sin(), (t[:, None] * frequencies).cos()], dim=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        time = self.clock(self.embedding(t))
+        return self.denoise(x, self.clock(self.embedding(t)))
+
+    def denoise(self, x: Tensor, time: Tensor) -> Tensor:
         first = self.into(x)
         h = self.down(nn.functional.silu(first))
         h = h * (1 + self.scale(time)[:, :, None, None]) + self.shift(time)[:, :, None, None]
@@ -62,6 +64,39 @@ class Own(nn.Module):
 
 def build(width: int = 32, steps: int | None = None) -> nn.Module:
     return Own(width, steps)
+
+
+class _Labelled(Own):
+    """A row of a table for every label goes through a layer of its own before the blocks see it with the time."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__(width)
+        self.kinds = nn.Sequential(nn.Embedding(classes, width), nn.Linear(width, width), nn.GELU())
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return self.denoise(x, nn.functional.silu(self.clock(self.embedding(t)) + self.kinds(labels)))
+
+
+def labelled(num_class_embeds: int, width: int = 32) -> nn.Module:
+    return _Labelled(num_class_embeds, width)
+
+
+def needs_labels() -> nn.Module:
+    return _Labelled(10, 32)
+
+
+def knows_ten_classes(num_class_embeds: int) -> nn.Module:
+    assert num_class_embeds
+    return _Labelled(10, 32)
+
+
+class _ReadsTheTimesteps(_Labelled):
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, t, labels) if int(t.max()) >= 0 else x
+
+
+def reads_the_timesteps(num_class_embeds: int) -> nn.Module:
+    return _ReadsTheTimesteps(num_class_embeds, 32)
 
 
 class _ReturnsAnObject(Own):

@@ -60,6 +60,14 @@ def test_a_network_of_ones_own_is_attacked_like_any_other(arguments: dict[str, i
     assert victim.psnr(result.images) > 60
 
 
+def test_a_class_conditional_network_of_ones_own_leaks_labels_too():
+    with trusting("labelled"):
+        victim = make_victim(labels=(3,), model_config=config("labelled", num_class_embeds=10))
+        result = create("residual", {"max_evaluations": 150}).reconstruct(victim.observation, seed=7)
+    assert (result.timesteps.tolist(), result.labels.tolist()) == ([400], [3])
+    assert victim.psnr(result.images) > 60
+
+
 def test_without_time_layers_the_timestep_is_searched_for():
     with trusting("needs_numbers"):
         observation = make_victim(model_config=config("needs_numbers")).observation

@@ -37,6 +37,17 @@ def test_a_run_trusts_the_factory_that_its_settings_name(run: RunDirectory) -> N
     assert seen.model == config("build", width=16)
 
 
+def test_a_class_conditional_network_of_ones_own_gets_the_images_labels(tmp_path: Path) -> None:
+    own = ("model.checkpoint=none", f"model.factory={HERE}:labelled", "model.factory_args.num_class_embeds=4")
+    settings = tiny_settings(*own, "model.factory_args.width=16", "attack.name=residual", EVALUATIONS)
+    with trusting():
+        leakage = read_leakage(run_in_process(tmp_path / "labelled", settings).leakage_csv)
+    assert set(leakage["status"]) == {"ok"}
+    assert leakage["label"].nunique() > 1
+    assert (leakage["label"] == leakage["label_recovered"]).all()
+    assert (leakage["timestep"] == leakage["timestep_recovered"]).all()
+
+
 def test_what_a_run_wrote_is_shown_without_running_the_factory(run: RunDirectory) -> None:
     with trusting():
         result = fl_sim("report", run.path)
@@ -78,6 +89,8 @@ def test_a_capture_whose_factory_nobody_trusts_is_refused_and_nothing_imported(
         (["model.factory=no.such:build"], r"model\.factory = 'no\.such:build': factory 'no\.such:build' cannot be imp"),
         ([f"model.factory={FACTORY}", "model.factory_args.depth=3"], "unexpected keyword argument 'depth'"),
         ([f"model.factory={HERE}:for_grey_images"], r"data\.image_size = 16: .* predicts \[2, 1, 16, 16\]"),
+        ([f"model.factory={FACTORY}", "data.channels=1"], r"fails on images of shape \[2, 1, 16, 16\]"),
+        ([f"model.factory={HERE}:labelled", "model.factory_args.num_class_embeds=2"], "images have 4 classes; allowed"),
         ([f"model.factory={HERE}:with_batch_norm"], "changes its buffer inner"),
         ([f"model.factory={FACTORY}", "model.factory_args.width=1979-05-27"], "width = .*cannot be sent to clients"),
         ([f"model.factory={FACTORY}", "model.factory_args.lora=1"], r"factory_args\.lora = 1: allowed: names"),

@@ -7,7 +7,7 @@ from torch import Tensor
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.ghost import Ghost
 from attacks.timesteps.recovery import recover_timesteps
-from attacks.timesteps.time_inputs import time_inputs
+from attacks.timesteps.time_inputs import label_inputs, time_inputs
 from attacks.timesteps.time_layers import time_layers, time_projections
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import make_victim
@@ -19,7 +19,7 @@ PROJECTIONS = ["shift", "scale"]
 
 @pytest.fixture(autouse=True)
 def _trusted() -> Iterator[None]:
-    with trusting("build", "needs_numbers", "uses_a_layer_twice"):
+    with trusting("build", "labelled", "needs_numbers", "reads_the_timesteps", "uses_a_layer_twice"):
         yield
 
 
@@ -58,6 +58,20 @@ def test_a_table_of_timesteps_is_a_layer_of_one_hot_inputs():
 def test_what_depends_on_a_moved_parameter_is_not_known():
     moved = ["clock.2.bias", "shift.weight"]
     assert [each.layers for each in time_inputs(problem_of(), TIMESTEPS, moved=moved)] == [["clock.0"], ["clock.2"]]
+
+
+def test_layers_are_told_apart_by_what_they_see_of_timestep_and_label():
+    victim = make_victim((90, 350), labels=(4, 1), model_config=config("labelled", num_class_embeds=10))
+    problem = InversionProblem(victim.observation, "cpu")
+    alone, paired = [["clock.0"], ["clock.2"]], [PROJECTIONS]
+    labels = torch.tensor([4, 1, 4])
+    assert [each.layers for each in time_inputs(problem, TIMESTEPS)] == alone
+    assert [each.layers for each in time_inputs(problem, TIMESTEPS, labels)] == alone + paired
+    table, second = label_inputs(problem, labels)
+    assert (table.layers, second.layers) == (["kinds.0"], ["kinds.1"])
+    assert table.inputs.argmax(dim=1).equal(labels)
+    rows = problem.model.get_parameter("kinds.0.weight").detach()
+    assert torch.equal(second.inputs, rows[labels].double())
 
 
 def test_a_layer_with_two_inputs_is_left_out():

@@ -32,7 +32,26 @@ def test_the_trial_lets_through_what_trains_and_draws_nothing():
     before = torch.get_rng_state()
     for function in ("build", "returns_an_object", "needs_numbers", "with_dropout"):
         check(function)
+    check("labelled", num_class_embeds=10)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labels_come_third_and_their_number_is_an_argument_of_the_factory():
+    model = config("labelled", num_class_embeds=10, width=16)
+    assert diffusion.num_classes(model) == 10
+    x0, noise, timesteps = draw()
+    labels = torch.arange(len(timesteps))
+    with trusting("labelled"):
+        gradient = diffusion.gradient(diffusion.build_model(model), scheduler(), x0, noise, timesteps, labels)
+    assert gradient["kinds.0.weight"].any(dim=1).nonzero().flatten().equal(labels)
+    for classes in (0, True, "ten"):
+        with pytest.raises(ConfigError, match=r"num_class_embeds = .*; allowed: the number of classes, from 1"):
+            check("labelled", num_class_embeds=classes)
+
+
+def test_an_outline_has_no_numbers():
+    with trusting("build"):
+        assert {value.device.type for value in diffusion.outline(config("build")).state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +79,10 @@ def test_arguments_that_the_factory_refuses_are_one_line():
         check("build", depth=3)
     with pytest.raises(ConfigError, match=r"fails on images .*IndexError"):
         check("build", steps=10)  # of 1000 timesteps
+    with pytest.raises(ConfigError, match=r"fails on images .* at timesteps \[0, 999\]: TypeError: .*'labels'"):
+        check("needs_labels")
+    with pytest.raises(ConfigError, match=r"fails on images .* with labels \[0, 19\]: IndexError"):
+        check("knows_ten_classes", num_class_embeds=20)
 
 
 @pytest.mark.parametrize("named", ["evil:build", "evil.nested:build"])
