@@ -1,7 +1,8 @@
 """``fl-sim attack``: one attack on one captured update, without the images to compare with."""
 
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -24,7 +25,7 @@ from experiments.run_directory import make_empty_folder
 from experiments.search_progress import SearchProgress
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import ConfigError, factory_path
+from fl_sim.diffusion import FACTORY, ConfigError, factory_path
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import load_settings
@@ -75,7 +76,7 @@ def attack_capture(
     attack_seed = derive_seed(seed, "attack", attack.name, seen.round, seen.client)
     log = None
     if checkpointing is not None:
-        search = _identity(capture, attack, attack_seed, where, threads)
+        search = _identity(capture, attack, attack_seed, where, threads) | {"network": _network_source(seen.model)}
         log = EvaluationLog(
             checkpointing.path, search, resume=checkpointing.resume, every_seconds=checkpointing.every_seconds
         )
@@ -112,6 +113,13 @@ def _identity(capture: Path, attack: Attack, seed: int, device: str, threads: in
         "source": _sha256(Path(inspect.getfile(type(attack)))),
         "software": software(),
     }
+
+
+def _network_source(model: Mapping[str, Any]) -> str | None:
+    """The hash of the file that holds the factory of the network, which has been imported; None if there is none."""
+    if FACTORY not in model:
+        return None
+    return _sha256(Path(inspect.getfile(sys.modules[model[FACTORY].partition(":")[0]])))
 
 
 def _sha256(path: Path) -> str:

@@ -67,6 +67,26 @@ def test_its_captures_are_attacked_where_the_factory_is_trusted(run: RunDirector
         assert (tmp_path / "out" / "reconstruction.png").is_file()
 
 
+def test_a_search_does_not_go_on_with_a_factory_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: RunDirectory
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("from tests.own_networks import build\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    observation = Observation.load(sorted(run.captures.iterdir())[0], trust=[FACTORY])
+    facts = observation.circumstances.model_copy(update={"model": {"_factory": "mine:build", "width": 16}})
+    object.__setattr__(observation, "circumstances", facts)
+    observation.save(tmp_path / "capture")
+    command = ("attack", tmp_path / "capture", "--attack", "residual", "--set", "max_evaluations=1")
+    kept = ("--checkpoint", tmp_path / "search.log", "--trust", "mine:build")
+    with trusting():
+        first = fl_sim(*command, *kept, "--out", tmp_path / "first")
+        assert first.exit_code == 0, first.output
+        assert fl_sim(*command, *kept, "--resume", "--out", tmp_path / "same").exit_code == 0
+        code.write_text("from tests.own_networks import build\n\n")
+        assert_refused(fl_sim(*command, *kept, "--resume", "--out", tmp_path / "other"), "search.log", "network")
+
+
 def test_a_capture_whose_factory_nobody_trusts_is_refused_and_nothing_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: RunDirectory
 ) -> None:
