@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import TensorSpec, serialize_file
 from torch import Tensor, nn
 
+from fl_sim import diffusion
 from fl_sim.diffusion import (
     ConfigError,
     LocalOptimizer,
@@ -195,14 +196,19 @@ class Observation:
         serialize_file(specs, path, metadata={"observation": self.circumstances.model_dump_json()})
 
     @classmethod
-    def load(cls, path: Path) -> "Observation":
+    def load(cls, path: Path, trust: Iterable[str] = ()) -> "Observation":
         """Read a capture file; float16 and bfloat16 become float32, exactly.
 
         Of a gradient that is stored in such a type ``dtype`` is that type, whatever the metadata says.
+        ``trust``: factories that may be imported to build the network, if the capture names one: each the path
+        ``package.module:build``. This process trusts them from then on (fl_sim/diffusion/factory.py).
 
         Raises:
-            CaptureError: if the file is missing, truncated, of another format, or does not fit its model.
+            CaptureError: if the file is missing, truncated, of another format, does not fit its model, or names a
+                factory that is not trusted.
+            ConfigError: if ``trust`` names something else than factories.
         """
+        diffusion.trust(trust)
         stored, circumstances = _read(Path(path))
         if circumstances.update == "gradient" and (half := _half_in(stored)) is not None:
             circumstances = circumstances.model_copy(update={"dtype": half})

@@ -1,6 +1,8 @@
 """``fl-sim attack``: one attack on one captured update, without the images to compare with."""
 
 import inspect
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -23,6 +25,7 @@ from experiments.run_directory import make_empty_folder
 from experiments.search_progress import SearchProgress
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
+from fl_sim.diffusion import FACTORY, ConfigError, factory_path
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import load_settings
@@ -54,24 +57,26 @@ def attack_capture(
     threads: int,
     console: Console,
     checkpointing: Checkpointing | None = None,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Attack the update in ``capture`` and write the reconstruction and a picture of it into ``out``.
 
-    ``seed`` is the run's public seed: the attack gets the one that the run would give it.
+    ``seed`` is the run's public seed: the attack gets the one that the run would give it. ``trusted``: factories of
+    networks whose code may run (fl_sim/diffusion/factory.py).
 
     Raises:
         AttackError, CaptureError, SettingsError, CheckpointError: if there is no such attack, capture or device, the
             attack cannot work on the capture, ``out`` is not empty, or the checkpoint is not of this search.
     """
     attack = create(name, _arguments(name, overrides))
-    observation = Observation.load(capture)
+    observation = Observation.load(capture, _factories(trusted))
     attack.check(observation)
     where = choose_device(device)
     seen = observation.circumstances
     attack_seed = derive_seed(seed, "attack", attack.name, seen.round, seen.client)
     log = None
     if checkpointing is not None:
-        search = _identity(capture, attack, attack_seed, where, threads)
+        search = _identity(capture, attack, attack_seed, where, threads) | {"network": _network_source(seen.model)}
         log = EvaluationLog(
             checkpointing.path, search, resume=checkpointing.resume, every_seconds=checkpointing.every_seconds
         )
@@ -110,6 +115,13 @@ def _identity(capture: Path, attack: Attack, seed: int, device: str, threads: in
     }
 
 
+def _network_source(model: Mapping[str, Any]) -> str | None:
+    """The hash of the file that holds the factory of the network, which has been imported; None if there is none."""
+    if FACTORY not in model:
+        return None
+    return _sha256(Path(inspect.getfile(sys.modules[model[FACTORY].partition(":")[0]])))
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
@@ -118,6 +130,14 @@ def _sha256(path: Path) -> str:
 def _listed(values: Tensor) -> str:
     """The numbers, "unknown" for -1."""
     return ", ".join(str(value) if value >= 0 else "unknown" for value in values.tolist())
+
+
+def _factories(trusted: Sequence[str]) -> list[str]:
+    """The paths of the factories after ``--trust``."""
+    try:
+        return [factory_path(factory) for factory in trusted]
+    except ConfigError as error:
+        raise SettingsError(f"--trust {error}") from error
 
 
 def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:

@@ -106,6 +106,14 @@ def attack(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the file that --checkpoint names, to the same result.")
     ] = False,
+    trusted: Annotated[
+        list[str],
+        typer.Option(
+            "--trust",
+            metavar="PACKAGE.MODULE:BUILD",
+            help="A network of somebody's own that the capture may name: its code is imported. May be repeated.",
+        ),
+    ] = [],  # noqa: B006 (as above)
 ) -> None:
     """Attack one captured update offline, without any truth to compare with."""
     directory = output_folder(out, f"attack-{capture.stem}-{name}")
@@ -114,7 +122,18 @@ def attack(
         from experiments.attack_offline import Checkpointing, attack_capture
 
         checkpointing = Checkpointing.of_options(kept, resume, every)
-        attack_capture(expand_home(capture), name, seed, overrides, directory, device, threads, console, checkpointing)
+        attack_capture(
+            expand_home(capture),
+            name,
+            seed,
+            overrides,
+            directory,
+            device,
+            threads,
+            console,
+            checkpointing,
+            trusted,
+        )
 
 
 @app.command(

@@ -22,6 +22,7 @@ from fl_sim.config import NO_CHECKPOINT, DataSettings, ModelSettings, SettingsEr
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
+    FACTORY,
     KNOWN_NETWORKS,
     LORA,
     Checkpoint,
@@ -33,12 +34,14 @@ from fl_sim.diffusion import (
     build_scheduler,
     check_network,
     count_parameters,
+    factory_path,
     in_channels,
     matching_names,
     outline,
     read_network_config,
     scheduler_config,
     trainable_names,
+    trust,
     unet_config,
 )
 from fl_sim.draws import derive_seed
@@ -112,6 +115,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
         SettingsError, StrategyError, AttackError, ConfigError: naming the setting that is wrong and what is allowed.
     """
     _check_attacks(settings)
+    _trust_own_factory(settings.model)
     checkpoint = _starting_checkpoint(settings)
     recipe = _recipe(settings, checkpoint)
     _check_network(settings, recipe)
@@ -132,8 +136,24 @@ def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
 
 
 def build_recipe(settings: ExperimentSettings) -> Recipe:
-    """How clients train under these settings; SettingsError if the checkpoint they name cannot be read."""
-    return _recipe(settings, _starting_checkpoint(settings))
+    """How clients train under these settings, which may be anyone's: no network of a factory is built.
+
+    Raises:
+        SettingsError: if the checkpoint that they name cannot be read.
+    """
+    if settings.model.factory is None:
+        return _recipe(settings, _starting_checkpoint(settings))
+    adapters = {LORA: _adapters(settings).model_dump(mode="json")} if settings.client.lora.rank else {}
+    return _recipe(settings, _untrained(settings, {}, _network_config(settings) | adapters))
+
+
+def _trust_own_factory(model: ModelSettings) -> None:
+    """Trust the factory that somebody named in the settings of a run of theirs."""
+    if model.factory is not None:
+        try:
+            trust([model.factory])
+        except ConfigError as error:
+            raise SettingsError(f"model.factory = {error}") from error
 
 
 def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
@@ -171,7 +191,12 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
 
 
 def _channels(data: DataSettings, model: Mapping[str, Any]) -> int:
-    """The channels of the images: those that the network takes in, with which ``data.channels`` must agree."""
+    """The channels of the images: those that the network takes in, with which ``data.channels`` must agree.
+
+    A factory's network does not say; it gets what ``data.channels`` says, else RGB.
+    """
+    if FACTORY in model:
+        return data.channels or 3
     taken = in_channels(model)
     if taken not in MODES:
         raise SettingsError(f"the model takes images of {taken} channels; allowed: 1 (grey) or 3 (RGB)")
@@ -201,7 +226,7 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
         raise SettingsError(
             f"client.lora.rank = {lora.rank}: the checkpoint has adapters, which are trained; allowed: 0"
         )
-    fields = LoRA(rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
+    fields = _adapters(settings)
     model = checkpoint.build()
     layers = [name for name, _ in model.named_modules()]
     for target in lora.targets:
@@ -214,6 +239,11 @@ def _starting_checkpoint(settings: ExperimentSettings) -> Checkpoint:
         except ConfigError as error:
             raise SettingsError(f"client.lora.targets = {list(lora.targets)}: {error}") from error
     return replace(checkpoint, weights=weights, model=checkpoint.model | {LORA: fields.model_dump(mode="json")})
+
+
+def _adapters(settings: ExperimentSettings) -> LoRA:
+    lora = settings.client.lora
+    return LoRA(rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
 
 
 def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
@@ -268,19 +298,27 @@ def _agree(key: str, value: Any, trained: Any) -> None:
 
 
 def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
-    shape, model_config = settings.model, _network_config(settings)
+    model_config = _network_config(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         try:
             weights = build_model(model_config).state_dict()
         except ConfigError as error:
-            raise SettingsError(f"{_network_named(shape)}: {error}") from error
-    return Checkpoint(weights, model_config, scheduler_config(shape.num_train_timesteps, shape.prediction_type), {})
+            raise SettingsError(f"{_network_named(settings.model)}: {error}") from error
+    return _untrained(settings, weights, model_config)
+
+
+def _untrained(settings: ExperimentSettings, weights: dict[str, Tensor], model: dict[str, Any]) -> Checkpoint:
+    """A network with the noise schedule of the settings."""
+    schedule = scheduler_config(settings.model.num_train_timesteps, settings.model.prediction_type)
+    return Checkpoint(weights, model, schedule, {})
 
 
 def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
     """The configuration of the network that ``[model]`` describes, for images of ``data.image_size``."""
     shape, size = settings.model, settings.data.image_size
+    if shape.factory is not None:
+        return {FACTORY: factory_path(shape.factory), **shape.factory_args}
     if shape.config is None:
         described = unet_config(
             size,
@@ -313,7 +351,9 @@ def _known_or_read(name: str) -> dict[str, Any]:
 def _network_named(shape: ModelSettings) -> str:
     """The settings that describe the network, for a message about it."""
     given: dict[str, Any] = {"unet": shape.unet} if shape.unet else {}
-    if shape.config is None:
+    if shape.factory is not None:
+        given |= {"factory": shape.factory}
+    elif shape.config is None:
         given |= {"block_out_channels": list(shape.block_out_channels), "norm_num_groups": shape.norm_num_groups}
     else:
         given |= {"config": shape.config}

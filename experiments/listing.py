@@ -9,8 +9,10 @@ from attacks.registry import ATTACKS
 from experiments.settings import preset_names
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS, count_parameters, outline
+from fl_sim.diffusion.factory import GROUP as FACTORIES
 from fl_sim.images.bundled import PHOTOGRAPHS
 from fl_sim.images.small_pictures import SMALL_PICTURES
+from fl_sim.registry import plugins
 from strategies.registry import available as strategies
 
 
@@ -20,7 +22,10 @@ def list_names() -> Group:
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "strategy": dict.fromkeys(strategies(), ""),
         "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
-        "network": {name: _network_line(config) for name, config in KNOWN_NETWORKS.items()},
+        "network": {
+            **{name: _network_line(config) for name, config in KNOWN_NETWORKS.items()},
+            **{name: f"model.factory, {path}" for name, path in sorted(plugins(FACTORIES).items())},
+        },
         "dataset": {
             "bundled": f"photographs: {', '.join(PHOTOGRAPHS)}",
             **{name: pictures.description for name, pictures in SMALL_PICTURES.items()},

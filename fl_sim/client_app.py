@@ -263,6 +263,8 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     config = message.content.config_records[CONFIG]
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
+    if settings.model.factory is not None:
+        diffusion.trust([settings.model.factory])  # the client's own settings name it, not the server's message
     draw = private_draw(settings, recipe, client, server_round)
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,6 +3,7 @@
 Every key is described in docs/settings.md. A user's mistake is one line: the key, its value and what is allowed.
 """
 
+import json
 import os
 import secrets
 from functools import cache
@@ -143,6 +144,8 @@ class ModelSettings(Section):
     attention: bool = False
     config: UserPath | None = None
     unet: dict[str, Any] = Field(default_factory=dict)
+    factory: str | None = Field(None, min_length=1)
+    factory_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _said_once(self) -> Self:
@@ -151,6 +154,19 @@ class ModelSettings(Section):
                 raise ValueError(
                     f"model.{key} = {getattr(self, key)!r}: model.unet.{key} is given too; give one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _factory_args_travel(self) -> Self:
+        for key, value in self.factory_args.items():
+            given = f"model.factory_args.{key} = {value!r}"
+            if key.startswith("_") or key in ("", "lora"):
+                raise ValueError(f"{given}: allowed: names of arguments without '_' in front, and not 'lora'")
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                allowed = "finite numbers, true, false, strings, lists, tables"
+                raise ValueError(f"{given}: cannot be sent to clients; allowed: {allowed}") from error
         return self
 
 
@@ -268,7 +284,11 @@ BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ("prediction_type", "num
 class Settings(Section):
     """Everything that defines a federation."""
 
-    arguments_of: ClassVar[dict[str, str]] = {"strategy.name": "strategy.args", "defence.name": "defence.args"}
+    arguments_of: ClassVar[dict[str, str]] = {
+        "strategy.name": "strategy.args",
+        "defence.name": "defence.args",
+        "model.factory": "model.factory_args",
+    }
     """Key of a name -> key of the arguments that belong to it."""
 
     void: ClassVar[tuple[Void, ...]] = (
@@ -297,7 +317,7 @@ class Settings(Section):
         Void(
             "model.checkpoint",
             lambda checkpoint: checkpoint != NO_CHECKPOINT,
-            ("model.config", "model.unet"),
+            ("model.config", "model.unet", "model.factory", "model.factory_args"),
             "the checkpoint brings its own network",
             "model.checkpoint = 'none'",
         ),
@@ -307,6 +327,20 @@ class Settings(Section):
             tuple(f"model.{key}" for key in _SHAPE),
             "it describes the network",
             "model.config unset; single keys go into model.unet",
+        ),
+        Void(
+            "model.factory",
+            lambda factory: factory is not None,
+            ("model.config", "model.unet", *(f"model.{key}" for key in _SHAPE)),
+            "its arguments describe the network",
+            "model.factory unset; arguments go into model.factory_args",
+        ),
+        Void(
+            "model.factory",
+            lambda factory: factory is None,
+            ("model.factory_args",),
+            "there is no factory",
+            "a factory as model.factory",
         ),
         Void(
             "data.partition",

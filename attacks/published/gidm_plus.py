@@ -21,6 +21,7 @@ from attacks.inversion.gradient_matching import Derivative, GradientMatching
 from attacks.inversion.problem import InversionProblem
 from attacks.published.gidm import GIDM
 from attacks.timesteps.recovery import timestep_hypotheses
+from fl_sim import diffusion
 
 
 class GIDMPlus(GIDM):
@@ -50,8 +51,8 @@ class GIDMPlus(GIDM):
         elif problem.num_classes is not None and labels is None:
             labels = timestep_hypotheses(problem)[0].labels
         if recovered is None:
-            if problem.circumstances.model.get("time_embedding_type") == "learned":
-                raise AttackError("timestep = 'search' needs a time embedding of real numbers, the model's is learned")
+            if not takes_real_timesteps(problem, labels):
+                raise AttackError("timestep = 'search' needs a time embedding of real numbers; this network has none")
             start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
         matching = match_everything(problem, self.derivative, recovered, labels)
         found = self.two_phases(matching, start, labels)
@@ -76,6 +77,20 @@ def match_everything(
         return problem.loss(images, noise, at, labels)
 
     return GradientMatching(problem, training_loss, derivative=derivative)
+
+
+def takes_real_timesteps(problem: InversionProblem, labels: Tensor | None = None) -> bool:
+    """Whether the network has a derivative with respect to the timestep; with a learned embedding it has none.
+
+    ``labels`` int64 [N] are those of the images, where the network takes them.
+    """
+    timestep = torch.ones(1, device=problem.device, requires_grad=True)
+    image = torch.zeros(1, *problem.image_shape, device=problem.device)
+    try:
+        prediction = diffusion.predict(problem.model, image, timestep, None if labels is None else labels[:1])
+        return torch.autograd.grad(prediction.sum(), timestep, allow_unused=True)[0] is not None
+    except Exception:  # an embedding table refuses real numbers, and a network may raise anything
+        return False
 
 
 def real_timesteps(problem: InversionProblem, relaxed: Tensor) -> Tensor:

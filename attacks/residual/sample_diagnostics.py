@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
-from attacks.timesteps.time_layers import time_projection_inputs
+from attacks.timesteps.time_layers import by_output, time_projections
 
 
 def sample_vectors(
@@ -24,17 +24,28 @@ def sample_vectors(
     them. Samples that share a timestep, and a label, get the mean of their vectors.
     Entries that were not sent are left out of both gradients, which agree then wherever the samples do.
     """
-    names = (name for name in problem.gradient if name.endswith("time_emb_proj.weight"))
-    sent = {name: known for name in names if (known := problem.std[name].isfinite()).any()}
-    if not sent:
+    projections = time_projections(problem, timesteps, labels)
+    layers = [] if projections is None else projections.layers
+    sent = {layer: known for layer in layers if (known := _sent_entries(problem, f"{layer}.weight")).any()}
+    if projections is None or not sent:
         nothing = torch.empty(0, len(timesteps), dtype=torch.float64)
         return nothing, nothing
-    inverse = torch.linalg.pinv(time_projection_inputs(problem.model, timesteps, labels))
+    inverse = torch.linalg.pinv(projections.inputs)
     own, observed = (
-        torch.cat([(g[name] * known).double().cpu() for name, known in sent.items()]) @ inverse
+        torch.cat(
+            [by_output(problem, layer, g[f"{layer}.weight"] * known).double().cpu() for layer, known in sent.items()]
+        )
+        @ inverse
         for g in (gradient, problem.gradient)
     )
     return own, observed
+
+
+def _sent_entries(problem: InversionProblem, weight: str) -> Tensor:
+    """Which entries of a weight's gradient were sent; none where all are zero, as an adapter's at first."""
+    if weight not in problem.gradient or not problem.gradient[weight].any():
+        return torch.zeros(1, dtype=torch.bool)
+    return problem.std[weight].isfinite()
 
 
 def cosine_matrix(own: Tensor, observed: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions
-from attacks.timesteps.time_layers import time_layers
+from attacks.timesteps.time_layers import known_inputs, observed_layers, time_layers
 from fl_sim import diffusion
 
 PUBLIC_IMAGES = 4
@@ -51,14 +51,14 @@ def _relative_sizes(problem: InversionProblem, distinct: Conditions) -> Tensor:
 def _public_size(problem: InversionProblem, condition: Conditions) -> Tensor:
     """Mean over random smooth images of the squared size of what a sample in one condition adds to that layer."""
     source = torch.Generator().manual_seed(0)
-    public = copy(problem)
+    public, inputs = copy(problem), known_inputs(problem, *condition)
     sizes = []
     for _ in range(PUBLIC_IMAGES):
         image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
         draw = image, problem.draw_noise(source, 1), *condition.to(problem.device)
         gamma = problem.circumstances.min_snr_gamma
         public.gradient = diffusion.gradient(problem.model, problem.scheduler, *draw, min_snr_gamma=gamma)
-        layer = time_layers(public, *condition)[-1]
+        layer = observed_layers(public, inputs)[-1]
         sizes.append(layer.gradient.square().sum() / layer.inputs.square().sum())
         problem.budget.spend()
     return torch.stack(sizes).mean()

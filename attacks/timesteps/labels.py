@@ -1,7 +1,8 @@
 """The labels behind an update, read off the gradient of the class embedding table.
 
-A class-conditional U-Net of diffusers adds a row of a table to the time embedding: silu(temb(t) + E_c) enters every
-residual block. So the table's gradient is a sum over the samples, in the row of each one's label,
+A class-conditional U-Net adds a row of a table to the time embedding: silu(temb(t) + E_c) enters every residual block
+of diffusers' networks. The table is found by structure, as are the layers that see the timestep alone, or both
+(attacks/timesteps/time_inputs.py). So the table's gradient is a sum over the samples, in the row of each one's label,
 
     dE_c = sum_{i: c_i = c} s_i,
 
@@ -11,7 +12,6 @@ with its timestep: the inputs of the blocks' time projections depend on both, an
 """
 
 import math
-from collections.abc import Iterator
 from itertools import product
 
 import torch
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions, HiddenTimestepsError
-from attacks.timesteps.time_layers import TimeLayer, time_layers
+from attacks.timesteps.time_inputs import label_inputs, time_inputs
+from attacks.timesteps.time_layers import TimeLayer, observed_layers
 
-TABLE = "class_embedding.weight"
-"""Name of the class embedding table in diffusers' networks."""
 CLEAR_OF_NOISE = 5.0
 """Standard deviations by which a row's squared size must exceed that of noise alone."""
 CANDIDATES_PER_SAMPLE = 2
@@ -33,11 +32,21 @@ MOST_ASSIGNMENTS = 10_000
 """Ways to deal labels to samples up to which all are ranked."""
 
 
-def label_layers(problem: InversionProblem, labels: Tensor | None) -> Iterator[TimeLayer]:
-    """The table as a linear layer of one-hot inputs, for candidates with these labels int64 [C]; none if not sent."""
-    if labels is not None and problem.num_classes is not None and TABLE in problem.gradient:
-        inputs = torch.nn.functional.one_hot(labels, problem.num_classes).double()
-        yield TimeLayer(inputs, *(values[TABLE].T.double().cpu() for values in (problem.gradient, problem.std)))
+def label_layers(problem: InversionProblem, labels: Tensor | None) -> list[TimeLayer]:
+    """The layers that see the label alone and were sent, for candidates with these labels int64 [C]."""
+    return [] if labels is None else observed_layers(problem, label_inputs(problem, labels))
+
+
+def label_table(problem: InversionProblem) -> TimeLayer | None:
+    """The class embedding table as a linear layer with an input for every label; None if it was not sent.
+
+    It is the first of the layers that see the label alone in which every label has a row of its own.
+    """
+    if problem.num_classes is None:
+        return None
+    own = torch.eye(problem.num_classes, dtype=torch.float64)
+    layers = label_layers(problem, torch.arange(problem.num_classes))
+    return next((layer for layer in layers if torch.equal(layer.inputs @ layer.inputs.T, own)), None)
 
 
 def candidate_labels(problem: InversionProblem) -> Tensor | None:
@@ -48,15 +57,16 @@ def candidate_labels(problem: InversionProblem) -> Tensor | None:
     """
     if problem.num_classes is None:
         return None
-    if TABLE not in problem.gradient:
+    table = label_table(problem)
+    if table is None:
         if problem.num_classes > MOST_LABELS:
             raise HiddenTimestepsError(
-                f"labels cannot be read off this update: {TABLE} was not sent, and the network distinguishes "
-                f"{problem.num_classes} classes"
+                "labels cannot be read off this update: no table with a row for each was sent, and the network "
+                f"distinguishes {problem.num_classes} classes"
             )
         return torch.arange(problem.num_classes)
-    sizes = problem.gradient[TABLE].double().cpu().square().sum(1)
-    unsent = problem.std[TABLE].isinf().all(1).cpu()
+    sizes = _rows(table, table.gradient).square().sum(1)
+    unsent = _rows(table, table.std).isinf().all(1)
     largest = sizes.argsort(descending=True, stable=True)[: CANDIDATES_PER_SAMPLE * problem.samples]
     return largest[(sizes > 0)[largest] | unsent[largest]].sort().values
 
@@ -69,17 +79,23 @@ def recover_labels(problem: InversionProblem) -> Tensor:
     """
     found = torch.empty(0, dtype=torch.int64)
     noisy = False
-    if TABLE in problem.gradient:
-        sizes = problem.gradient[TABLE].double().cpu().square().sum(1)
-        variances = problem.std[TABLE].double().cpu().square()
+    table = label_table(problem)
+    if table is not None:
+        sizes = _rows(table, table.gradient).square().sum(1)
+        variances = _rows(table, table.std).square()
         # An infinite deviation says that the entry is unknown, or beyond what Adam's step tells; its size still counts.
         expected = torch.where(variances.isfinite(), variances, 0.0).sum(1)
-        width = problem.gradient[TABLE].shape[1]
+        width = variances.shape[1]
         found = (sizes > expected * (1 + CLEAR_OF_NOISE * math.sqrt(2 / width))).nonzero().flatten()
         noisy = problem.noisy
     if not 0 < len(found) <= problem.samples or (noisy and len(found) < problem.samples):
         raise HiddenTimestepsError("labels cannot be read off this update")
     return found
+
+
+def _rows(table: TimeLayer, values: Tensor) -> Tensor:
+    """The rows of every label, [num_classes,R], in values [R,D] of the table."""
+    return values.T[table.inputs.argmax(dim=1)]
 
 
 def pairings(problem: InversionProblem, timesteps: Tensor, labels: Tensor, most: int = 16) -> list[Conditions]:
@@ -107,7 +123,7 @@ def pairings(problem: InversionProblem, timesteps: Tensor, labels: Tensor, most:
 def _remainder(problem: InversionProblem, conditions: Conditions) -> float:
     """Squared size of what these conditions leave of the time layers' gradients, at the weights sent."""
     left = 0.0
-    for layer in time_layers(problem, *conditions, at_weights_sent=True):
+    for layer in observed_layers(problem, time_inputs(problem, *conditions)):
         basis = torch.linalg.qr(layer.inputs.T).Q
         known = torch.where(layer.std.isfinite(), layer.gradient, 0.0)
         left += float((known - known @ basis @ basis.T).square().sum())

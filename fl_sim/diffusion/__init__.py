@@ -1,6 +1,7 @@
 """The denoising diffusion model: network, noise schedule, training loss, sampler, checkpoints.
 
-Honest clients and attacks both build on this package; it imports nothing of the project but ``fl_sim.errors``.
+Honest clients and attacks both build on this package; it imports nothing of the project but ``fl_sim.errors``
+and ``fl_sim.registry``.
 Notation follows DDPM (Ho et al. 2020, arXiv 2006.11239): ``x0`` is an image in [-1, 1], ``noise`` is epsilon ~ N(0, I),
 ``timesteps`` are integers in 0..T-1, ``alphas_cumprod`` is the cumulative product of 1 - beta, ``x_t`` is the noisy
 image. Batches are [B,C,H,W], timesteps [B].
@@ -10,6 +11,7 @@ from fl_sim.diffusion.checkpoint import Checkpoint, read_checkpoint
 from fl_sim.diffusion.configuration import ConfigError
 from fl_sim.diffusion.diffusers_folder import read_network_config
 from fl_sim.diffusion.ema import ema_decays, ema_shares
+from fl_sim.diffusion.factory import FACTORY, factory_path, trust, trusted
 from fl_sim.diffusion.known_networks import KNOWN_NETWORKS
 from fl_sim.diffusion.local_optimizer import LocalOptimizer
 from fl_sim.diffusion.lora import LORA, LoRA, adapt
@@ -42,6 +44,7 @@ from fl_sim.diffusion.sampler import DDIMSampler
 from fl_sim.diffusion.training_loss import gradient, gradient_and_loss, loss
 
 __all__ = [
+    "FACTORY",
     "KNOWN_NETWORKS",
     "LORA",
     "MODEL_CLASSES",
@@ -62,6 +65,7 @@ __all__ = [
     "dropout_of",
     "ema_decays",
     "ema_shares",
+    "factory_path",
     "gradient",
     "gradient_and_loss",
     "in_channels",
@@ -82,6 +86,8 @@ __all__ = [
     "target",
     "trainable_names",
     "trainable_parameters",
+    "trust",
+    "trusted",
     "unet_config",
     "whiten",
     "x0_from_residual",

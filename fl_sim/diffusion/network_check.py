@@ -1,4 +1,4 @@
-"""Whether a network can be trained on images of a shape, found out without memory or time."""
+"""Whether a network can be trained on images of a shape; of one of diffusers found out without memory or time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from fl_sim.diffusion.configuration import ConfigError, cached_by_value
+from fl_sim.diffusion.factory import FACTORY
+from fl_sim.diffusion.factory_check import check_factory
 from fl_sim.diffusion.network import num_classes, outline, predict
 from fl_sim.diffusion.noise_schedule import num_train_timesteps
 from fl_sim.diffusion.parameters import trainable_parameters
@@ -16,11 +18,16 @@ from fl_sim.errors import message
 def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
     """Check that a network can be trained on images [C,H,W] with a noise schedule, by a pass on torch's meta device.
 
+    A factory's network is really run (``check_factory``): its code may need numbers, and may do anything with them.
+
     Raises:
         ConfigError: if either cannot be built, or the network cannot be trained so; the line says why.
     """
     timesteps = num_train_timesteps(scheduler)
     _check_classes(model)
+    if FACTORY in model:
+        check_factory(model, timesteps, image_shape)
+        return
     network: Any = outline(model)
     _check_inputs(network, timesteps, image_shape[0])
     reason = _why_training_fails(network, image_shape, labelled=num_classes(model) is not None)

@@ -34,6 +34,7 @@ class DDIMSampler:
         """Images [N,C,H,W] for latents [N,C,H,W]; differentiable in them."""
         x_t = latents
         for timestep in self.timesteps:
-            prediction = predict(self.model, x_t, timestep.to(x_t.device), self.labels)
+            at = timestep.to(x_t.device).expand(len(x_t))
+            prediction = predict(self.model, x_t, at, self.labels)
             x_t = self._scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
         return x_t

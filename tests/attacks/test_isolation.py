@@ -73,7 +73,7 @@ def test_attacks_import_diffusion_alone_outside_themselves():
 
 
 def test_diffusion_knows_nobody():
-    allowed = ("fl_sim.diffusion", "fl_sim.errors")
+    allowed = ("fl_sim.diffusion", *WORDS)
     assert [pair for pair in imports_of("fl_sim.diffusion") if not within(pair[1], *allowed)] == []
     assert {name.rpartition(".")[0] for _, name in imports_of(*WORDS)} <= set(WORDS)
 
@@ -110,7 +110,7 @@ def test_strategies_see_neither_clients_nor_images_nor_settings():
 
 
 def test_no_module_imports_what_attacks_do_not_name():
-    """``importlib`` goes around the walk: it finds attacks, strategies and defences by name, and nothing else."""
+    """``importlib`` goes around the walk: it finds attacks, strategies, defences and networks, and nothing else."""
     users = {module for module, file in modules().items() if "import_module(" in file.read_text(encoding="utf-8")}
     assert users == {"fl_sim.registry"}
 

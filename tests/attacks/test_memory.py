@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import psutil
 import pytest
@@ -11,6 +12,7 @@ from attacks.registry import create
 from fl_sim import diffusion
 from tests.attacks.conftest import MODEL, Victim, make_victim
 from tests.attacks.toy_attacks import Guess, tiny_observation
+from tests.own_networks import config, trusting
 
 
 def touched(mib: int) -> torch.Tensor:
@@ -57,8 +59,10 @@ def test_the_estimate_counts_weights_update_activations_and_history() -> None:
     assert 3 * activations[0] < activations[1] < 4.1 * activations[0]
 
 
-def test_activations_are_those_that_a_forward_pass_keeps(victim: Victim) -> None:
-    model = diffusion.build_model(MODEL)
+@pytest.mark.parametrize("config", [MODEL, config("build"), config("labelled", num_class_embeds=10)], ids=str)
+def test_activations_are_those_that_a_forward_pass_keeps(victim: Victim, config: dict[str, Any]) -> None:
+    circumstances = victim.observation.circumstances.model_copy(update={"model": config})
+    labels = torch.tensor([3]) if "num_class_embeds" in config else None
     kept = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -66,7 +70,10 @@ def test_activations_are_those_that_a_forward_pass_keeps(victim: Victim) -> None
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    with trusting("build", "labelled"):
+        model = diffusion.build_model(config)
+        estimated = memory._kept_for_backward(circumstances)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        held = diffusion.predict(model, torch.zeros(1, 3, 8, 8, requires_grad=True), torch.tensor([400]))
+        held = diffusion.predict(model, torch.zeros(1, 3, 8, 8, requires_grad=True), torch.tensor([400]), labels)
     assert held.requires_grad
-    assert memory._kept_for_backward(victim.observation.circumstances) == pytest.approx(sum(kept.values()), rel=0.05)
+    assert estimated == pytest.approx(sum(kept.values()), rel=0.05)

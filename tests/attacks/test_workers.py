@@ -11,7 +11,9 @@ from attacks import workers
 from attacks.attack import AttackError, Reconstruction
 from attacks.registry import create
 from attacks.workers import AttackPool, Counts, Job
+from tests.attacks.conftest import make_victim
 from tests.attacks.toy_attacks import tiny_observation
+from tests.own_networks import config, trusting
 
 TOYS = "tests.attacks.toy_attacks"
 
@@ -193,3 +195,28 @@ class TestOnRay:
         pool.close()
         assert isinstance(result, Reconstruction)
         assert result.device == "cuda"
+
+
+def test_a_worker_builds_a_network_of_ones_own_where_it_was_told_to_trust_it(monkeypatch):
+    monkeypatch.setattr(workers.os, "nice", lambda _: 0)
+    named = "tests.own_networks:build"
+    with trusting("build"):
+        observation = make_victim(model_config=config("build")).observation
+    with trusting():
+        job = (observation, "residual", {"max_evaluations": 1}, 7, "cpu")
+        refused = workers.AttackWorker(1, False, []).attack(*job)
+        assert isinstance(refused, str)
+        assert f"--trust '{named}'" in refused
+        found = workers.AttackWorker(1, False, [named]).attack(*job)
+        assert isinstance(found, Reconstruction)
+        assert found.timesteps.tolist() == [400]
+
+
+def test_workers_are_told_what_the_driver_trusts(monkeypatch):
+    cluster = mock.MagicMock()
+    cluster.cluster_resources.return_value = {}
+    monkeypatch.setattr(workers, "ray", cluster)
+    with trusting("build"):
+        workers._Slot(3, 0.0, 1.0).warm_up()
+    [started] = cluster.remote.return_value.options.return_value.remote.call_args_list
+    assert started.args == (3, False, ["tests.own_networks:build"])

@@ -24,8 +24,8 @@ class Zero(torch.nn.Module):
         super().__init__()
         self.offset = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
-        return (0 * x + self.offset,)
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return 0 * x + self.offset
 
 
 def bundled(*overrides: str) -> tuple[Utility, dict[str, torch.Tensor]]:

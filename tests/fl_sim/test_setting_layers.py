@@ -25,6 +25,8 @@ EXAMPLES: dict[str, Any] = {
     "data.dirichlet_alpha": 0.25,
     "model.config": "paper",
     "model.unet": {"act_fn": "gelu"},
+    "model.factory": "mine:build",
+    "model.factory_args": {"width": 8},
     "model.block_out_channels": [8, 8],
     "model.layers_per_block": 2,
     "model.norm_num_groups": 4,
@@ -59,6 +61,7 @@ EXAMPLES: dict[str, Any] = {
 MAKES_VOID: dict[str, list[Any]] = {
     "model.checkpoint": ["bundled"],
     "model.config": ["small"],
+    "model.factory": ["mine:build", None],
     "data.name": ["bundled", "digits", "folder", "some/dataset"],
     "data.partition": ["iid", "photo"],
     "federation.topology": ["server", "ring"],
@@ -70,8 +73,10 @@ MAKES_VOID: dict[str, list[Any]] = {
     "attack.name": ["none"],
     "defence.name": ["none"],
 }
-SUPPORT = {
+SUPPORT: dict[Any, dict[str, Any]] = {
     "small": {"model": {"checkpoint": "none"}},
+    "mine:build": {"model": {"checkpoint": "none"}},
+    None: {"model": {"checkpoint": "none"}},
     "folder": {"data": {"path": "/photos"}},
     "ring": {"strategy": {"name": "Gossip"}},
     3: {"client": {"update": "weights"}},
@@ -156,6 +161,13 @@ def test_arguments_do_not_outlive_their_name(kind: str, first: str, second: str)
     assert arguments(f"{kind}.name={second}") == {}
     assert arguments(f"{kind}.args.beta=1", f"{kind}.name={second}") == {"beta": 1}
     assert arguments(f"{kind}.args.beta=1") == {"lr": 0.5, "beta": 1}
+
+
+def test_a_factorys_arguments_do_not_outlive_it() -> None:
+    file = {"model": {"checkpoint": "none", "factory": "mine:build", "factory_args": {"width": 8}}}
+    assert load_settings(ExperimentSettings, file).model.factory_args == {"width": 8}
+    assert load_settings(ExperimentSettings, file, ["model.factory=yours:build"]).model.factory_args == {}
+    assert load_settings(ExperimentSettings, file, ["model.checkpoint=bundled"]).model.factory is None
 
 
 def test_an_attacks_arguments_go_when_another_attack_is_chosen_and_stay_when_one_is_added() -> None:

@@ -26,6 +26,8 @@ TABLES = "|".join(
 NAMED = re.compile(rf"((?:{TABLES})(?:\.[\w<>*-]+)+|seed|threat)(?: ?= ?(.+))?")
 FILE_NAMES = (".json", ".py", ".toml")
 PLACEHOLDERS = ("key", "<argument>")
+FREE = ("strategy.args", "defence.args", "attack.args", "model.factory_args")
+"""Tables whose keys depend on a name."""
 
 
 def leaves(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -139,7 +141,7 @@ ALL_NAMED = [
 
 @pytest.mark.parametrize(("key", "value"), ALL_NAMED)
 def test_a_setting_that_is_named_exists_and_takes_the_value(key: str, value: str | None) -> None:
-    free = [name for name in ("strategy.args", "defence.args", "attack.args") if key.startswith(f"{name}.")]
+    free = [name for name in FREE if key.startswith(f"{name}.")]
     tables = {name.rpartition(".")[0] for name in SETTINGS}
     assert free or key in SETTINGS or key in tables or key.endswith(".*"), f"{key}: there is no such setting"
     if value is None or free or "…" in value or value.startswith(("<", "package.module")):

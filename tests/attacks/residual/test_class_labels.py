@@ -8,12 +8,12 @@ from attacks.inversion.problem import InversionProblem
 from attacks.registry import create
 from attacks.residual.minimiser import Candidate
 from attacks.residual.unknowns import possible_unknowns
-from attacks.timesteps.labels import TABLE
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, make_victim, true_unknowns
 from tests.attacks.timesteps.test_recovery import without
 
 ONE = ((400,), (3,))
+TABLE = "class_embedding.weight"
 FOUR = ((90, 240, 400, 90), (1, 4, 1, 7))
 
 

@@ -6,12 +6,14 @@ import torch
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions
-from attacks.timesteps.labels import TABLE, candidate_labels, pairings, recover_labels
+from attacks.timesteps.labels import candidate_labels, label_table, pairings, recover_labels
 from attacks.timesteps.recovery import MINIMAL_MARGIN, recover_timesteps, timestep_hypotheses
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, make_victim
 from tests.attacks.timesteps.test_recovery import defended, noisy, without
+from tests.own_networks import config, trusting
 
+TABLE = "class_embedding.weight"
 WIDE = CLASS_CONDITIONAL | {"block_out_channels": [32, 32]}
 
 
@@ -46,6 +48,27 @@ def test_labels_and_timesteps_are_told_together(timesteps, labels):
     recovered = recover_timesteps(problem_of(labelled(timesteps, labels)))
     assert pairs(Conditions(recovered.timesteps, recovered.labels)) == sorted(zip(timesteps, labels, strict=True))
     assert recovered.margin > MINIMAL_MARGIN
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "labels"), [((400,), (3,)), ((90, 240, 400, 560), (1, 4, 1, 7)), ((300, 300, 500), (1, 4, 1))]
+)
+def test_they_are_told_of_a_network_of_ones_own(timesteps, labels):
+    with trusting("labelled"):
+        victim = labelled(timesteps, labels, model_config=config("labelled", num_class_embeds=10))
+        problem = problem_of(victim)
+        recovered = recover_timesteps(problem)
+        assert recover_labels(problem).tolist() == sorted(set(labels))
+    assert pairs(Conditions(recovered.timesteps, recovered.labels)) == sorted(zip(timesteps, labels, strict=True))
+
+
+def test_where_the_timesteps_must_have_numbers_the_pairs_are_told_without_the_table():
+    with trusting("reads_the_timesteps"):
+        victim = labelled((90, 240), (1, 4), model_config=config("reads_the_timesteps", num_class_embeds=10))
+        problem = problem_of(victim)
+        recovered = recover_timesteps(problem)
+        assert label_table(problem) is None
+    assert pairs(Conditions(recovered.timesteps, recovered.labels)) == [(90, 1), (240, 4)]
 
 
 def test_which_pair_is_there_twice_is_ranked_but_not_claimed():
@@ -126,7 +149,7 @@ def test_without_the_table_the_time_projections_tell_the_label():
 
 def test_without_the_table_too_many_classes_are_one_line():
     victim = labelled((400,), (3,), model_config=WIDE | {"num_class_embeds": 500})
-    with pytest.raises(AttackError, match=r"class_embedding\.weight was not sent, .* 500 classes"):
+    with pytest.raises(AttackError, match=r"no table with a row for each was sent, .* 500 classes"):
         recover_timesteps(InversionProblem(without(victim, TABLE), "cpu"))
 
 

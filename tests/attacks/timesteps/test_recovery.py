@@ -12,7 +12,7 @@ from attacks.observation import DefenceDisclosure, Observation
 from attacks.timesteps.conditions import Conditions
 from attacks.timesteps.duplicates import plausible_timesteps
 from attacks.timesteps.recovery import MINIMAL_MARGIN, RecoveredTimesteps, recover_timesteps
-from attacks.timesteps.time_layers import time_projection_inputs
+from attacks.timesteps.time_layers import time_projections
 from fl_sim import diffusion
 from fl_sim.diffusion import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim
@@ -276,4 +276,6 @@ def test_time_projections_are_fed_what_the_model_feeds_them(victim):
     problem.model.mid_block.resnets[0].time_emb_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     timesteps = torch.tensor([3, 400])
     diffusion.predict(problem.model, torch.zeros(2, 3, 8, 8), timesteps)
-    assert torch.allclose(time_projection_inputs(problem.model, timesteps), seen[0].double(), atol=1e-6)
+    projections = time_projections(problem, timesteps)
+    assert projections is not None
+    assert torch.allclose(projections.inputs, seen[0].double(), atol=1e-6)

@@ -14,8 +14,8 @@ SHAPE = (3, 8, 8)
 class NoNoise(nn.Module):
     """Predicts that there is none."""
 
-    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
-        return (torch.zeros_like(sample),)
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return torch.zeros_like(sample)
 
 
 @pytest.mark.parametrize(("timesteps", "steps"), [(1000, 10), (16, 16), (4, 16)])
