@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from attacks.inversion.adam_steps import tells_signs
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, Observation, ThreatModel
 from attacks.trace import Trace, to_unit_range
@@ -177,7 +178,7 @@ def _reveals_gradient(seen: Circumstances) -> bool:
 
 def _reveals_local_steps(seen: Circumstances) -> bool:
     sgd = seen.local_optimizer is None or seen.local_optimizer.name == "sgd"
-    return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1)
+    return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1) or tells_signs(seen)
 
 
 def _why_not_finite(observation: Observation) -> str:

@@ -41,9 +41,9 @@ class Budget:
         """So many evaluations, or those that are left if they are fewer."""
         return int(min(evaluations, self.left))
 
-    def spend(self) -> None:
-        """Count one evaluation."""
-        self.counter.evaluations += 1
+    def spend(self, evaluations: int = 1) -> None:
+        """Count so many evaluations."""
+        self.counter.evaluations += evaluations
 
     def of(self, whole: int) -> "Budget":
         """The budget of an attack that may spend ``whole`` evaluations."""

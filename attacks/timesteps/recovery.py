@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import AttackError
+from attacks.inversion.adam_steps import step_problems, tells_signs
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.duplicates import plausible_timesteps
 from attacks.timesteps.signs import judge_signs
@@ -38,7 +39,8 @@ class RecoveredTimesteps:
     only the sum of the two samples' vectors shows (attacks/timesteps/duplicates.py ranks the possibilities).
 
     Attributes:
-        timesteps: int64 [N], ascending; all -1 unless all are known, with how often each occurs.
+        timesteps: int64 [N], ascending, but those of Adam steps in the order of the steps; all -1 unless all are known,
+            with how often each occurs.
         distinct: int64 [M], ascending, M <= N: every timestep once; empty where not even that is known.
         margin: standard deviations by which the set leads over the best rival, which has one member exchanged or left
             out. Below MINIMAL_MARGIN nothing is known. Of an exact gradient the deviation is that of rounding, and the
@@ -58,8 +60,11 @@ class RecoveredTimesteps:
 def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
     """Read the timesteps off the problem's gradient.
 
-    Fewer than N distinct ones are reported only where noise cannot hide a further sample.
+    Fewer than N distinct ones are reported only where noise cannot hide a further sample. Two Adam steps fall apart into
+    two problems of signs (attacks/inversion/adam_steps.py).
     """
+    if tells_signs(problem.circumstances):
+        return _of_steps([recover_timesteps(part) for part in step_problems(problem)])
     samples = problem.samples
     candidates = candidate_timesteps(problem)
     verdict = _verdict(problem, time_layers(problem, candidates))
@@ -69,6 +74,15 @@ def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
     distinct = candidates[verdict.members]
     timesteps = {samples: distinct, 1: distinct.repeat(samples)}.get(len(distinct), unknown)
     return RecoveredTimesteps(timesteps, distinct, verdict.margin)
+
+
+def _of_steps(steps: list[RecoveredTimesteps]) -> RecoveredTimesteps:
+    """What is known of all steps together: everything or nothing."""
+    timesteps, margin = torch.cat([step.timesteps for step in steps]), min(step.margin for step in steps)
+    if not all(step.known for step in steps):
+        unknown = torch.full_like(timesteps, -1)
+        return RecoveredTimesteps(unknown, unknown[:0], margin)
+    return RecoveredTimesteps(timesteps, timesteps.unique(), margin)
 
 
 def timestep_hypotheses(problem: InversionProblem) -> list[Tensor]:
@@ -90,7 +104,7 @@ def timestep_hypotheses(problem: InversionProblem) -> list[Tensor]:
 def _verdict(problem: InversionProblem, layers: list[TimeLayer]) -> Verdict:
     unknown = Verdict([], 0.0)
     samples, optimizer = problem.samples, problem.circumstances.local_optimizer
-    adam = optimizer is not None and optimizer.name == "adam"
+    adam = optimizer is not None and optimizer.name != "sgd"
     if not layers or (adam and samples > problem.circumstances.batch_size):
         return unknown  # a sum of several of Adam's steps is not linear in gradients
     if problem.signs_only:

@@ -1,0 +1,138 @@
+"""Stage: two Adam steps, matched together from what was found for each step's signs.
+
+Adam takes the scale off every entry: one with gradients near zero moves as far as any other. Matched as it is, such
+entries would outweigh all others. So each entry's error is measured in the gradient that it takes to make it, relative
+to its tensor:
+
+    1 / w_j = std_j^2 + (d eps / g_1j)^2 + (c rms(a_l) / a_j)^2,    a_j = sqrt(g_1j^2 + g_2j^2),
+
+with the gradients found so far for entry j of tensor l, and the deviation of rounding std_j. eps / |g_1j| is what
+Adam's eps takes off the first step. It is small, but all that shows the scale of the gradients, and so of the residuals.
+In every round c and d become smaller; the scale, in one dimension, follows from the fit of the round before.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from attacks.attack import Outcome
+from attacks.inversion.budget import Budget
+from attacks.inversion.gradient_matching import flatten, weighted_squared_error
+from attacks.residual.adam_matching import AdamMatching
+from attacks.residual.local_training import samples_in_order
+from attacks.residual.minimiser import Candidate, Minimiser
+from attacks.residual.stage import Stage
+from attacks.residual.unknowns import NoisyImageAndResidual, Unknowns
+
+LARGEST_SCALE = 3.0
+"""By so much the scale of the residuals may be wrong before a round."""
+SCALES_TRIED = 10
+"""Scales on either side of the best one so far."""
+SCALE_PRECISION = 1e-5
+"""Of the scale's logarithm."""
+
+
+class AdamSteps(Stage):
+    """Matches the update of two Adam steps, in rounds."""
+
+    step_share: float = Field(0.35, gt=0, le=0.5, description="part of the attack's evaluations for each step's signs")
+    rounds: tuple[tuple[float, float], ...] = Field(
+        ((1e-2, 1.0), (1e-3, 1.0), (1e-3, 0.3), (1e-4, 0.1)),
+        min_length=1,
+        description="of every round, the error of a gradient's entry relative to its tensor's root mean square, and that "
+        "of what Adam's eps takes off the first step",
+    )
+    outlier: float = Field(5.0, gt=1, description="deviations from which an entry is left out, after the first round")
+    stall_ratio: float = Field(1.1, gt=1, description="a round ends when the loss falls by less over two slices")
+
+    @override
+    def run(self, candidate: Candidate, budget: Budget) -> Candidate:
+        """A candidate of the last round."""
+        for number, (gradient_error, eps_error) in enumerate(self.rounds):
+            candidate = self._begin_round(candidate, gradient_error, eps_error, first=number == 0)
+            left = budget.more(int(budget.left) // (len(self.rounds) - number))
+            candidate.minimiser.run_until_stalled(candidate, left, 0.0, self.stall_ratio)
+        return candidate
+
+    def join(self, minimiser: Minimiser, unknowns: Unknowns, steps: Sequence[Candidate]) -> Candidate:
+        """The candidate for both steps, at what was found for each."""
+        in_order = samples_in_order(minimiser.problem)
+        return replace(minimiser, metric=None, steps=in_order).start(unknowns, joined_point(unknowns, steps))
+
+    def _begin_round(self, candidate: Candidate, gradient_error: float, eps_error: float, first: bool) -> Candidate:
+        """The same point, but for the residuals' scale, under the weights of a round."""
+        matching = candidate.matching
+        assert isinstance(matching, AdamMatching)
+        gradients = [gradient.detach() for gradient in matching.step_gradients(candidate.point)]
+        variances = self._variances(candidate.minimiser, matching, gradients, gradient_error, eps_error)
+        known, scale = matching.signs != 0, 1.0
+        if not first:
+            error = matching.at_scale(gradients, 1.0) - matching.observed
+            known &= error.square() <= self.outlier**2 * variances
+        weights = torch.where(known, 1 / variances, 0.0)
+        distance = weighted_squared_error(weights / (weights * matching.observed.square()).sum())
+        matching = matching.with_distance(distance)
+        if not first:
+            scale = self._scale(candidate.unknowns, matching, gradients)
+            matching = matching.shortened(scale * gradients[0])
+        point = [candidate.point[0], *(scale * residual for residual in candidate.point[1:])]
+        return Candidate(replace(candidate.minimiser, distance=distance), candidate.unknowns, matching, point)
+
+    def _variances(
+        self,
+        minimiser: Minimiser,
+        matching: AdamMatching,
+        gradients: Sequence[Tensor],
+        gradient_error: float,
+        eps_error: float,
+    ) -> Tensor:
+        """1 / w_j of every entry, [P]."""
+        first, second = gradients
+        tiny, parameters = torch.finfo(first.dtype).tiny, minimiser.problem.parameters.values()
+        squares = (first.square() + second.square()).split([parameter.numel() for parameter in parameters])
+        relative = torch.cat([square.mean() / square.clamp_min(tiny) for square in squares])
+        shortfall = (eps_error * matching.eps / first.abs().clamp_min(tiny)).clamp_max(1.0)
+        rounding = flatten(list(minimiser.problem.std.values()))
+        return rounding.square() + shortfall.square() + gradient_error**2 * relative
+
+    def _scale(self, unknowns: Unknowns, matching: AdamMatching, gradients: Sequence[Tensor]) -> float:
+        """By how much the residuals are to be multiplied; 1 where they are none of the unknowns."""
+        if not isinstance(unknowns, NoisyImageAndResidual):
+            return 1.0
+
+        def misfit(logarithm: float) -> float:
+            return float(matching.distance(matching.at_scale(gradients, math.exp(logarithm)), matching.observed)[0])
+
+        centre, width = 0.0, math.log(LARGEST_SCALE)
+        while width > SCALE_PRECISION:
+            tried = [centre + width * k / SCALES_TRIED for k in range(-SCALES_TRIED, SCALES_TRIED + 1)]
+            centre = min(tried, key=misfit)
+            width /= SCALES_TRIED / 2
+        return math.exp(centre)
+
+
+def joined_point(unknowns: Unknowns, steps: Sequence[Candidate]) -> list[Tensor]:
+    """The point of both steps' samples, whatever each step was searched by."""
+    if isinstance(unknowns, NoisyImageAndResidual):
+        pairs = []
+        for step in steps:
+            assert isinstance(step.unknowns, NoisyImageAndResidual)  # as private as both together
+            point = step.unknowns.with_estimated_scale(step.point)
+            pairs.append(step.unknowns.noisy_images_and_residuals(point))
+        return unknowns.point_of(*(torch.cat(values) for values in zip(*pairs, strict=True)))
+    return unknowns.point_of_images(torch.cat([step.matching.images(step.point) for step in steps]))
+
+
+def side_by_side(steps: Sequence[Candidate]) -> Outcome:
+    """What was found for each step, of an update that cannot be simulated; the matching loss is the mean of theirs."""
+    found = [step.outcome() for step in steps]
+    return Outcome(
+        torch.cat([step.images for step in found]),
+        torch.cat([step.timesteps for step in found]),
+        sum(step.matching_loss for step in found) / len(found),
+    )
