@@ -39,8 +39,8 @@ class Needs(Flag):
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
     LOCAL_STEPS = auto()
-    """A gradient, the delta of any number of local SGD steps, or that of one client's single Adam step
-    (attacks/inversion/gradient_estimate.py)."""
+    """A gradient, the delta of any number of local SGD steps, or that of one or two Adam steps of one client
+    (attacks/inversion/gradient_estimate.py, attacks/inversion/adam_steps.py)."""
     OWN_SIGNS = auto()
     """Where signs alone were sent, those of one client: a majority of several clients' signs is no gradient's sign."""
     MAGNITUDES = auto()
@@ -149,7 +149,7 @@ def check_signal(scheduler: DDPMScheduler, timesteps: Tensor) -> None:
 _MEANING = {
     Needs.NOISE_AND_TIMESTEPS: "noise and timesteps that the server dictated (threat = 'known')",
     Needs.GRADIENT: "a gradient, or the weights after a single SGD step",
-    Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one client's single Adam step",
+    Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one or two Adam steps of one client",
     Needs.OWN_SIGNS: "the signs of one client",
     Needs.MAGNITUDES: "the magnitudes of the update's entries",
 }
@@ -165,9 +165,10 @@ def _instead(need: Needs, seen: Circumstances) -> str:
         return f"here the signs of {seen.num_clients} clients were summed"
     assert seen.local_optimizer is not None  # of a gradient nothing is lacking
     optimizer = {"sgd": "SGD", "adam": "Adam"}[seen.local_optimizer.name]
+    adaptive = seen.local_optimizer.name != "sgd"
     several = f" of {seen.num_clients} clients" if seen.num_clients > 1 else ""
     steps = f"{seen.local_steps} {optimizer} steps" if seen.local_steps > 1 else f"one {optimizer} step"
-    adam = "; of Adam only a single step of one client reveals its gradient" if optimizer == "Adam" else ""
+    adam = "; of Adam only a single step reveals its gradient, and two of one client's their signs" if adaptive else ""
     return f"here are {steps}{several} (local_steps = {seen.local_steps}){adam}"
 
 

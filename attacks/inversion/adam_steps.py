@@ -4,10 +4,10 @@ The first step is u_1 = sign(g_1), up to Adam's eps. The second (arXiv 1412.6980
 
     u_2 = (beta_1 g_1 + g_2) / (1 + beta_1) / sqrt((beta_2 g_1^2 + g_2^2) / (1 + beta_2)),
 
-a function of g_2 / g_1 and of the sign of g_1 alone. |u_2| stays below 1 on the side opposite to u_1, so that the sum has
-the sign of g_1. And u_2 exceeds its value at g_2 = 0 exactly where g_2 has the sign of g_1. So two steps show both
-gradients' signs, and the first one's show the weights at which the second gradient was taken, theta_0 - lr sign(g_1). The
-update falls apart into two problems of signs.
+a function of g_2 / g_1 and of the sign of g_1 alone. Against u_1 it stays below 1, so that the sum has the sign of g_1.
+And it exceeds its value at g_2 = 0 exactly where g_2 has the sign of g_1. So two steps show both gradients' signs, and
+the first one's show the weights at which the second gradient was taken, theta_0 - lr sign(g_1). The update falls apart
+into two problems of signs. The sum of three steps has no sign that one of them decides.
 """
 
 import math
@@ -27,10 +27,10 @@ FAR_BELOW = 0.5
 
 
 def tells_signs(circumstances: Circumstances) -> bool:
-    """Whether the update shows the signs of the gradients of two Adam or AdamW steps of one client.
+    """Whether the update is that of two Adam or AdamW steps of one client, and shows the signs of both gradients.
 
-    It takes both of the inequalities on beta_1 and beta_2 that the module's text assumes; the usual ones fulfil them. A
-    defence that scales the update by an unknown factor hides where the thresholds are.
+    That takes two inequalities on beta_1 and beta_2, which usual ones fulfil. A defence that scales the update by an
+    unknown factor hides at which size of the sum the second sign changes.
     """
     optimizer, defence = circumstances.local_optimizer, circumstances.defence
     if circumstances.update == "gradient" or optimizer is None or optimizer.name == "sgd":

@@ -1,8 +1,8 @@
 """The matching loss of a weight delta that two steps of Adam or AdamW made.
 
 The first step is sign(g_1) up to Adam's eps, and known (attacks/inversion/adam_steps.py). So are the weights before the
-second, theta_1, and with them the second step u_2 alone. It is a smooth function of the gradients g_1 at theta_0 and g_2
-at theta_1, coupled weight decay and FedProx's term included (arXiv 1412.6980, algorithm 1):
+second, theta_1, and with them the second step u_2 alone. It is a smooth function of the gradients g_1 at theta_0 and
+g_2 at theta_1, coupled weight decay and FedProx's term included (arXiv 1412.6980, algorithm 1):
 
     u_2 = m / (s + eps),    m = (beta_1 g_1 + g_2) / (1 + beta_1),    s = sqrt((beta_2 g_1^2 + g_2^2) / (1 + beta_2)).
 

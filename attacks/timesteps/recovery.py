@@ -60,8 +60,8 @@ class RecoveredTimesteps:
 def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
     """Read the timesteps off the problem's gradient.
 
-    Fewer than N distinct ones are reported only where noise cannot hide a further sample. Two Adam steps fall apart into
-    two problems of signs (attacks/inversion/adam_steps.py).
+    Fewer than N distinct ones are reported only where noise cannot hide a further sample. Two Adam steps fall apart
+    into two problems of signs (attacks/inversion/adam_steps.py).
     """
     if tells_signs(problem.circumstances):
         return _of_steps([recover_timesteps(part) for part in step_problems(problem)])
