@@ -31,8 +31,10 @@ from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.stage import Stage
 from attacks.residual.unknowns import NoisyImageAndResidual, Unknowns
 
-LARGEST_SCALE = 3.0
-"""By so much the scale of the residuals may be wrong before a round."""
+LARGEST_SCALE = 2.0
+"""About so many times too large or too small the residuals' scale may be before a round."""
+NEARLY_FOUND = 2e-4
+"""Error of a gradient's entries, relative to their tensor's root mean square, below which eps shows in what is left."""
 SCALES_TRIED = 10
 """Scales on either side of the best one so far."""
 SCALE_PRECISION = 1e-5
@@ -87,7 +89,7 @@ class AdamSteps(Stage):
         weights = torch.where(known, 1 / variances, 0.0)
         distance = weighted_squared_error(weights)
         scale = 1.0
-        if not first and isinstance(candidate.unknowns, NoisyImageAndResidual):
+        if not first and seen < NEARLY_FOUND and isinstance(candidate.unknowns, NoisyImageAndResidual):
             scale = _clear_scale(matching.with_distance(distance), gradients)
             matching = matching.shortened(scale * gradients[0])
         distance = weighted_squared_error(weights / (weights * matching.observed.square()).sum())
