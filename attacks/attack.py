@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from attacks.inversion.adam_steps import tells_signs
 from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.problem import InversionProblem
 from attacks.memory import PeakMemory, available_memory, estimate_memory
@@ -40,8 +41,8 @@ class Needs(Flag):
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
     LOCAL_STEPS = auto()
-    """A gradient, the delta of any number of local SGD steps, or that of one client's single Adam step
-    (attacks/inversion/gradient_estimate.py)."""
+    """A gradient, the delta of any number of local SGD steps, or that of one or two Adam steps of one client
+    (attacks/inversion/gradient_estimate.py, attacks/inversion/adam_steps.py)."""
     OWN_SIGNS = auto()
     """Where signs alone were sent, those of one client: a majority of several clients' signs is no gradient's sign."""
     MAGNITUDES = auto()
@@ -197,7 +198,7 @@ def _labels(problem: InversionProblem, outcome: Outcome) -> Tensor | None:
 _MEANING = {
     Needs.NOISE_AND_TIMESTEPS: "noise and timesteps that the server dictated (threat = 'known')",
     Needs.GRADIENT: "a gradient, or the weights after a single SGD step",
-    Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one client's single Adam step",
+    Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one or two Adam steps of one client",
     Needs.OWN_SIGNS: "the signs of one client",
     Needs.MAGNITUDES: "the magnitudes of the update's entries",
 }
@@ -215,8 +216,9 @@ def _instead(need: Needs, seen: Circumstances) -> str:
     optimizer = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[seen.local_optimizer.name]
     several = f" of {seen.num_clients} clients" if seen.num_clients > 1 else ""
     steps = f"{seen.local_steps} {optimizer} steps" if seen.local_steps > 1 else f"one {optimizer} step"
-    adaptive = seen.local_optimizer.adaptive
-    adam = f"; of {optimizer} only a single step of one client reveals its gradient" if adaptive else ""
+    adam = ""
+    if seen.local_optimizer.adaptive:
+        adam = f"; of {optimizer} only a single step reveals its gradient, and two of one client's their signs"
     return f"here are {steps}{several} (local_steps = {seen.local_steps}){adam}"
 
 
@@ -227,7 +229,7 @@ def _reveals_gradient(seen: Circumstances) -> bool:
 
 def _reveals_local_steps(seen: Circumstances) -> bool:
     sgd = seen.local_optimizer is None or not seen.local_optimizer.adaptive
-    return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1)
+    return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1) or tells_signs(seen)
 
 
 def _why_not_finite(observation: Observation) -> str:

@@ -93,6 +93,10 @@ def _before_optimizer(
 ) -> tuple[Tensor, Tensor]:
     optimizer = circumstances.local_optimizer
     assert optimizer is not None  # a delta has one, see Circumstances
+    if optimizer.adaptive and circumstances.local_steps > 1:
+        size = optimizer.lr * circumstances.local_steps
+        decay = 0.0 if optimizer.name == "adam" else optimizer.weight_decay
+        return -delta / size - decay * before, std / size
     if optimizer.name == "adamw":
         decayed = before.float() * (1 - optimizer.lr * optimizer.weight_decay)  # as torch rounds it
         return invert_adam_step((decayed - before - delta) / optimizer.lr, std / optimizer.lr, optimizer.eps)

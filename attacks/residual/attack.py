@@ -35,18 +35,20 @@ from pydantic import Field
 from typing_extensions import override
 
 from attacks.attack import Attack, Needs, Outcome
+from attacks.inversion.adam_steps import step_problems, tells_signs
 from attacks.inversion.budget import Budget
 from attacks.inversion.entry_weights import matching_distance, noise_floor
 from attacks.inversion.gradient_matching import Derivative
 from attacks.inversion.problem import InversionProblem
 from attacks.inversion.restarts import Patience
 from attacks.inversion.sign_loss import sign_distance, sign_floor
+from attacks.residual.adam_steps import AdamSteps, side_by_side
 from attacks.residual.batch_refinement import BatchRefinement
 from attacks.residual.first_starts import FirstStarts
 from attacks.residual.kfac_metric import KFACMetric
 from attacks.residual.local_training import LocalTraining
 from attacks.residual.map_estimate import MapEstimate
-from attacks.residual.minimiser import CandidateRules, Minimiser, solved_below
+from attacks.residual.minimiser import Candidate, CandidateRules, Minimiser, solved_below
 from attacks.residual.polish import Polish, SignPolish
 from attacks.residual.stage import Stage
 from attacks.residual.timestep_tournament import TimestepCheck, TimestepTournament, at_timestep
@@ -92,6 +94,7 @@ class Residual(Attack):
     )
     batch_refinement: BatchRefinement = Field(BatchRefinement(), description="stage of several samples")
     local_training: LocalTraining = Field(LocalTraining(), description="stage of several local steps")
+    adam_steps: AdamSteps = Field(AdamSteps(), description="stage of two Adam steps")
     polish: Polish = Field(Polish(), description="stage at the end of the search")
     timestep_check: TimestepCheck = Field(TimestepCheck(), description="stage after a tournament of timesteps")
     sign_polish: SignPolish = Field(SignPolish(), description="stage of signs")
@@ -108,7 +111,26 @@ class Residual(Attack):
         Raises:
             HiddenTimestepsError: if the timesteps can neither be read off nor searched for, or labels not be read off.
         """
-        budget = problem.budget.of(int(self.max_evaluations * math.sqrt(problem.samples)))
+        evaluations = int(self.max_evaluations * math.sqrt(problem.samples))
+        if tells_signs(problem.circumstances):
+            return self._search_adam_steps(problem, generator, problem.budget.of(evaluations))
+        return self._find(problem, generator, evaluations).outcome()
+
+    def _search_adam_steps(self, problem: InversionProblem, generator: torch.Generator, budget: Budget) -> Outcome:
+        """Solve the two problems of signs that two Adam steps fall apart into, then match the update itself."""
+        unknowns = possible_unknowns(problem)[0]
+        found = []
+        for part in step_problems(problem):
+            found.append(self._find(part, generator, budget.share(self.adam_steps.step_share)))
+            budget.spend(part.budget.spent)
+        if not problem.simulates_local_steps:
+            return side_by_side(found)
+        joined = self.adam_steps.join(self.minimiser(problem, [unknowns], generator), unknowns, found)
+        return self.adam_steps.run(joined, budget).outcome()
+
+    def _find(self, problem: InversionProblem, generator: torch.Generator, evaluations: int) -> Candidate:
+        """The candidate that the stages find within so many evaluations."""
+        budget = problem.budget.of(evaluations)
         stages = self._stages(problem, budget)
         try:
             possible = possible_unknowns(problem)
@@ -120,7 +142,7 @@ class Residual(Attack):
         candidate = self.minimiser(problem, possible, generator).begin()
         for stage, share in stages:
             candidate = stage.run(candidate, share)
-        return candidate.outcome()
+        return candidate
 
     def _stages(self, problem: InversionProblem, budget: Budget) -> Iterator[tuple[Stage, Budget]]:
         """The stages with their budgets, in their order."""

@@ -19,6 +19,7 @@ from attacks.inversion.gradient_matching import Derivative, Distance, GradientMa
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.inversion.restarts import Patience, run_until_stalled
+from attacks.residual.adam_matching import AdamMatching
 from attacks.residual.kfac_metric import KFACMetric
 from attacks.residual.sample_diagnostics import best_permutation, cosine_matrix, sample_misfits, sample_vectors
 from attacks.residual.simulated_training import SimulatedTraining
@@ -100,7 +101,9 @@ class Minimiser:
 
     def simulate(self, unknowns: Unknowns, steps: Sequence[Tensor]) -> SimulatedTraining:
         """The matching loss of local steps over these samples, each int64 [B]."""
-        return SimulatedTraining(self.problem, unknowns.step_loss, steps, self.distance, unknowns.images)
+        optimizer = self.problem.circumstances.local_optimizer
+        kind = AdamMatching if optimizer is not None and optimizer.adaptive else SimulatedTraining
+        return kind(self.problem, unknowns.step_loss, steps, self.distance, unknowns.images)
 
     def start(self, unknowns: Unknowns, point: Sequence[Tensor], change_metric: bool = True) -> "Candidate":
         """A candidate at a point; with ``change_metric`` it changes to the K-FAC metric near the end, if there is one.

@@ -265,6 +265,10 @@ class CleanImage(Unknowns):
         """x0 [N,C,H,W]."""
         return point[0] * self.image_scale
 
+    def point_of_images(self, images: Tensor) -> list[Tensor]:
+        """The point that stands for x0 [N,C,H,W]."""
+        return [torch.where(self.image_scale > 0, images / self.image_scale, 0.0).detach()]
+
     def noisy_images(self, point: Sequence[Tensor]) -> Tensor:
         """x_t [N,C,H,W]."""
         return diffusion.add_noise(self.problem.scheduler, self.images(point), self.noise, self.timesteps)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attacks.inversion.adam_steps import step_problems, tells_signs
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions, HiddenTimestepsError, all_pairs
 from attacks.timesteps.duplicates import plausible_timesteps
@@ -36,7 +37,8 @@ class RecoveredTimesteps:
     only the sum of the two samples' vectors shows (attacks/timesteps/duplicates.py ranks the possibilities).
 
     Attributes:
-        timesteps: int64 [N], ascending; all -1 unless all are known, with how often each occurs.
+        timesteps: int64 [N], ascending, but those of Adam steps in the order of the steps; all -1 unless all are known,
+            with how often each occurs.
         distinct: int64 [M], ascending, M <= N: every timestep once; empty where not even that is known.
         labels: int64 [N], the label of each of ``timesteps``, likewise; None where the network takes none or the update
             does not show which label belongs to which timestep. With labels ``timesteps`` is ordered by label first.
@@ -62,8 +64,11 @@ def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
     """Read the timesteps off the problem's gradient, with the labels where the network takes them.
 
     Fewer than N distinct ones are reported only where noise cannot hide a further sample. The layers that see the
-    timestep alone come first; where they show which timesteps there are, only these are tried in pairs with labels.
+    timestep alone come first; where they show which timesteps there are, only these are tried in pairs with labels. Two
+    Adam steps fall apart into two problems of signs (attacks/inversion/adam_steps.py).
     """
+    if tells_signs(problem.circumstances):
+        return _of_steps([recover_timesteps(part) for part in step_problems(problem)])
     possible = candidate_timesteps(problem)
     alone = _recover(problem, Conditions(possible))
     labels = candidate_labels(problem) if problem.circumstances.local_steps == 1 else None
@@ -88,6 +93,15 @@ def _recover(problem: InversionProblem, candidates: Conditions) -> RecoveredTime
     unsure = Conditions(unknown, None if candidates.labels is None else unknown)
     known = unsure if told is None else candidates.at(told)
     return RecoveredTimesteps(known.timesteps, distinct.timesteps, verdict.margin, known.labels, distinct.labels)
+
+
+def _of_steps(steps: list[RecoveredTimesteps]) -> RecoveredTimesteps:
+    """What is known of all steps together: everything or nothing."""
+    timesteps, margin = torch.cat([step.timesteps for step in steps]), min(step.margin for step in steps)
+    if not all(step.known for step in steps):
+        unknown = torch.full_like(timesteps, -1)
+        return RecoveredTimesteps(unknown, unknown[:0], margin)
+    return RecoveredTimesteps(timesteps, timesteps.unique(), margin)
 
 
 def timestep_hypotheses(problem: InversionProblem) -> list[Conditions]:

@@ -221,7 +221,7 @@ def test_no_timestep_is_read_off_a_random_update(random_update):
         (
             Needs.LOCAL_STEPS,
             {"local_steps": 4},
-            r"here are 4 Adam steps \(local_steps = 4\); of Adam only a single step",
+            r"here are 4 Adam steps \(local_steps = 4\); of Adam only a single step reveals",
         ),
         (Needs.GRADIENT, {"local_steps": 2, "optimizer": "sgd"}, r"here are 2 SGD steps \(local_steps = 2\)$"),
         (

@@ -123,7 +123,8 @@ LOCAL_TRAINING = {
     "one SGD step": (LocalOptimizer(lr=0.1, momentum=0.9), 1),
     "SGD steps": (LocalOptimizer(lr=0.1), 2),
     "one Adam step": (LocalOptimizer(name="adam", lr=0.1), 1),
-    "Adam steps": (LocalOptimizer(name="adam", lr=0.1), 2),
+    "two Adam steps": (LocalOptimizer(name="adam", lr=0.1), 2),
+    "three Adam steps": (LocalOptimizer(name="adam", lr=0.1), 3),
 }
 
 
@@ -132,7 +133,9 @@ def lacking(needs: Needs, known: bool, training: str, signs: bool, num_clients: 
     lacks = {
         Needs.NOISE_AND_TIMESTEPS: not known,
         Needs.GRADIENT: training not in ("gradient", "one SGD step"),
-        Needs.LOCAL_STEPS: training == "Adam steps" or (training == "one Adam step" and several),
+        Needs.LOCAL_STEPS: training == "three Adam steps"
+        or (training == "two Adam steps" and (several or signs))
+        or (training == "one Adam step" and several),
         Needs.OWN_SIGNS: signs and several,
         Needs.MAGNITUDES: signs,
     }

@@ -24,6 +24,7 @@ def tried(*overrides: str) -> Any:
     [
         (),
         (*WEIGHTS, "client.local_steps=3"),
+        (*WEIGHTS, "client.optimizer=adam", "client.local_steps=2"),
         (*WEIGHTS, "client.epochs=1", "client.batch_size=2"),
         ("threat=known", "attack.name=gidm"),
         ("defence.name=secure-aggregation",),
@@ -45,7 +46,7 @@ def test_what_will_run_is_tried_without_complaint(overrides: tuple[str, ...]) ->
     ("overrides", "complaint"),
     [
         (("attack.name=gidm",), "'gidm' needs NOISE_AND_TIMESTEPS"),
-        ((*WEIGHTS, "client.optimizer=adam", "client.local_steps=2"), "'residual' needs LOCAL_STEPS"),
+        ((*WEIGHTS, "client.optimizer=adam", "client.local_steps=3"), "'residual' needs LOCAL_STEPS"),
         (("attack.name=['residual', 'dlg']",), "'dlg' needs NOISE_AND_TIMESTEPS"),
         (("attack.name=dlg", "threat=known", "defence.name=signs"), "'dlg' needs MAGNITUDES"),
         (

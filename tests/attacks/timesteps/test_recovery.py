@@ -127,9 +127,20 @@ def test_where_adam_leaves_only_signs_they_tell():
     assert recover(victim.observation).timesteps.tolist() == [437]
 
 
-def test_several_steps_of_adam_are_unknown():
-    victim = make_victim((90, 350), local_steps=2, optimizer=LocalOptimizer(name="adam", lr=1e-3))
-    assert_unknown(recover(victim.observation), 2)
+@pytest.mark.parametrize("lr", [1e-3, 1e-4])
+@pytest.mark.parametrize("timesteps", [(90, 350), (350, 90), (700, 700)])
+def test_two_steps_of_adam_tell_theirs_in_order(timesteps, lr):
+    victim = make_victim(timesteps, local_steps=2, optimizer=LocalOptimizer(name="adam", lr=lr), model_config=WIDE)
+    recovered = recover(victim.observation)
+    assert recovered.timesteps.tolist() == list(timesteps)
+    assert recovered.distinct.tolist() == sorted(set(timesteps))
+
+
+@pytest.mark.parametrize(("steps", "batch_size"), [(3, 1), (2, 2)])
+def test_more_steps_or_images_of_adam_are_unknown(steps, batch_size):
+    timesteps = draw(steps * batch_size)
+    victim = make_victim(timesteps, local_steps=steps, optimizer=LocalOptimizer(name="adam", lr=1e-3))
+    assert_unknown(recover(victim.observation), steps * batch_size)
 
 
 @pytest.mark.parametrize("timestep", [0, 1, 500, 999])
