@@ -277,8 +277,8 @@ def test_the_attack_evaluates_without_the_dropout_that_it_knows_of():
     problem = InversionProblem(dropped.observation, "cpu")
     assert not any(module.training for module in problem.model.modules())
     assert problem.circumstances.model["dropout"] == 0.5
-    assert set(vars(dropped.observation)) == {"circumstances", "weights", "update", "noise", "timesteps"}
-    assert dropped.observation.noise is None
+    assert set(vars(dropped.observation)) == {"circumstances", "weights", "update", "noise", "timesteps", "labels"}
+    assert dropped.observation.noise is dropped.observation.labels is None
 
 
 @pytest.mark.parametrize(("factor", "reason"), [(1e-30, "the update's largest entry is"), (1.0, "ran away")])
