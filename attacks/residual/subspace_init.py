@@ -20,6 +20,7 @@ of an unknown image.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -27,12 +28,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
+from attacks.inversion.gradient_matching import Matching
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.conv_inputs import map_convolution_inputs, seen_pixels
 from attacks.residual.layer_inputs import determined_inputs
 from attacks.residual.minimiser import Candidate
+from attacks.residual.output_metric import output_distance
 from attacks.residual.unknowns import NoisyImageAndResidual
 from fl_sim import diffusion
 
@@ -79,7 +82,11 @@ class SubspaceInit(BaseModel):
     most_positions: int = Field(
         1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
     )
-    residual_evaluations: int = Field(80, ge=1, description="evaluations for r at the x_t that was found")
+    residual_evaluations: int = Field(400, ge=1, description="most evaluations for r at the x_t that was found")
+    residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
+    residual_damping: float = Field(
+        1e-2, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
+    )
 
     def move(self, candidate: Candidate, budget: Budget) -> None:
         """Move a candidate to the x_t that the gradient's row spaces determine, if they do, with the r that fits it.
@@ -95,14 +102,35 @@ class SubspaceInit(BaseModel):
             return
         fixed, start = unknowns.point_of(x_t, unknowns.noisy_images_and_residuals(candidate.point)[1])
         fixed.requires_grad_()
+        matching = self._matching(candidate, x_t)
 
         def over_residual(residual: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            value, (_, derivative) = candidate.matching([fixed, *residual])
+            value, (_, derivative) = matching([fixed, *residual])
             return value, [derivative]
 
         alone = LBFGSRun(over_residual, [start], candidate.history)
-        alone.advance(min(self.residual_evaluations, evaluations))
+        most = problem.budget.more(min(self.residual_evaluations, evaluations))
+        self._descend(alone, most, self.residual_slice, candidate.minimiser.solved_below)
         candidate.move_to([fixed, *alone.point])
+        candidate.losses.append(candidate.matching.value(candidate.point))
+
+    def _matching(self, candidate: Candidate, x_t: Tensor) -> Matching:
+        """The matching loss for r: of an exact gradient, in the metric of the layers' outputs at ``x_t``."""
+        minimiser, unknowns = candidate.minimiser, candidate.unknowns
+        if minimiser.metric is None:
+            return candidate.matching
+        distance = output_distance(
+            minimiser.problem, x_t, unknowns.timesteps, minimiser.layer_balance_power, self.residual_damping
+        )
+        return replace(minimiser, distance=distance).matching(unknowns)
+
+    def _descend(self, run: LBFGSRun, budget: Budget, slice_evaluations: int, below: float) -> None:
+        """Continue a run until its loss is ``below``, a slice does not divide it enough, or the budget is spent."""
+        before = math.inf
+        while run.loss > below and budget.left:
+            if not run.advance(budget.at_most(slice_evaluations)) < before / self.stall_ratio:
+                break
+            before = run.loss
 
     def find(
         self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator, budget: Budget
@@ -111,11 +139,7 @@ class SubspaceInit(BaseModel):
         objective = SubspaceObjective(problem, timesteps, self)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
-            before = math.inf
-            while run.loss > self.solved_below and budget.left:
-                if not run.advance(budget.at_most(self.slice_evaluations)) < before / self.stall_ratio:
-                    break
-                before = run.loss
+            self._descend(run, budget, self.slice_evaluations, self.solved_below)
             if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):
                 return run.point[0].detach()
         return None
