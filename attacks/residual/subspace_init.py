@@ -84,6 +84,9 @@ class SubspaceInit(BaseModel):
     )
     residual_evaluations: int = Field(400, ge=1, description="most evaluations for r at the x_t that was found")
     residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
+    slow_ratio: float = Field(
+        1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
+    )
     residual_damping: float = Field(
         1e-2, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
     )
@@ -110,7 +113,7 @@ class SubspaceInit(BaseModel):
 
         alone = LBFGSRun(over_residual, [start], candidate.history)
         most = problem.budget.more(min(self.residual_evaluations, evaluations))
-        self._descend(alone, most, self.residual_slice, candidate.minimiser.solved_below)
+        _descend(alone, most, self.residual_slice, self.slow_ratio, candidate.minimiser.solved_below)
         candidate.move_to([fixed, *alone.point])
         candidate.losses.append(candidate.matching.value(candidate.point))
 
@@ -124,14 +127,6 @@ class SubspaceInit(BaseModel):
         )
         return replace(minimiser, distance=distance).matching(unknowns)
 
-    def _descend(self, run: LBFGSRun, budget: Budget, slice_evaluations: int, below: float) -> None:
-        """Continue a run until its loss is ``below``, a slice does not divide it enough, or the budget is spent."""
-        before = math.inf
-        while run.loss > below and budget.left:
-            if not run.advance(budget.at_most(slice_evaluations)) < before / self.stall_ratio:
-                break
-            before = run.loss
-
     def find(
         self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator, budget: Budget
     ) -> Tensor | None:
@@ -139,7 +134,9 @@ class SubspaceInit(BaseModel):
         objective = SubspaceObjective(problem, timesteps, self)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
-            self._descend(run, budget, self.slice_evaluations, self.solved_below)
+            _descend(run, budget, self.slice_evaluations, self.stall_ratio, self.accept_below)
+            if run.loss < self.accept_below:
+                _descend(run, budget, self.slice_evaluations, self.slow_ratio, self.solved_below)
             if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):
                 return run.point[0].detach()
         return None
@@ -149,6 +146,15 @@ class SubspaceInit(BaseModel):
         images = random_smooth_images(problem.samples, problem.image_shape, generator).to(problem.device)
         signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, timesteps, images)
         return signal_scale * images + self.start_noise * problem.randn(generator)
+
+
+def _descend(run: LBFGSRun, budget: Budget, slice_evaluations: int, stall_ratio: float, below: float) -> None:
+    """Continue a run until its loss is ``below``, a slice does not divide it enough, or the budget is spent."""
+    before = math.inf
+    while run.loss > below and budget.left:
+        if not run.advance(budget.at_most(slice_evaluations)) < before / stall_ratio:
+            break
+        before = run.loss
 
 
 def has_duplicates(images: Tensor, distance: float) -> bool:
