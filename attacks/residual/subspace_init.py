@@ -82,7 +82,7 @@ class SubspaceInit(BaseModel):
     most_positions: int = Field(
         1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
     )
-    residual_evaluations: int = Field(400, ge=1, description="most evaluations for r at the x_t that was found")
+    residual_evaluations: int = Field(800, ge=1, description="most evaluations for r at the x_t that was found")
     residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
     slow_ratio: float = Field(
         1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
