@@ -19,7 +19,7 @@ class FirstStarts(Stage):
     stall_ratio: float = Field(2.0, gt=1, description="a start stalls when its loss falls by less over two slices")
     promising_batch: float = Field(1e-2, gt=0, description="matching loss at which a batch goes on to be refined")
     subspace_share: float = Field(
-        1 / 4, ge=0, le=1, description="part of the attack's evaluations that may go into x_t from row spaces"
+        2 / 5, ge=0, le=1, description="part of the attack's evaluations that may go into x_t from row spaces"
     )
     subspace_init: SubspaceInit = Field(SubspaceInit(), description="x_t from the row spaces of the gradient")
 

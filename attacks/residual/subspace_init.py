@@ -1,39 +1,58 @@
 """The start of a search: x_t from the row spaces of the gradient, without r.
 
 The weight gradient of a convolution is G = D^T H, [O,K]. H [P,K] holds the patches of its input at the P positions of
-all samples, D [P,O] the derivatives of the loss with respect to its outputs. Where there are no more positions than
-outputs, D has full rank in general, and the rows of G span what the rows of H span, whatever D is. So x_t minimises
+all samples, D [P,O] the derivatives of the loss with respect to its outputs. So the rows of G lie in the row space of
+H, whatever D is. x_t minimises the mean of two kinds of shares, both in 0..1:
 
-    mean over such layers of  1 - |H(x_t) Q|^2 / |H(x_t)|^2,
+- Where there are no more positions than outputs, D has full rank in general, and the rows of G span what the rows of H
+  span. U-Nets have such layers in their innermost levels. Their inputs follow in closed form, of a single image up to
+  scale (attacks/residual/layer_inputs.py); the share of a sample's patches that lies outside what they span is left.
+- Of convolutions with a stride, which lead to these levels, the share of the row space of G outside that of H,
 
-with Q [K,P] an orthonormal basis of the rows of G: P (K - P) equations a layer. U-Nets have such layers in their
-innermost levels. A low-rank gradient is known to show a layer's inputs where they are a batch of vectors (SPEAR, arXiv
-2403.03945) or tokens from a list (DAGER, arXiv 2405.15586). Here the positions of an image are the batch, and the
-inputs are functions of an unknown image.
+      |Q - H^+ H Q|^2 / |Q|^2,    with an orthonormal basis Q of the rows of G,
+
+  is left. The closed form says nothing about them: patches that hardly overlap leave more than the scale open.
+
+A low-rank gradient is known to show a layer's inputs where they are a batch of vectors (SPEAR, arXiv 2403.03945) or
+tokens from a list (DAGER, arXiv 2405.15586). Here the positions of an image are the batch, and the inputs are functions
+of an unknown image.
 """
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
+from attacks.inversion.gradient_matching import Matching
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
-from attacks.residual.conv_inputs import Result, map_convolution_inputs
+from attacks.residual.conv_inputs import map_convolution_inputs, seen_pixels
+from attacks.residual.layer_inputs import determined_inputs
 from attacks.residual.minimiser import Candidate
+from attacks.residual.output_metric import output_distance
 from attacks.residual.unknowns import NoisyImageAndResidual
 from fl_sim import diffusion
 
 SMALLEST_SINGULAR_VALUE = 1e-6
 """Relative to the largest one; what is smaller is float32's rounding."""
+Share = Callable[[Tensor], Tensor]
+"""From a layer's inputs H [P,K] to the part in 0..1 that is not explained."""
+RIDGE = 1e-9
+"""Added to H H^T, relative to its mean diagonal, so that smooth images, whose patches are alike, can be inverted."""
 
 
 class SubspaceInit(BaseModel):
-    """Finds x_t by the row spaces of the gradient, then r at that x_t."""
+    """Finds x_t by the row spaces of the gradient, then r at that x_t.
+
+    An evaluation for x_t runs the network down to the first layer with a closed form, forward and back, and costs a
+    fraction of a matching loss.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,12 +61,12 @@ class SubspaceInit(BaseModel):
         0.3, ge=0, description="deviation of the noise on these images; with as much as x_t has, searches get stuck"
     )
     slice_evaluations: int = Field(
-        40, ge=1, description="evaluations between two looks at the share of the inputs outside the row spaces"
+        40, ge=1, description="evaluations between two looks at the share that is not explained"
     )
     stall_ratio: float = Field(2.0, gt=1, description="a start is given up when a slice divides the share by less")
-    solved_below: float = Field(1e-6, gt=0, description="share at which a start ends")
+    solved_below: float = Field(1e-9, gt=0, description="share at which a start ends")
     accept_below: float = Field(
-        3e-3, gt=0, description="share below which an x_t is accepted; searches that are stuck end above 0.01"
+        1e-3, gt=0, description="share below which an x_t is accepted; searches that are stuck end above 0.01"
     )
     duplicate_distance: float = Field(
         0.1,
@@ -60,7 +79,17 @@ class SubspaceInit(BaseModel):
         ge=1,
         description="a singular value of the gradient counts above so many times the largest one of the noise",
     )
-    residual_evaluations: int = Field(80, ge=1, description="evaluations for r at the x_t that was found")
+    most_positions: int = Field(
+        1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
+    )
+    residual_evaluations: int = Field(800, ge=1, description="most evaluations for r at the x_t that was found")
+    residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
+    slow_ratio: float = Field(
+        1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
+    )
+    residual_damping: float = Field(
+        1e-2, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
+    )
 
     def move(self, candidate: Candidate, budget: Budget) -> None:
         """Move a candidate to the x_t that the gradient's row spaces determine, if they do, with the r that fits it.
@@ -76,14 +105,32 @@ class SubspaceInit(BaseModel):
             return
         fixed, start = unknowns.point_of(x_t, unknowns.noisy_images_and_residuals(candidate.point)[1])
         fixed.requires_grad_()
+        matching = self._matching(candidate, x_t)
 
         def over_residual(residual: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            value, (_, derivative) = candidate.matching([fixed, *residual])
+            value, (_, derivative) = matching([fixed, *residual])
             return value, [derivative]
 
         alone = LBFGSRun(over_residual, [start], candidate.history)
-        alone.advance(min(self.residual_evaluations, evaluations))
+        most = problem.budget.more(min(self.residual_evaluations, evaluations))
+        _descend(alone, most, self.residual_slice, self.slow_ratio, candidate.minimiser.solved_below)
         candidate.move_to([fixed, *alone.point])
+        candidate.losses.append(candidate.matching.value(candidate.point))
+
+    def _matching(self, candidate: Candidate, x_t: Tensor) -> Matching:
+        """The matching loss for r: of an exact gradient, in the metric of the layers' outputs at ``x_t``."""
+        minimiser, unknowns = candidate.minimiser, candidate.unknowns
+        if minimiser.metric is None:
+            return candidate.matching
+        distance = output_distance(
+            minimiser.problem,
+            x_t,
+            unknowns.timesteps,
+            minimiser.layer_balance_power,
+            self.residual_damping,
+            unknowns.labels,
+        )
+        return replace(minimiser, distance=distance).matching(unknowns)
 
     def find(
         self,
@@ -94,14 +141,12 @@ class SubspaceInit(BaseModel):
         labels: Tensor | None = None,
     ) -> Tensor | None:
         """x_t [N,C,H,W] at ``timesteps`` and ``labels`` int64 [N]; None where the row spaces do not determine it."""
-        objective = SubspaceObjective(problem, timesteps, self.clear_of_noise, labels)
+        objective = SubspaceObjective(problem, timesteps, self, labels)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
-            before = math.inf
-            while run.loss > self.solved_below and budget.left:
-                if not run.advance(budget.at_most(self.slice_evaluations)) < before / self.stall_ratio:
-                    break
-                before = run.loss
+            _descend(run, budget, self.slice_evaluations, self.stall_ratio, self.accept_below)
+            if run.loss < self.accept_below:
+                _descend(run, budget, self.slice_evaluations, self.slow_ratio, self.solved_below)
             if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):
                 return run.point[0].detach()
         return None
@@ -111,6 +156,15 @@ class SubspaceInit(BaseModel):
         images = random_smooth_images(problem.samples, problem.image_shape, generator).to(problem.device)
         signal_scale, _ = diffusion.signal_and_noise_scale(problem.scheduler, timesteps, images)
         return signal_scale * images + self.start_noise * problem.randn(generator)
+
+
+def _descend(run: LBFGSRun, budget: Budget, slice_evaluations: int, stall_ratio: float, below: float) -> None:
+    """Continue a run until its loss is ``below``, a slice does not divide it enough, or the budget is spent."""
+    before = math.inf
+    while run.loss > below and budget.left:
+        if not run.advance(budget.at_most(slice_evaluations)) < before / stall_ratio:
+            break
+        before = run.loss
 
 
 def has_duplicates(images: Tensor, distance: float) -> bool:
@@ -123,28 +177,59 @@ def has_duplicates(images: Tensor, distance: float) -> bool:
 
 
 class SubspaceObjective:
-    """The mean share of the layers' inputs at ``timesteps`` int64 [N] outside the row spaces of the gradient, over x_t.
+    """The mean share of layers' inputs, or of the row spaces of their gradients, that x_t does not explain; see above.
 
-    ``clear_of_noise``: as in ``SubspaceInit``; ``labels`` int64 [N], where the network takes them.
+    Args:
+        problem: the gradient.
+        timesteps: int64 [N].
+        settings: ``SubspaceInit``.
+        labels: int64 [N], where the network takes them.
     """
 
     def __init__(
-        self, problem: InversionProblem, timesteps: Tensor, clear_of_noise: float, labels: Tensor | None = None
+        self, problem: InversionProblem, timesteps: Tensor, settings: SubspaceInit, labels: Tensor | None = None
     ) -> None:
-        self.problem, self.timesteps, self.labels = problem, timesteps, labels
+        self.problem, self.timesteps, self.labels, self._settings = problem, timesteps, labels, settings
+        self._shares: dict[str, Share] = {}
+        self._equations, self._has_closed_form = 0, False
         blank = next(iter(problem.gradient.values())).new_zeros(problem.samples, *problem.image_shape)
         self._num_unknowns = blank.numel()
+        for name, pixels in seen_pixels(problem.model, blank, timesteps, problem.gradient, labels).items():
+            strided = 2 * len(pixels) < pixels.max()
+            found = self._compare_row_spaces(name, pixels) if strided else self._compare_inputs(name, pixels)
+            if found is None:
+                continue
+            self._shares[name], equations = found
+            self._equations += equations
+            if not strided:
+                self._has_closed_form = True
+                break  # layers behind it are functions of what is known by now
 
-        def basis(name: str, inputs: Tensor) -> Tensor | None:
-            return _row_space(problem, name, len(inputs), clear_of_noise)
+    def _compare_row_spaces(self, name: str, pixels: Tensor) -> tuple[Share, int] | None:
+        """The share of the row space of G outside that of H, and the number of equations."""
+        positions = len(pixels) * self.problem.samples
+        if positions > self._settings.most_positions:
+            return None
+        row_space = _row_space(self.problem, name, positions, self._settings.clear_of_noise)
+        if row_space is None:
+            return None
+        return partial(_row_space_outside, row_space=row_space), row_space.shape[1] * (_width(row_space) - positions)
 
-        with torch.no_grad():
-            bases = self._map_inputs(blank, problem.gradient, basis)
-        self._bases = {name: basis for name, basis in bases.items() if basis is not None}
+    def _compare_inputs(self, name: str, pixels: Tensor) -> tuple[Share, int] | None:
+        """The share of the inputs outside the closed form, and the number of equations."""
+        samples = self.problem.samples
+        row_space = _row_space(self.problem, name, len(pixels) * samples, self._settings.clear_of_noise)
+        if row_space is None or row_space.shape[1] < len(pixels) * samples:
+            return None
+        basis = determined_inputs(row_space, pixels, samples)
+        if basis is None:
+            return None
+        entries = len(row_space) // pixels.shape[1] * int(pixels.max())
+        return partial(_inputs_outside, basis=basis.to(row_space.dtype)), samples * (entries - samples)
 
     def determines_x_t(self, min_equations: float) -> bool:
-        """Whether there are more than ``min_equations`` equations for every unknown."""
-        return sum(map(_count_equations, self._bases.values())) > min_equations * self._num_unknowns
+        """Whether a layer has a closed form, and there are more than ``min_equations`` equations for every unknown."""
+        return self._has_closed_form and self._equations > min_equations * self._num_unknowns
 
     def __call__(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """For [x_t], [N,C,H,W]: a detached scalar in 0..1 and its derivative; counts as one evaluation."""
@@ -153,38 +238,55 @@ class SubspaceObjective:
     def _value_and_derivative(self, unknowns: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         self.problem.budget.spend()
         [x_t] = unknowns
-        shares = self._map_inputs(x_t, self._bases, lambda name, h: _share_outside(h, self._bases[name]))
+        shares = map_convolution_inputs(
+            self.problem.model,
+            x_t,
+            self.timesteps,
+            self._shares,
+            lambda name, inputs: self._shares[name](inputs),
+            self.labels,
+            stop=True,
+        )
         value = torch.stack(list(shares.values())).mean()
         return value.detach(), list(torch.autograd.grad(value, [x_t]))
 
-    def _map_inputs(
-        self, x_t: Tensor, names: Container[str], function: Callable[[str, Tensor], Result]
-    ) -> dict[str, Result]:
-        return map_convolution_inputs(self.problem.model, x_t, self.timesteps, names, function, self.labels)
+
+def _inputs_outside(inputs: Tensor, basis: Tensor) -> Tensor:
+    """The mean over samples of |h - V^T V h|^2 / |h|^2: H [N p,K] with h [p K] of a sample, and a basis V [N,p K]."""
+    flat = inputs.reshape(len(basis), -1)
+    outside = flat - (flat @ basis.T) @ basis
+    return (outside.square().sum(1) / flat.square().sum(1).clamp_min(torch.finfo(flat.dtype).tiny)).mean()
 
 
-def _share_outside(inputs: Tensor, basis: Tensor) -> Tensor:
-    """1 - |H Q|^2 / |H|^2 of inputs H [P,K] and basis Q [K,P]."""
-    outside = inputs - (inputs @ basis) @ basis.T
-    return outside.square().sum() / inputs.square().sum().clamp_min(torch.finfo(inputs.dtype).tiny)
+def _row_space_outside(inputs: Tensor, row_space: Tensor) -> Tensor:
+    """|Q - H^+ H Q|^2 / |Q|^2 of inputs H [P,K] and a basis Q [K,d]."""
+    dtype, inputs, row_space = inputs.dtype, inputs.double(), row_space.double()
+    gram = inputs @ inputs.T
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    combination = torch.cholesky_solve(inputs @ row_space, torch.linalg.cholesky(gram + ridge))
+    outside = row_space - inputs.T @ combination
+    return (outside.square().sum() / row_space.shape[1]).to(dtype)
 
 
-def _count_equations(basis: Tensor) -> int:
-    """P (K - P), without inputs that are always zero, as padding is."""
-    positions = basis.shape[1]
-    return positions * (int((basis.abs().amax(dim=1) > SMALLEST_SINGULAR_VALUE).sum()) - positions)
+def _width(basis: Tensor) -> int:
+    """The number of inputs that are not always zero, as padding is."""
+    return int((basis.abs().amax(dim=1) > SMALLEST_SINGULAR_VALUE).sum())
 
 
 def _row_space(problem: InversionProblem, name: str, dimensions: int, clear_of_noise: float) -> Tensor | None:
-    """An orthonormal basis [K, dimensions] of the rows of a weight's gradient; None if it does not show so many."""
+    """An orthonormal basis [K,d] of the rows of a weight's gradient; None if it shows less than it could.
+
+    d is the number of positions, ``dimensions``, or of outputs, whichever is smaller.
+    """
     if problem.signs_only:
         return None
     gradient, deviations = (named[name].flatten(1).double() for named in (problem.gradient, problem.std))
     outputs, width = gradient.shape
-    if dimensions > outputs or dimensions >= width:
+    rank = min(outputs, dimensions)
+    if dimensions >= width:
         return None
     _, sizes, rows = torch.linalg.svd(gradient, full_matrices=False)
     noise = deviations.square().mean().sqrt() * (math.sqrt(outputs) + math.sqrt(width))
-    if sizes[dimensions - 1] <= max(clear_of_noise * noise, SMALLEST_SINGULAR_VALUE * sizes[0]):
+    if sizes[rank - 1] <= max(clear_of_noise * noise, SMALLEST_SINGULAR_VALUE * sizes[0]):
         return None
-    return rows[:dimensions].T.to(problem.gradient[name].dtype)
+    return rows[:rank].T.to(problem.gradient[name].dtype)
