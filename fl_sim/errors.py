@@ -4,7 +4,9 @@ It imports nothing of the project, so that every room may use it.
 """
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -12,6 +14,18 @@ from pydantic_core import ErrorDetails
 
 class UserError(ValueError):
     """Bad input. The message is one line that names what is wrong, its value and what is allowed."""
+
+
+@contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """Keep a library from logging warnings meanwhile: what comes of them is said in one line."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def one_line(text: object, most: int = 300) -> str:

@@ -61,17 +61,16 @@ def two_steps_signs(mean_step: Tensor, std: Tensor, betas: tuple[float, float]) 
     return first, torch.where(beyond.abs() > noise, first * beyond.sign(), 0.0)
 
 
-def weights_before_steps(problem: InversionProblem) -> list[dict[str, Tensor]]:
+def weights_before_steps(problem: InversionProblem, first_step: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """theta_0 and theta_1, each by parameter; theta_1 up to what Adam's eps takes off the first step.
 
-    ``problem``: one whose circumstances ``tells_signs`` accepts.
+    ``problem``: one whose circumstances ``tells_signs`` accepts; ``first_step``: its ``known_first_step``.
     """
     optimizer = problem.circumstances.local_optimizer
     assert optimizer is not None
     kept = 1.0 if optimizer.name == "adam" else 1 - optimizer.lr * optimizer.weight_decay
     sent = {name: parameter.detach() for name, parameter in problem.parameters.items()}
-    steps = known_first_step(problem)
-    return [sent, {name: value * kept - optimizer.lr * steps[name] for name, value in sent.items()}]
+    return [sent, {name: value * kept - optimizer.lr * first_step[name] for name, value in sent.items()}]
 
 
 def known_first_step(problem: InversionProblem) -> dict[str, Tensor]:
@@ -84,8 +83,9 @@ def step_problems(problem: InversionProblem) -> list[InversionProblem]:
 
     ``problem``: one whose circumstances ``tells_signs`` accepts.
     """
-    each = zip(_signs(problem), weights_before_steps(problem), strict=True)
-    return [_problem_of_step(problem, step, signs, weights) for step, (signs, weights) in enumerate(each)]
+    signs = _signs(problem)
+    each = zip(signs, weights_before_steps(problem, signs[0]), strict=True)
+    return [_problem_of_step(problem, step, own, weights) for step, (own, weights) in enumerate(each)]
 
 
 def _signs(problem: InversionProblem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

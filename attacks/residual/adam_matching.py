@@ -44,8 +44,9 @@ class AdamMatching(SimulatedTraining):
         self.betas, self.eps = optimizer.betas, optimizer.eps
         self.coupled = optimizer.weight_decay if optimizer.name == "adam" else 0.0
         self.lr = optimizer.lr
-        self.visited = [flatten(list(weights.values())) for weights in weights_before_steps(problem)]
-        self.signs = self.first_step = flatten(list(known_first_step(problem).values()))
+        first_step = known_first_step(problem)
+        self.visited = [flatten(list(weights.values())) for weights in weights_before_steps(problem, first_step)]
+        self.signs = self.first_step = flatten(list(first_step.values()))
 
     def with_distance(self, distance: Distance) -> "AdamMatching":
         """The same by another distance."""

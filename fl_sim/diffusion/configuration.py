@@ -1,13 +1,11 @@
 """Configurations: JSON tables as diffusers writes them, from which networks and noise schedules are built."""
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
-from fl_sim.errors import UserError, message
+from fl_sim.errors import UserError, message, quiet
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,25 +23,13 @@ def from_config(cls: Any, config: Mapping[str, Any], what: str) -> Any:
     """
     public = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        with quiet_diffusers():
+        with quiet("diffusers"):
             built, unused = cls.from_config(public, return_unused_kwargs=True)
     except Exception as error:  # diffusers raises any exception for a wrong value
         raise ConfigError(f"{what} configuration cannot be built: {message(error)}") from error
     if unused:
         raise ConfigError(f"{what} configuration has unknown keys: {', '.join(sorted(unused))}")
     return built
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from logging warnings meanwhile."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def cached_by_value(function: Callable[P, T]) -> Callable[P, T]:

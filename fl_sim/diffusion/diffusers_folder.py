@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fl_sim.diffusion.configuration import ConfigError, from_config, quiet_diffusers
+from fl_sim.diffusion.configuration import ConfigError, from_config
 from fl_sim.diffusion.network import MODEL_CLASSES, outline
 from fl_sim.diffusion.noise_schedule import build_scheduler, scheduler_config
-from fl_sim.errors import message
+from fl_sim.errors import message, quiet
 
 SCHEDULERS = (
     "DDPMScheduler",
@@ -166,7 +166,7 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's state as diffusers reads it, which knows shards and the names of earlier versions."""
     cls = getattr(diffusers, model["_class_name"])
     try:
-        with quiet_diffusers():
+        with quiet("diffusers"):
             network, found = cls.from_pretrained(
                 folder,
                 use_safetensors=True,

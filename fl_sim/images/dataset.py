@@ -1,15 +1,13 @@
 """Images of a Hugging Face dataset: a hub id, a local folder in one of its formats, or what ``save_to_disk`` wrote."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from fl_sim.config import NOT_DATASETS, DataSettings, SettingsError
-from fl_sim.errors import nearest, one_line
+from fl_sim.errors import nearest, one_line, quiet
 from fl_sim.images.classes import order_classes
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import BrokenImageError, centre_crop, printable, read_rgb
@@ -68,7 +66,7 @@ def _load(settings: DataSettings) -> "Dataset":
         )
     try:
         if not saved:
-            with _quiet_hub():
+            with quiet("huggingface_hub"):
                 return datasets.load_dataset(settings.name, settings.config, split=settings.split)
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
@@ -103,18 +101,6 @@ def _no_such_config(settings: DataSettings) -> SettingsError:
     if settings.config is None:
         return SettingsError(f"data.config is not set, and {settings.name!r} has several configurations; {allowed}")
     return SettingsError(f"data.config = {settings.config!r}: no configuration of {settings.name!r}; {allowed}")
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from logging every attempt meanwhile: what comes of them is one line."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _image_column(settings: DataSettings, rows: "Dataset") -> str:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.inversion.adam_steps import step_problems, tells_signs, two_steps_signs, weights_before_steps
+from attacks.inversion.adam_steps import (
+    known_first_step,
+    step_problems,
+    tells_signs,
+    two_steps_signs,
+    weights_before_steps,
+)
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure
 from fl_sim import diffusion
@@ -51,7 +57,7 @@ def test_what_noise_hides_is_left_open():
 
 def test_the_weights_of_the_second_step_are_known(victim):
     problem = InversionProblem(victim.observation, "cpu")
-    sent, moved = weights_before_steps(problem)
+    sent, moved = weights_before_steps(problem, known_first_step(problem))
     model = diffusion.build_model(victim.observation.circumstances.model)
     model.load_state_dict(victim.observation.weights)
     draw = (victim.images[:1], victim.noise[:1], victim.timesteps[:1])
