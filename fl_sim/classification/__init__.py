@@ -1,0 +1,28 @@
+"""The classifier: networks, training loss, features.
+
+Honest clients and attacks both build on this package. Batches of images are [B,C,H,W] in [-1, 1], labels int64 [B] in
+0..K-1, logits [B,K].
+"""
+
+from fl_sim.classification.classifiers import CLASSIFIERS
+from fl_sim.classification.network import (
+    accuracy,
+    build_classifier,
+    features,
+    last_layer,
+    logits_and_features,
+    predict,
+)
+from fl_sim.classification.training_loss import gradient_and_loss, loss
+
+__all__ = [
+    "CLASSIFIERS",
+    "accuracy",
+    "build_classifier",
+    "features",
+    "gradient_and_loss",
+    "last_layer",
+    "logits_and_features",
+    "loss",
+    "predict",
+]

@@ -1,0 +1,80 @@
+"""The classifier, described by a configuration, and what it makes of images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fl_sim.classification.classifiers import CLASSIFIERS
+from fl_sim.diffusion import FACTORY, ConfigError
+from fl_sim.diffusion.factory import build_by_factory
+from fl_sim.errors import dotted, first_error, message, nearest
+
+
+def build_classifier(config: Mapping[str, Any]) -> nn.Module:
+    """Build the classifier that ``config`` describes, with its own initialisation.
+
+    ``_class_name`` is one of CLASSIFIERS and the other keys are its arguments; or ``_factory`` names what builds it
+    (fl_sim/diffusion/factory.py), any module that maps images [B,C,H,W] to logits [B,K] by a last linear layer.
+
+    Raises:
+        ConfigError: if the name or an argument is not allowed.
+    """
+    if FACTORY in config:
+        return build_by_factory(config)
+    name = config.get("_class_name")
+    if name not in CLASSIFIERS:
+        hint = nearest(str(name), CLASSIFIERS)
+        raise ConfigError(f"model._class_name {name!r} is not allowed; allowed: {', '.join(CLASSIFIERS)}{hint}")
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return CLASSIFIERS[name](**arguments)
+    except ValidationError as error:
+        first = first_error(error)
+        raise ConfigError(f"model.{dotted(first['loc'])} = {first['input']!r}: {first['msg']}") from error
+    except ValueError as error:  # a layer refuses what each argument for itself allows
+        raise ConfigError(f"model configuration cannot be built: {message(error)}") from error
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits [B,K] of images [B,C,H,W] in [-1, 1]."""
+    logits: Tensor = model(images)
+    return logits
+
+
+def last_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer that comes last, the one that makes the logits.
+
+    Raises:
+        ConfigError: if the network has no linear layer.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ConfigError("the classifier has no linear layer; allowed: a network whose last layer is a linear one")
+    return layers[-1]
+
+
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """What the last linear layer takes in, [B,F], of images [B,C,H,W] in [-1, 1]; differentiable."""
+    return logits_and_features(model, images)[1]
+
+
+def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """``predict`` and ``features`` of the same images, by one pass through the network."""
+    taken: list[Tensor] = []
+    handle = last_layer(model)[1].register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    try:
+        return predict(model, images), taken[-1]
+    finally:
+        handle.remove()
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of samples whose largest logit is the label's; logits [B,K], labels int64 [B].
+
+    >>> import torch
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+    0.5
+    """
+    return (logits.argmax(dim=1) == labels).float().mean().item()
