@@ -16,19 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import TensorSpec, serialize_file
 from torch import Tensor, nn
 
-from fl_sim import diffusion
-from fl_sim.diffusion import (
+from fl_sim import network
+from fl_sim.diffusion import check_network, num_train_timesteps
+from fl_sim.errors import UserError, dotted, first_error
+from fl_sim.network import (
     ConfigError,
     LocalOptimizer,
-    check_network,
     misfit,
     num_classes,
-    num_train_timesteps,
     outline,
     read_safetensors,
     trainable_parameters,
 )
-from fl_sim.errors import UserError, dotted, first_error
 
 
 class ThreatModel(StrEnum):
@@ -201,14 +200,14 @@ class Observation:
 
         Of a gradient that is stored in such a type ``dtype`` is that type, whatever the metadata says.
         ``trust``: factories that may be imported to build the network, if the capture names one: each the path
-        ``package.module:build``. This process trusts them from then on (fl_sim/diffusion/factory.py).
+        ``package.module:build``. This process trusts them from then on (fl_sim/network/factory.py).
 
         Raises:
             CaptureError: if the file is missing, truncated, of another format, does not fit its model, or names a
                 factory that is not trusted.
             ConfigError: if ``trust`` names something else than factories.
         """
-        diffusion.trust(trust)
+        network.trust(trust)
         stored, circumstances = _read(Path(path))
         if circumstances.update == "gradient" and (half := _half_in(stored)) is not None:
             circumstances = circumstances.model_copy(update={"dtype": half})

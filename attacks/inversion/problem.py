@@ -12,7 +12,7 @@ from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.gradient_estimate import estimate_gradient
 from attacks.observation import Observation
 from attacks.trace import Trace, Watch
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 
 
 class InversionProblem:
@@ -51,7 +51,7 @@ class InversionProblem:
         circumstances = observation.circumstances
         self.circumstances = circumstances
         self.device = torch.device(device)
-        self.model = diffusion.build_model(circumstances.model)
+        self.model = network.build_model(circumstances.model)
         self.model.load_state_dict(observation.weights)
         self.model.to(self.device).eval()
         self.scheduler = diffusion.build_scheduler(circumstances.scheduler)
@@ -72,7 +72,7 @@ class InversionProblem:
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
         self.labels = None if observation.labels is None else observation.labels.to(self.device)
-        self.num_classes = diffusion.num_classes(circumstances.model)
+        self.num_classes = network.num_classes(circumstances.model)
         self.budget = Budget()
         self.trace, self.log, self.watch = trace, log, watch
         self.scale_known = self._scale_known()

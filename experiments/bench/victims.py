@@ -13,9 +13,10 @@ from experiments.bench.cases import NETWORKS, Case
 from experiments.checkpoint import load_checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
-from fl_sim.diffusion import Checkpoint, build_model, num_classes, scheduler_config, trainable_names
+from fl_sim.diffusion import Checkpoint, scheduler_config
 from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
+from fl_sim.network import build_model, num_classes, trainable_names
 from fl_sim.wire import Recipe
 
 PHOTOGRAPHS = ("ihc", "hubble")

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fl_sim.diffusion.configuration import ConfigError
-from fl_sim.diffusion.factory import FACTORY
-from fl_sim.diffusion.network import build_model, num_classes, predict
-from fl_sim.diffusion.parameters import trainable_parameters
+from fl_sim.diffusion.network import predict
 from fl_sim.errors import explain
+from fl_sim.network.configuration import ConfigError
+from fl_sim.network.factory import FACTORY
+from fl_sim.network.network import build_model, num_classes
+from fl_sim.network.parameters import trainable_parameters
 
 
 class Inputs(NamedTuple):

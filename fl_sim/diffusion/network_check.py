@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from fl_sim.diffusion.configuration import ConfigError, cached_by_value
-from fl_sim.diffusion.factory import FACTORY
 from fl_sim.diffusion.factory_check import check_factory
-from fl_sim.diffusion.network import num_classes, outline, predict
+from fl_sim.diffusion.network import predict
 from fl_sim.diffusion.noise_schedule import num_train_timesteps
-from fl_sim.diffusion.parameters import trainable_parameters
 from fl_sim.errors import message
+from fl_sim.network.configuration import ConfigError, cached_by_value
+from fl_sim.network.factory import FACTORY
+from fl_sim.network.network import num_classes, outline
+from fl_sim.network.parameters import trainable_parameters
 
 
 @cached_by_value

@@ -13,11 +13,11 @@ from attacks.observation import Circumstances, DefenceDisclosure, Observation
 from attacks.published.ddim_prior import load_prior
 from attacks.published.gidm import RECIPES, Phases
 from attacks.residual.unknowns import NoisyImageAndResidual
-from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim import diffusion, network
+from fl_sim.network import LocalOptimizer
 
 SHAPE = (3, 8, 8)
-MODEL = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
+MODEL = network.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
 CLASS_CONDITIONAL = MODEL | {"num_class_embeds": 10}
 
 
@@ -70,7 +70,7 @@ def make_victim(
     seed than those near ``seed``: a start that repeats the client's noise would be a hint.
     """
     torch.manual_seed(seed)
-    model = diffusion.build_model(model_config)
+    model = network.build_model(model_config)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     scheduler_config = diffusion.scheduler_config(prediction_type=prediction_type)
     if zero_snr:
@@ -92,7 +92,7 @@ def make_victim(
     else:
         local = optimizer.build(model.parameters())
         after = {name: torch.zeros_like(value) for name, value in weights.items()}
-        shares = iter(diffusion.ema_shares(recipe.get("ema_decay"), local_steps))
+        shares = iter(network.ema_shares(recipe.get("ema_decay"), local_steps))
         batch_size = len(timesteps) // local_steps
         for batch in zip(*(values.split(batch_size) for values in told), strict=True):
             local.zero_grad()

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from attacks.observation import CaptureError, Observation, ThreatModel, UpdateId
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, MODEL, Victim, make_victim
 
 WEIGHT = "conv_in.weight"

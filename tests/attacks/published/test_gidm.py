@@ -13,7 +13,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.published.ddim_prior import load_prior
 from attacks.published.gidm import GIDM, RECIPES, Phases, through_prior
 from attacks.registry import create
-from fl_sim import diffusion
+from fl_sim import network
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
@@ -91,7 +91,7 @@ def save_classes(path: Path, victim: Victim) -> str:
     """The checkpoint of a network with class labels."""
     model = MODEL | {"num_class_embeds": 10}
     about = {"model": model, "scheduler": victim.observation.circumstances.scheduler}
-    save_file(diffusion.build_model(model).state_dict(), path, metadata={"checkpoint": json.dumps(about)})
+    save_file(network.build_model(model).state_dict(), path, metadata={"checkpoint": json.dumps(about)})
     return str(path)
 
 

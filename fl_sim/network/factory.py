@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from fl_sim.diffusion.configuration import ConfigError
-from fl_sim.diffusion.lora import LORA
 from fl_sim.errors import explain, nearest
+from fl_sim.network.configuration import ConfigError
+from fl_sim.network.lora import LORA
 from fl_sim.registry import import_by_path, plugins
 
 FACTORY = "_factory"
