@@ -4,6 +4,7 @@ Honest clients and attacks both build on this package. Batches of images are [B,
 0..K-1, logits [B,K].
 """
 
+from fl_sim.classification.classification_task import ClassificationTask
 from fl_sim.classification.network import (
     accuracy,
     features,
@@ -14,6 +15,7 @@ from fl_sim.classification.network import (
 from fl_sim.classification.training_loss import gradient_and_loss, loss
 
 __all__ = [
+    "ClassificationTask",
     "accuracy",
     "features",
     "gradient_and_loss",

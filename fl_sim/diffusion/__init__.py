@@ -9,6 +9,7 @@ image. Batches are [B,C,H,W], timesteps [B].
 
 from fl_sim.diffusion.checkpoint import Checkpoint, read_checkpoint
 from fl_sim.diffusion.diffusers_folder import read_network_config
+from fl_sim.diffusion.diffusion_task import DiffusionTask
 from fl_sim.diffusion.known_networks import KNOWN_NETWORKS
 from fl_sim.diffusion.min_snr import min_snr_weights
 from fl_sim.diffusion.network import predict
@@ -31,6 +32,7 @@ __all__ = [
     "PREDICTION_TYPES",
     "Checkpoint",
     "DDIMSampler",
+    "DiffusionTask",
     "add_noise",
     "add_offset",
     "build_scheduler",

@@ -22,6 +22,8 @@ from fl_sim.network.network import (
 )
 from fl_sim.network.parameters import count_parameters, matching_names, misfit, trainable_parameters
 from fl_sim.network.safetensors_file import read_safetensors
+from fl_sim.network.training_mode import set_training_mode
+from fl_sim.network.training_task import TrainingTask
 from fl_sim.network.unet import MODEL_CLASSES, unet_config
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "ConfigError",
     "LoRA",
     "LocalOptimizer",
+    "TrainingTask",
     "adapt",
     "build_model",
     "count_parameters",
@@ -46,6 +49,7 @@ __all__ = [
     "num_classes",
     "outline",
     "read_safetensors",
+    "set_training_mode",
     "trainable_names",
     "trainable_parameters",
     "trust",

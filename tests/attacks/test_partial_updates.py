@@ -36,7 +36,7 @@ def after_a_round(victim: Victim) -> Observation:
     weights |= {name: 0.1 * torch.randn_like(value) for name, value in weights.items() if "lora_B" in name}
     model = network.build_model(ADAPTED)
     model.load_state_dict(weights)
-    scheduler = diffusion.build_scheduler(circumstances.scheduler)
+    scheduler = diffusion.build_scheduler(circumstances.task.scheduler)
     return Observation(
         circumstances, weights, diffusion.gradient(model, scheduler, victim.images, victim.noise, victim.timesteps)
     )

@@ -108,7 +108,7 @@ def test_a_result_is_an_image_within_the_budget_and_repeatable(name: str, known:
     assert ((result.images >= 0) & (result.images <= 1)).all()
     assert result.timesteps.shape == (len(victim.images),)
     assert result.timesteps.dtype == torch.int64
-    schedule = observation.circumstances.scheduler["num_train_timesteps"]
+    schedule = observation.circumstances.task.scheduler["num_train_timesteps"]
     assert ((result.timesteps >= -1) & (result.timesteps < schedule)).all()
     assert math.isfinite(result.matching_loss)
     assert 1 <= result.evaluations <= budget

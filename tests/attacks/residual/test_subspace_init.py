@@ -18,7 +18,7 @@ DEEP = network.unet_config(8, block_out_channels=(16, 16, 32), norm_num_groups=4
 
 
 def noisy_images(victim: Victim) -> torch.Tensor:
-    scheduler = diffusion.build_scheduler(victim.observation.circumstances.scheduler)
+    scheduler = diffusion.build_scheduler(victim.observation.circumstances.task.scheduler)
     return diffusion.add_noise(scheduler, victim.images, victim.noise, victim.timesteps)
 
 

@@ -36,7 +36,7 @@ def gradient(of: Victim, first: int = 0, last: int = 1) -> torch.Tensor:
     assert seen.noise is not None
     model = network.build_model(seen.circumstances.model)
     model.load_state_dict(seen.weights)
-    scheduler = diffusion.build_scheduler(seen.circumstances.scheduler)
+    scheduler = diffusion.build_scheduler(seen.circumstances.task.scheduler)
     truth = (of.images * 2 - 1, seen.noise, of.timesteps)
     return flat(diffusion.gradient(model, scheduler, *(values[first:last] for values in truth)))
 
