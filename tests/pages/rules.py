@@ -74,8 +74,8 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         trainer = typer.Typer()
         trainer.command()(train_checkpoint.main)
         out = [] if "--out" in words else ["--out", str(reader.folder / "demo.safetensors")]
-        with _in_this_process(reader, environment), patch.object(train_checkpoint, "BATCH_SIZE", 2):
-            return _invoke(reader, trainer, [*words[3:], "--steps", "1", *out])
+        with _in_this_process(reader, environment):
+            return _invoke(reader, trainer, [*words[3:], "--steps", "1", "--batch-size", "2", *out])
     if words[1:3] == ["-m", "experiments.bench"]:
         for word in words[3:]:
             rewriting.rewrite(reader.folder / word)
