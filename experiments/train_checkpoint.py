@@ -125,7 +125,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, crops, noise and timesteps.")] = 0,
     out: Annotated[Path, typer.Option(help="The checkpoint to write.", show_default="the bundled one")] = BUNDLED,
 ) -> None:
-    """Train a DDPM on bundled photographs and write it as a checkpoint. The same options give the same file on a CPU."""
+    """Train a DDPM on bundled photographs. On a CPU the same options give the same file."""
     with one_line_errors("stopped; nothing was written"):
         torch.set_num_threads(1)
         config = _network(image_size, _numbers("--channels", channels), layers, attention)
