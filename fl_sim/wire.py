@@ -247,11 +247,15 @@ def round_reply(reply: RecordDict, dtype: str) -> None:
     the type that they get, and NumPy has no bfloat16. There is no loss scaling: float16 makes 0 of magnitudes below
     2^-25 and infinity of those from 65,520.
     """
-    kind = getattr(torch, dtype)
     for arrays in reply.array_records.values():
         for name, value in arrays.to_torch_state_dict().items():
             if value.is_floating_point():
-                arrays[name] = Array(value.to(kind).to(value.dtype))
+                arrays[name] = Array(rounded(value, dtype))
+
+
+def rounded(value: Tensor, dtype: str) -> Tensor:
+    """The numbers of ``dtype`` that are nearest, in the type of ``value``."""
+    return value.to(getattr(torch, dtype)).to(value.dtype)
 
 
 def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:

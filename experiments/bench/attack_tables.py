@@ -104,12 +104,15 @@ def describe_client(case: Case) -> str:
     if case.defence != "none":
         amount = f" {100 * case.strength:.0f} %" if case.strength else ""
         parts.append(f"{case.defence}{amount}" + ("" if case.defence_known else ", defence unknown"))
+    if case.dtype != "float32":
+        parts.append(case.dtype)
     return ", ".join(parts)
 
 
 def describe_case(case: Case) -> str:
     """The case in one line."""
-    return f"{case.model} {case.network}, t {_timesteps(case)}, {case.threat.value}, {describe_client(case)}"
+    images = "" if case.images == "bundled" else f", {case.images}"
+    return f"{case.model} {case.network}{images}, t {_timesteps(case)}, {case.threat.value}, {describe_client(case)}"
 
 
 def _timesteps(case: Case) -> str:

@@ -21,17 +21,18 @@ CLASS_CONDITIONAL = "16-classes"
 NETWORKS: dict[str, dict[str, Any]] = {
     "16": KNOWN_NETWORKS["small"],
     CLASS_CONDITIONAL: KNOWN_NETWORKS["small"] | {"num_class_embeds": 10},
+    "28-grey": unet_config(28, channels=1),
+    "28-grey-deep": unet_config(28, channels=1, block_out_channels=(32, 64, 128)),
     "32-narrow": unet_config(32),
     "32-deep": unet_config(32, block_out_channels=(32, 64, 128)),
     "32": unet_config(32, block_out_channels=(64, 128), layers_per_block=2),
     "32-wide": KNOWN_NETWORKS["three-levels"],
-    "64": unet_config(64, block_out_channels=(128, 256, 384), layers_per_block=2),
-    "128": unet_config(128, block_out_channels=(128, 256, 384), layers_per_block=2),
+    "64-narrow": unet_config(64, block_out_channels=(32, 64, 128, 256)),
+    "ddpm-cifar10": KNOWN_NETWORKS["ddpm-cifar10"],
+    "64": KNOWN_NETWORKS["paper"],
+    "128": KNOWN_NETWORKS["paper"] | {"sample_size": 128},
 }
-"""U-Nets of 0.6, 0.6, 0.6, 2.5, 3.6, 4.2, 38 and 38 million parameters, by the side of the images they take."""
-
-GPU_NETWORKS = frozenset({"64", "128"})
-"""Networks that are left out where there is no GPU."""
+"""U-Nets by the side of the images they take, from 0.6 to 56 million parameters; the cheap ones come first."""
 
 KNOWN, PRIVATE = ThreatModel.KNOWN, ThreatModel.PRIVATE
 
@@ -40,10 +41,12 @@ class Case(BaseModel):
     """One client's update, or the sum of several, and what the attacker knows of how it came about.
 
     Attributes:
+        images: what clients hold, as ``data.name`` in the settings.
         timesteps: first and last of those that are drawn from, uniformly.
         optimizer: of the local steps whose weight delta is sent; None if the gradient is.
         defence: what is done to the update before it is sent (experiments/bench/victims.py), ``strength`` how much.
         defence_known: whether the attacker knows of the defence.
+        dtype: of the numbers that are sent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +54,7 @@ class Case(BaseModel):
     suite: str
     network: str = "16"
     model: Literal["untrained", "trained"] = "trained"
+    images: Literal["bundled", "digits"] = "bundled"
     timesteps: tuple[int, int] = (0, 800)
     threat: ThreatModel = PRIVATE
     batch_size: int = 1
@@ -60,6 +64,7 @@ class Case(BaseModel):
     defence: Literal["none", "noise", "clip", "top-k", "signs"] = "none"
     strength: float = 0.0
     defence_known: bool = True
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     @property
     def samples_per_client(self) -> int:
@@ -91,6 +96,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         Contender("residual", "residual"),
+        Contender("residual-1000", "residual", {"max_evaluations": 1000}),
         Contender("dlg", "dlg"),
         Contender("gidm", "gidm", cost=1),
         Contender("gidm-latent", "gidm", {"phases": "latent"}, cost=1),

@@ -24,7 +24,7 @@ app = typer.Typer(
     "[cyan]fl-sim bench attacks --out results --jobs 2[/cyan]   everything; run again, it goes on where it was\n\n"
     "[cyan]fl-sim bench attacks --only speed --published[/cyan]   seconds to 40 dB against the published recipe\n\n"
     "[cyan]fl-sim bench attacks --quick --only strata --attacks residual,my.package:MyAttack[/cyan]\n\n"
-    "[cyan]fl-sim bench attacks --networks 64,128 --device cuda[/cyan]",
+    "[cyan]fl-sim bench attacks --only scale[/cyan]   networks as large as those in use",
 )
 def bench_attacks(
     quick: Annotated[
@@ -35,8 +35,8 @@ def bench_attacks(
         typer.Option(
             metavar="SUITE,…",
             help="strata, batch, local-steps, adam, signs, noise, clip, top-k, sum, labels, speed; or main, the main "
-            "table of docs/benchmarks.md.",
-            show_default="all but main",
+            "table of docs/benchmarks.md; or scale, networks as large as those in use, hours each.",
+            show_default="all but main and scale",
         ),
     ] = "",
     attacks: Annotated[
@@ -51,13 +51,16 @@ def bench_attacks(
         str,
         typer.Option(
             metavar="NAME,…",
-            help="16, 16-classes, 32-narrow, 32-deep, 32, 32-wide, 64, 128.",
+            help="16, 16-classes, 28-grey, 28-grey-deep, 32-narrow, 32-deep, 32, 32-wide, 64-narrow, ddpm-cifar10, "
+            "64, 128.",
             show_default="all",
         ),
     ] = "",
     victims: Annotated[
         int | None,
-        typer.Option(min=1, help="Victims of every cell, with --quick too.", show_default="10; in main 2 to 10"),
+        typer.Option(
+            min=1, help="Victims of every cell, with --quick too.", show_default="10; in main and scale 1 to 10"
+        ),
     ] = None,
     published: Annotated[
         bool | None,
@@ -69,7 +72,7 @@ def bench_attacks(
     ] = None,
     checkpoint: Annotated[
         list[Path],
-        typer.Option(metavar="FILE", help="A trained model for the network of its image size; may be repeated."),
+        typer.Option(metavar="FILE", help="A trained model of one of the networks; may be repeated."),
     ] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")] = 61681,
     jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each; 1 for fair seconds.")] = 1,

@@ -7,8 +7,8 @@ from pathlib import Path
 from attacks.registry import ATTACKS
 from experiments.bench.attack_measurement import AttackMeasurement
 from experiments.bench.benchmark import Plan
-from experiments.bench.cases import CONTENDERS, GPU_NETWORKS, NETWORKS, Contender
-from experiments.bench.suites import ALL_BUT_MAIN, SUITES, Entry
+from experiments.bench.cases import CONTENDERS, NETWORKS, Contender
+from experiments.bench.suites import EVERYTHING, SUITES, Entry
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from fl_sim.config import SettingsError
 from fl_sim.errors import nearest
@@ -20,7 +20,7 @@ _PUBLISHED_COST = 2
 class Options:
     """What to measure. Empty sequences mean everything; ``attacks`` replaces every suite's own contenders.
 
-    Everything is all suites but ``main``, whose cases are theirs.
+    Everything is all suites but ``main``, whose cases are theirs, and ``scale``, which takes long.
     """
 
     only: Sequence[str] = ()
@@ -44,7 +44,7 @@ def make_plan(options: Options) -> Plan:
         SettingsError: if a suite, a network or a checkpoint is not there, or nothing is left to measure.
         AttackError: if an attack is not there.
     """
-    suites = [_one_of("--only", name, SUITES) for name in options.only or ALL_BUT_MAIN]
+    suites = [_one_of("--only", name, SUITES) for name in options.only or EVERYTHING]
     networks = [_one_of("--networks", name, NETWORKS) for name in options.networks or NETWORKS]
     named = [CONTENDERS.get(name) or Contender(ATTACKS.find(name).name, name) for name in options.attacks]
     checkpoints = {"16": BUNDLED} | {_network_of(path): path for path in options.checkpoints}
@@ -54,11 +54,13 @@ def make_plan(options: Options) -> Plan:
         contenders = list(_contenders(entry, named, options))
         if not contenders:
             continue
-        if reason := _reason_to_leave_out(entry, options.device, checkpoints):
+        network, trained = entry.case.network, entry.case.model == "trained"
+        if trained and network not in checkpoints:
+            reason = f"network {network}, trained: there is no checkpoint (--checkpoint FILE)"
             left_out += [] if reason in left_out else [reason]
             continue
         victims = options.victims or (entry.quick_victims if options.quick else entry.victims)
-        checkpoint = checkpoints[entry.case.network] if entry.case.model == "trained" else None
+        checkpoint = checkpoints[network] if trained else None
         measurements += [
             AttackMeasurement(entry.case, contender, index, options.seed, options.device, checkpoint)
             for contender in contenders
@@ -85,15 +87,6 @@ def _own_names(entry: Entry, quick: bool, published: bool) -> list[str]:
     recipes = {name for name in entry.contenders if CONTENDERS[name].cost == _PUBLISHED_COST}
     chosen = chosen | recipes if published else chosen - recipes
     return [name for name in CONTENDERS if name in chosen]
-
-
-def _reason_to_leave_out(entry: Entry, device: str, checkpoints: dict[str, Path]) -> str | None:
-    network = entry.case.network
-    if network in GPU_NETWORKS and device == "cpu":
-        return f"network {network}: it takes a GPU"
-    if entry.case.model == "trained" and network not in checkpoints:
-        return f"network {network}, trained: there is no checkpoint (--checkpoint FILE)"
-    return None
 
 
 def _network_of(path: Path) -> str:

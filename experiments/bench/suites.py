@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from experiments.bench.cases import CLASS_CONDITIONAL, KNOWN, NETWORKS, PRIVATE, Case
+from experiments.bench.cases import CLASS_CONDITIONAL, KNOWN, PRIVATE, Case
 from experiments.utility import strata
 from fl_sim.network import LocalOptimizer
 
-MAIN = "main"
+MAIN, SCALE = "main", "scale"
+ON_REQUEST = (MAIN, SCALE)
+"""Suites that are measured only where they are asked for by name."""
+
 STRATA = tuple((stratum.start, stratum.stop - 1) for stratum in strata(1000))
 
 _BASELINES = ("residual", "dlg", "inverting-gradients", "gidm", "gidm-plus")
@@ -29,7 +32,7 @@ class Entry:
 
 
 def _strata() -> Iterator[Entry]:
-    networks = [network for network in NETWORKS if network != CLASS_CONDITIONAL]
+    networks = ("16", "32-narrow", "32-deep", "32", "32-wide")
     for network, model, timesteps, threat in product(networks, ("trained", "untrained"), STRATA, (PRIVATE, KNOWN)):
         case = Case(suite="strata", network=network, model=model, timesteps=timesteps, threat=threat)
         quick: tuple[str, ...] = ()
@@ -122,6 +125,22 @@ def _main() -> Iterator[Entry]:
         yield Entry(Case(suite=MAIN, optimizer=LocalOptimizer(name="adam", lr=lr)), victims=5)
 
 
+def _scale() -> Iterator[Entry]:
+    """Networks as large as those in use; at 128x128 also who is first with known noise and timesteps and 1,000
+    evaluations. Then what is sent in 16 bits, and grey images.
+    """
+    usual = Case(suite=SCALE, model="untrained", timesteps=(21, 800))
+    for network, victims in (("ddpm-cifar10", 5), ("64-narrow", 5), ("64", 3), ("128", 2)):
+        yield Entry(usual.model_copy(update={"network": network}), victims=victims)
+    yield Entry(usual.model_copy(update={"network": "ddpm-cifar10", "model": "trained"}), victims=3)
+    known = usual.model_copy(update={"network": "128", "threat": KNOWN})
+    yield Entry(known, ("residual-1000", "gidm-pixels"), victims=2)
+    for dtype in ("float16", "bfloat16"):
+        yield Entry(usual.model_copy(update={"model": "trained", "dtype": dtype}))
+    for network in ("28-grey", "28-grey-deep"):
+        yield Entry(usual.model_copy(update={"network": network, "images": "digits"}), victims=5)
+
+
 SUITES: dict[str, tuple[Entry, ...]] = {
     "strata": tuple(_strata()),
     "batch": tuple(_batch()),
@@ -135,5 +154,6 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     "labels": tuple(_labels()),
     "speed": tuple(_speed()),
     MAIN: tuple(_main()),
+    SCALE: tuple(_scale()),
 }
-ALL_BUT_MAIN = tuple(suite for suite in SUITES if suite != MAIN)
+EVERYTHING = tuple(suite for suite in SUITES if suite not in ON_REQUEST)

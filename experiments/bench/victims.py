@@ -17,7 +17,7 @@ from fl_sim.diffusion import Checkpoint, DiffusionTask, scheduler_config
 from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
 from fl_sim.network import build_model, num_classes, trainable_names
-from fl_sim.wire import Recipe
+from fl_sim.wire import Recipe, rounded
 
 PHOTOGRAPHS = ("ihc", "hubble")
 """On which no checkpoint was trained. Which victims of them prompted changes of an attack: docs/research-log.md."""
@@ -58,7 +58,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         optimizer=case.optimizer,
     )
     channels, *sides = start.image_shape
-    held = list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=sides))
+    held = list_images(DataSettings(name=case.images, photographs=PHOTOGRAPHS, image_size=sides))
     # Victim after victim deals on from one shuffled deck, so that no photograph comes twice before all have come.
     dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held))
     chosen = dealt[-case.samples :].tolist()
@@ -78,6 +78,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         local_steps=case.local_steps,
         local_optimizer=case.optimizer,
         defence=defence if case.defence_known else None,
+        dtype=case.dtype,
         image_shape=recipe.image_shape,
         model=start.model,
         num_clients=case.num_clients,
@@ -104,7 +105,7 @@ def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
 def _sent(
     case: Case, recipe: Recipe, weights: Update, draw: Draw, seed: int
 ) -> tuple[Update, DefenceDisclosure | None]:
-    """What the server receives: every client's update after its defence, summed over the clients."""
+    """What the server receives: every client's update after its defence and rounding, summed over the clients."""
     sent: list[Update] = []
     defence, generator = None, seeded_generator(seed)
     for of_client in draw.batches(case.samples_per_client):
@@ -113,8 +114,17 @@ def _sent(
             update = {name: update[name] - weights[name] for name in trainable_names(recipe.model)}
         if case.defence != "none":
             update, defence = _DEFENCES[case.defence](update, case.strength, generator)
+        if case.dtype != "float32":
+            update = _in_sixteen_bits(update, weights if case.optimizer else {}, case.dtype)
         sent.append(update)
     return {name: sum((update[name] for update in sent[1:]), sent[0][name]) for name in sent[0]}, defence
+
+
+def _in_sixteen_bits(update: Update, before: Update, dtype: str) -> Update:
+    """An update that is sent in ``dtype``; where there are weights ``before``, the new weights are what is sent."""
+    if not before:
+        return {name: rounded(value, dtype) for name, value in update.items()}
+    return {name: rounded(before[name] + value, dtype) - before[name] for name, value in update.items()}
 
 
 def _noise(update: Update, strength: float, generator: torch.Generator) -> tuple[Update, DefenceDisclosure]:

@@ -1,6 +1,7 @@
-"""Photographs that installed packages ship, each cut into tiles."""
+"""Photographs that installed packages ship, each cut into tiles, or cropped to its centre."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 from PIL import Image
@@ -9,7 +10,7 @@ from fl_sim.config import DataSettings, SettingsError
 from fl_sim.errors import nearest
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.package_file import package_file
-from fl_sim.images.pixels import read_rgb
+from fl_sim.images.pixels import centre_crop, read_rgb
 
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),
@@ -34,7 +35,7 @@ HELD_OUT_PHOTOGRAPHS = ("hopper", "retina", "ihc", "hubble")
 
 
 def list_bundled(settings: DataSettings) -> ImageSet:
-    """The tiles of ``data.photographs``, row by row; a tile's label is its photograph.
+    """The tiles of ``data.photographs``; a tile's label is its photograph.
 
     Raises:
         SettingsError: if a photograph is unknown.
@@ -43,16 +44,9 @@ def list_bundled(settings: DataSettings) -> ImageSet:
         if name not in PHOTOGRAPHS:
             allowed = ", ".join(PHOTOGRAPHS)
             raise SettingsError(f"data.photographs = {name!r}: unknown; allowed: {allowed}{nearest(name, PHOTOGRAPHS)}")
-    height, width = settings.height_width
-    grid = settings.tiles_per_side * height, settings.tiles_per_side * width
     names = tuple(dict.fromkeys(settings.photographs))
-    tiles = [(name, corner) for name in names for corner in _corners(_reduced_size(_size(name), grid), (height, width))]
+    tiles = [(name, cut) for name in names for cut in _tiles(name, settings)]
     used = tiles[: settings.limit]
-
-    def crop(index: int) -> Image.Image:
-        name, (x, y) = used[index]
-        return _reduced(name, grid).crop((x, y, x + width, y + height))
-
     owners = tuple(name for name, _ in used)
     return ImageSet(
         settings.height_width,
@@ -60,7 +54,7 @@ def list_bundled(settings: DataSettings) -> ImageSet:
         labels=owners,
         classes=names,
         remedy="name several in data.photographs",
-        crop=crop,
+        crop=lambda index: used[index][1](),
         found=len(tiles),
     )
 
@@ -68,6 +62,20 @@ def list_bundled(settings: DataSettings) -> ImageSet:
 def photograph(name: str) -> Image.Image:
     """A bundled photograph at its full size, RGB."""
     return read_rgb(_path(name), str(_path(name)))
+
+
+def _tiles(name: str, settings: DataSettings) -> list[Callable[[], Image.Image]]:
+    """The tiles of a photograph, row by row; calling one cuts it. A single tile is the centre."""
+    height, width = settings.height_width
+    if settings.tiles_per_side == 1:
+        return [lambda: centre_crop(photograph(name), (height, width))]
+    grid = settings.tiles_per_side * height, settings.tiles_per_side * width
+    corners = _corners(_reduced_size(_size(name), grid), (height, width))
+    return [partial(_tile, name, grid, (x, y, x + width, y + height)) for x, y in corners]
+
+
+def _tile(name: str, grid: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    return _reduced(name, grid).crop(box)
 
 
 def _path(name: str) -> Path:

@@ -17,7 +17,7 @@ from experiments.bench import provenance
 from experiments.bench.attack_measurement import AttackMeasurement, psnr
 from experiments.bench.bench import BENCHMARK
 from experiments.bench.cases import CONTENDERS, NETWORKS, Case
-from experiments.bench.suites import ALL_BUT_MAIN
+from experiments.bench.suites import EVERYTHING, ON_REQUEST
 from experiments.bench.victims import make_victim
 from experiments.checkpoint import BUNDLED
 from tests.experiments.test_cli import assert_refused, fl_sim
@@ -159,7 +159,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_help_names_every_suite_and_network() -> None:
     text = " ".join(fl_sim("bench", "attacks", "--help").output.replace("│", " ").split())
-    assert ", ".join(ALL_BUT_MAIN) in text
+    assert ", ".join(EVERYTHING) in text
+    assert all(f"or {suite}, " in text for suite in ON_REQUEST)
+    assert f"all but {' and '.join(ON_REQUEST)}" in text
     assert f"{', '.join(NETWORKS)}." in text
 
 

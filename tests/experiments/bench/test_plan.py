@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.bench.cases import CLASS_CONDITIONAL, CONTENDERS, KNOWN, NETWORKS, PRIVATE, Case
+from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE, Case
 from experiments.bench.plan import Options, make_plan
 from experiments.bench.suites import SUITES
 from experiments.checkpoint import BUNDLED, save_checkpoint
@@ -40,17 +40,45 @@ def test_the_full_plan_has_every_stratum_ten_times_and_says_what_it_lacks() -> N
         "network 32-deep, trained: there is no checkpoint (--checkpoint FILE)",
         "network 32, trained: there is no checkpoint (--checkpoint FILE)",
         "network 32-wide, trained: there is no checkpoint (--checkpoint FILE)",
-        "network 64: it takes a GPU",
-        "network 128: it takes a GPU",
     ]
 
 
-def test_the_main_suite_is_on_its_own_and_has_ten_victims_of_every_single_image() -> None:
-    assert all(each.case.suite != "main" for each in make_plan(Options()).measurements)
+def test_everything_is_what_a_cpu_measures_in_hours() -> None:
+    plan = make_plan(Options())
+    assert {each.case.suite for each in plan.measurements} == set(SUITES) - {"main", "scale"}
+    assert not {each.case.network for each in plan.measurements} & {"64-narrow", "ddpm-cifar10", "64", "128"}
+
+
+def test_the_scale_suite_has_networks_in_use_sixteen_bits_and_grey_images(tmp_path: Path) -> None:
+    plan = make_plan(Options(only=["scale"]))
+    victims = Counter((each.case.network, each.case.dtype, each.contender.name) for each in plan.measurements)
+    assert victims == {
+        ("ddpm-cifar10", "float32", "residual"): 5,
+        ("64-narrow", "float32", "residual"): 5,
+        ("64", "float32", "residual"): 3,
+        ("128", "float32", "residual"): 2,
+        ("128", "float32", "residual-1000"): 2,
+        ("128", "float32", "gidm-pixels"): 2,
+        ("16", "float16", "residual"): 10,
+        ("16", "bfloat16", "residual"): 10,
+        ("28-grey", "float32", "residual"): 5,
+        ("28-grey-deep", "float32", "residual"): 5,
+    }
+    assert plan.left_out == ["network ddpm-cifar10, trained: there is no checkpoint (--checkpoint FILE)"]
+    known = {each.contender.name for each in plan.measurements if each.case.threat is KNOWN}
+    assert known == {"residual-1000", "gidm-pixels"}
+    assert {each.case.timesteps for each in plan.measurements} == {(21, 800)}
+    assert {each.case.network for each in plan.measurements if each.case.images == "digits"} == {
+        "28-grey",
+        "28-grey-deep",
+    }
+
+
+def test_the_main_suite_has_ten_victims_of_every_single_image() -> None:
     plan = make_plan(Options(only=["main"]))
     victims = Counter((each.case, each.contender.name) for each in plan.measurements)
-    assert set(victims.values()) == {10, 5, 3, 2}
-    assert {case.network for (case, _), count in victims.items() if count == 3} == {"32-wide"}
+    assert set(victims.values()) == {10, 5, 3, 1}
+    assert {count for (case, _), count in victims.items() if case.network == "32-wide"} == {3}
     assert plan.left_out == ["network 32-wide, trained: there is no checkpoint (--checkpoint FILE)"]
     singles = [(case, attack) for case, attack in victims if case.network == "16" and is_plain(case)]
     assert all(victims[single] == 10 for single in singles if single[1] == "residual")
@@ -81,11 +109,6 @@ def test_a_sum_of_clients_meets_the_same_attacks_as_one_client() -> None:
     )
     assert alone == summed
     assert (KNOWN, "dlg") in summed
-
-
-def test_a_gpu_has_all_networks() -> None:
-    networks = {each.case.network for each in make_plan(Options(only=["strata"], device="cuda")).measurements}
-    assert networks == set(NETWORKS) - {CLASS_CONDITIONAL}
 
 
 def saved_checkpoint(path: Path, config: dict[str, Any]) -> Path:
@@ -149,7 +172,7 @@ def test_quick_and_published_together_race_the_published_recipe() -> None:
     [
         (Options(only=["stratta"]), "--only stratta: unknown.*did you mean 'strata'"),
         (Options(networks=["17"]), "--networks 17: unknown; allowed: 16"),
-        (Options(networks=["128"]), "nothing to measure.*takes a GPU"),
+        (Options(networks=["128"]), "nothing to measure"),
         (Options(checkpoints=[Path("gone.safetensors")]), r"'gone\.safetensors'"),
     ],
 )
@@ -164,12 +187,16 @@ def test_the_networks_are_as_large_as_they_say() -> None:
     assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
         "16": 0.6,
         "16-classes": 0.6,
+        "28-grey": 0.6,
+        "28-grey-deep": 2.5,
         "32-narrow": 0.6,
         "32-deep": 2.5,
         "32": 3.6,
         "32-wide": 4.2,
-        "64": 38.0,
-        "128": 38.0,
+        "64-narrow": 9.7,
+        "ddpm-cifar10": 35.7,
+        "64": 55.5,
+        "128": 55.5,
     }
 
 

@@ -126,6 +126,25 @@ def test_there_are_images_for_every_network(network: str) -> None:
     assert len(list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=size))) == 32
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_update_of_sixteen_bits_is_rounded_as_a_client_rounds_it(plain: Victim, dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    rounded = victim(dtype=dtype).observation
+    assert torch.equal(flat(rounded.update), flat(plain.observation.update).to(kind).float())
+    assert rounded.circumstances.dtype == dtype
+    step = LocalOptimizer(lr=0.5)
+    before, exact = flat(rounded.weights), flat(victim(optimizer=step).observation.update)
+    delta = flat(victim(optimizer=step, dtype=dtype).observation.update)
+    assert torch.equal(delta, (before + exact).to(kind).float() - before)
+
+
+def test_victims_may_hold_digits() -> None:
+    case = Case(suite="test", network="28-grey", model="untrained", images="digits")
+    held = make_victim(case, None, SEED, 0)
+    assert held.images.shape == (1, 1, 28, 28)
+    assert held.photographs[0].startswith("digits/")
+
+
 def test_every_kind_of_case_makes_an_observation() -> None:
     for suite, entries in SUITES.items():
         if suite not in ("strata", "batch"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fl_sim.config import DataSettings, SettingsError
-from fl_sim.images.bundled import PHOTOGRAPHS, TRAINING_PHOTOGRAPHS
+from fl_sim.images.bundled import PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
+from fl_sim.images.pixels import centre_crop, to_tensor
 from fl_sim.images.sources import list_images
 
 EVERYTHING = tuple(PHOTOGRAPHS)
@@ -73,3 +74,13 @@ def test_a_single_tile_is_as_much_of_the_photograph_as_a_square_holds() -> None:
     tiles = list_images(DataSettings(photographs=("astronaut",), tiles_per_side=2, image_size=16)).decode(range(4))
     rows = torch.cat([torch.cat(list(row), dim=-1) for row in tiles.split(2)], dim=-2)
     torch.testing.assert_close(rows, held.decode([0])[0])
+
+
+@pytest.mark.parametrize("size", [32, (32, 16), (16, 40)])
+def test_a_single_tile_is_the_centre_of_the_photograph(size: int | tuple[int, int]) -> None:
+    names = ("chelsea", "coffee", "flower")
+    held = list_images(DataSettings(photographs=names, tiles_per_side=1, image_size=size))
+    assert held.photographs == names
+    shape = (size, size) if isinstance(size, int) else size
+    centres = to_tensor([centre_crop(photograph(name), shape) for name in names])
+    assert torch.equal(held.decode(range(3)), centres)
