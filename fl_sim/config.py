@@ -28,6 +28,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 S = TypeVar("S", bound="Settings")
+T = TypeVar("T", bound="Section")
 
 
 def expand_home(path: Any) -> Any:
@@ -446,13 +447,16 @@ def resolve(settings: S) -> S:
         client = client.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
     if data.path is not None:
         data = data.model_copy(update={"path": data.path.absolute()})
-    if Path(data.name).exists() and os.sep in data.name:
-        data = data.model_copy(update={"name": str(Path(data.name).absolute())})
-    if Path(model.checkpoint).exists() and model.checkpoint not in (NO_CHECKPOINT, "bundled"):
-        model = model.model_copy(update={"checkpoint": str(Path(model.checkpoint).absolute())})
-    if model.config is not None and Path(model.config).suffix == ".json":
-        model = model.model_copy(update={"config": str(Path(model.config).absolute())})
+    data = _with_absolute(data, "name", os.sep in data.name and Path(data.name).exists())
+    trained = model.checkpoint not in (NO_CHECKPOINT, "bundled")
+    model = _with_absolute(model, "checkpoint", trained and Path(model.checkpoint).exists())
+    model = _with_absolute(model, "config", model.config is not None and Path(model.config).suffix == ".json")
     return settings.model_copy(update={"client": client, "data": data, "model": model})
+
+
+def _with_absolute(section: T, key: str, is_path: bool) -> T:
+    """The section with the path at ``key`` made absolute; the same section if that is a name and no path."""
+    return section.model_copy(update={key: str(Path(getattr(section, key)).absolute())}) if is_path else section
 
 
 def flower_run_directory(context: "Context") -> Path:

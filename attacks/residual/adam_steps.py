@@ -31,16 +31,6 @@ from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.stage import Stage
 from attacks.residual.unknowns import CleanImage, NoisyImageAndResidual, Unknowns
 
-LARGEST_SCALE = 2.0
-"""About so many times too large or too small the residuals' scale may be before a round."""
-NEARLY_FOUND = 2e-4
-"""Error of a gradient's entries, relative to their tensor's root mean square, below which eps shows in what is left."""
-SCALES_TRIED = 10
-"""Scales on either side of the best one so far."""
-SCALE_PRECISION = 1e-5
-"""Of the scale's logarithm."""
-CLEAR_DEVIATIONS = 5.0
-"""Lead of the best scale over none, in standard deviations, below which the residuals keep theirs."""
 MEDIAN_DEVIATION = 0.6745
 """Median magnitude of a normal variable, in standard deviations."""
 TINY = 1e-38
@@ -57,6 +47,20 @@ class AdamSteps(Stage):
         description="d of every round, the relative error of what Adam's eps takes off the first step",
     )
     outlier: float = Field(5.0, gt=1, description="deviations from which an entry is left out, after the first round")
+    scale_below: float = Field(
+        2e-4,
+        ge=0,
+        description="error of a gradient's entries, relative to their tensor's root mean square, below which the "
+        "residuals' scale is searched for: Adam's eps shows in what is left",
+    )
+    largest_scale: float = Field(
+        2.0, gt=1, description="so many times too large or too small the residuals' scale may be before a round"
+    )
+    scales_tried: int = Field(10, ge=3, description="scales on either side of the best one so far")
+    scale_precision: float = Field(1e-5, gt=0, description="precision of the scale's logarithm")
+    clear_deviations: float = Field(
+        5.0, ge=0, description="lead of the best scale, in standard deviations, below which the residuals keep theirs"
+    )
     stall_ratio: float = Field(1.1, gt=1, description="a round ends when the loss falls by less over two slices")
 
     @override
@@ -89,13 +93,29 @@ class AdamSteps(Stage):
         weights = torch.where(known, 1 / variances, 0.0)
         distance = weighted_squared_error(weights)
         scale = 1.0
-        if not first and seen < NEARLY_FOUND and isinstance(candidate.unknowns, NoisyImageAndResidual):
-            scale = _clear_scale(matching.with_distance(distance), gradients)
+        if not first and seen < self.scale_below and isinstance(candidate.unknowns, NoisyImageAndResidual):
+            scale = self._clear_scale(matching.with_distance(distance), gradients)
             matching = matching.shortened(scale * gradients[0])
         distance = weighted_squared_error(weights / (weights * matching.observed.square()).sum())
         point = [candidate.point[0], *(scale * residual for residual in candidate.point[1:])]
         minimiser = replace(candidate.minimiser, distance=distance)
         return Candidate(minimiser, candidate.unknowns, matching.with_distance(distance), point)
+
+    def _clear_scale(self, matching: AdamMatching, gradients: Sequence[Tensor]) -> float:
+        """By how much the residuals are to be multiplied; 1 where eps does not show it clearly.
+
+        The distance of ``matching`` is in units of the variance.
+        """
+
+        def misfit(logarithm: float) -> float:
+            return float(matching.distance(matching.at_scale(gradients, math.exp(logarithm)), matching.observed)[0])
+
+        centre, width, count = 0.0, math.log(self.largest_scale), self.scales_tried
+        while width > self.scale_precision:
+            tried = [centre + width * k / count for k in range(-count, count + 1)]
+            centre = min(tried, key=misfit)
+            width /= count / 2
+        return math.exp(centre) if misfit(0.0) - misfit(centre) > self.clear_deviations**2 else 1.0
 
 
 def _relative_sizes(problem: InversionProblem, gradients: Sequence[Tensor]) -> Tensor:
@@ -103,23 +123,6 @@ def _relative_sizes(problem: InversionProblem, gradients: Sequence[Tensor]) -> T
     sizes = [parameter.numel() for parameter in problem.parameters.values()]
     squares = (gradients[0].square() + gradients[1].square()).clamp_min(TINY).split(sizes)
     return torch.cat([(square / square.mean()).sqrt() for square in squares])
-
-
-def _clear_scale(matching: AdamMatching, gradients: Sequence[Tensor]) -> float:
-    """By how much the residuals are to be multiplied; 1 where eps does not show it clearly.
-
-    The distance of ``matching`` is in units of the variance.
-    """
-
-    def misfit(logarithm: float) -> float:
-        return float(matching.distance(matching.at_scale(gradients, math.exp(logarithm)), matching.observed)[0])
-
-    centre, width = 0.0, math.log(LARGEST_SCALE)
-    while width > SCALE_PRECISION:
-        tried = [centre + width * k / SCALES_TRIED for k in range(-SCALES_TRIED, SCALES_TRIED + 1)]
-        centre = min(tried, key=misfit)
-        width /= SCALES_TRIED / 2
-    return math.exp(centre) if misfit(0.0) - misfit(centre) > CLEAR_DEVIATIONS**2 else 1.0
 
 
 def joined_point(unknowns: Unknowns, steps: Sequence[Candidate]) -> list[Tensor]:

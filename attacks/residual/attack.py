@@ -54,6 +54,7 @@ from attacks.residual.stage import Stage
 from attacks.residual.timestep_tournament import TimestepCheck, TimestepTournament, at_timestep
 from attacks.residual.unknowns import Unknowns, possible_unknowns
 from attacks.timesteps.conditions import HiddenTimestepsError
+from attacks.timesteps.labels import LabelRules, recover_labels
 
 
 class Residual(Attack):
@@ -85,6 +86,7 @@ class Residual(Attack):
         True, description="find a single image's timestep by matching where it cannot be read off the update"
     )
     sign_temperature: float = Field(0.1, gt=0, description="temperature of the sign loss, before the last stage")
+    labels: LabelRules = Field(LabelRules(), description="how the labels of a class-conditional network are read off")
     rules: CandidateRules = Field(CandidateRules(), description="when a candidate is on track, and samples fit")
     patience: Patience = Field(Patience(), description="how often a candidate is looked at")
     kfac_metric: KFACMetric = Field(KFACMetric(), description="the metric at the end of a search")
@@ -118,7 +120,7 @@ class Residual(Attack):
 
     def _search_adam_steps(self, problem: InversionProblem, generator: torch.Generator, budget: Budget) -> Outcome:
         """Solve the two problems of signs that two Adam steps fall apart into, then match the update itself."""
-        unknowns = possible_unknowns(problem)[0]
+        unknowns = possible_unknowns(problem, self.labels)[0]
         found = []
         for part in step_problems(problem):
             found.append(self._find(part, generator, budget.share(self.adam_steps.step_share)))
@@ -133,11 +135,12 @@ class Residual(Attack):
         budget = problem.budget.of(evaluations)
         stages = self._stages(problem, budget)
         try:
-            possible = possible_unknowns(problem)
+            possible = possible_unknowns(problem, self.labels)
         except HiddenTimestepsError:
             if not self.search_timestep or problem.samples > 1:
                 raise
-            possible = [at_timestep(problem, problem.scheduler.config.num_train_timesteps // 2)]
+            labels = None if problem.num_classes is None else recover_labels(problem, self.labels).to(problem.device)
+            possible = [at_timestep(problem, problem.scheduler.config.num_train_timesteps // 2, labels)]
             stages = self._stages_with_tournament(problem, budget)
         candidate = self.minimiser(problem, possible, generator).begin()
         for stage, share in stages:

@@ -13,6 +13,7 @@ from itertools import cycle
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import override
 
 from attacks.inversion.budget import Budget
@@ -21,7 +22,6 @@ from attacks.inversion.restarts import search_starts, successive_halving
 from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.stage import Stage
 from attacks.residual.unknowns import NoisyImageAndResidual
-from attacks.timesteps.labels import recover_labels
 
 
 class TimestepTournament(Stage):
@@ -43,21 +43,23 @@ class TimestepTournament(Stage):
 
     @override
     def run(self, candidate: Candidate, budget: Budget) -> Candidate:
-        """The best winner of tournaments from random starts; ``candidate`` only says which problem to solve."""
-        minimiser = candidate.minimiser
+        """The best winner of tournaments from random starts; of ``candidate`` only problem and labels count."""
+        minimiser, labels = candidate.minimiser, candidate.unknowns.labels
         evaluations = math.ceil(self.halving_share * budget.whole)
-        winners = (self._winner(minimiser, scales, evaluations) for scales in cycle(minimiser.start_scales))
+        winners = (self._winner(minimiser, labels, scales, evaluations) for scales in cycle(minimiser.start_scales))
         best = search_starts(winners, budget, minimiser.on_track_below, self.stall_ratio, minimiser.patience)
         best.minimiser = replace(minimiser, possible=[best.unknowns])
         best.changes_metric = minimiser.metric is not None
         return best
 
-    def _winner(self, minimiser: Minimiser, scales: tuple[float, float], evaluations: int) -> Candidate:
+    def _winner(
+        self, minimiser: Minimiser, labels: Tensor | None, scales: tuple[float, float], evaluations: int
+    ) -> Candidate:
         """The candidate at the timestep that explains the update best; none changes its metric in the meantime."""
         last = int(minimiser.problem.scheduler.config.num_train_timesteps) - 1
         count = self.first_timesteps
         spread = sorted({round(last * (2 * k + 1) / (2 * count)) for k in range(count)})
-        unknowns = [at_timestep(minimiser.problem, timestep) for timestep in spread]
+        unknowns = [at_timestep(minimiser.problem, timestep, labels) for timestep in spread]
         candidates = [minimiser.draw(each, scales, change_metric=False) for each in unknowns]
         [best] = successive_halving(candidates, evaluations)
         for distance in dict.fromkeys(max(1, round(distance * last / 999)) for distance in self.distances):
@@ -71,7 +73,7 @@ class TimestepTournament(Stage):
         here = int(unknowns.timesteps)
         for timestep in (here - distance, here + distance):
             if 0 <= timestep <= last:
-                moved = at_timestep(minimiser.problem, timestep)
+                moved = at_timestep(minimiser.problem, timestep, unknowns.labels)
                 point = moved.point_of(*unknowns.noisy_images_and_residuals(candidate.point))
                 yield minimiser.start(moved, point, change_metric=False)
 
@@ -91,11 +93,6 @@ class TimestepCheck(Stage):
         return candidate
 
 
-def at_timestep(problem: InversionProblem, timestep: int) -> NoisyImageAndResidual:
-    """Noisy image and residual of a single image at a timestep, with its label where the network takes one.
-
-    Raises:
-        HiddenTimestepsError: if the label cannot be read off the update.
-    """
-    labels = None if problem.num_classes is None else recover_labels(problem).to(problem.device)
+def at_timestep(problem: InversionProblem, timestep: int, labels: Tensor | None) -> NoisyImageAndResidual:
+    """Noisy image and residual of a single image at a timestep, with its label int64 [1] where there are labels."""
     return NoisyImageAndResidual(problem, torch.tensor([timestep], device=problem.device), labels)

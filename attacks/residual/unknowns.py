@@ -16,6 +16,7 @@ from attacks.attack import check_signal
 from attacks.inversion.gradient_estimate import step_weights
 from attacks.inversion.image_prior import natural_image_energy, random_smooth_images
 from attacks.inversion.problem import InversionProblem
+from attacks.timesteps.labels import USUAL, LabelRules
 from attacks.timesteps.recovery import timestep_hypotheses
 from fl_sim import diffusion
 
@@ -96,8 +97,8 @@ class Unknowns(ABC):
         return other
 
 
-def possible_unknowns(problem: InversionProblem) -> list[Unknowns]:
-    """What to search for, the most likely first.
+def possible_unknowns(problem: InversionProblem, rules: LabelRules = USUAL) -> list[Unknowns]:
+    """What to search for, the most likely first; labels are read off by ``rules``.
 
     Private noise: one entry for each possible set of timesteps, of which there is one unless a timestep was drawn
     twice. Known noise: the clean image; then noisy image and residual, which have fewer local minima.
@@ -108,7 +109,7 @@ def possible_unknowns(problem: InversionProblem) -> list[Unknowns]:
     """
     if problem.noise is not None and problem.timesteps is not None:
         return [CleanImage(problem), NoisyImageAndResidual(problem, problem.timesteps, problem.labels)]
-    hypotheses = timestep_hypotheses(problem)
+    hypotheses = timestep_hypotheses(problem, rules)
     check_signal(problem.task, hypotheses[0].timesteps)
     return [NoisyImageAndResidual(problem, *hypothesis) for hypothesis in hypotheses]
 

@@ -15,6 +15,7 @@ import math
 from itertools import product
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
@@ -22,14 +23,24 @@ from attacks.timesteps.conditions import Conditions, HiddenTimestepsError
 from attacks.timesteps.time_inputs import label_inputs, time_inputs
 from attacks.timesteps.time_layers import TimeLayer, observed_layers
 
-CLEAR_OF_NOISE = 5.0
-"""Standard deviations by which a row's squared size must exceed that of noise alone."""
-CANDIDATES_PER_SAMPLE = 2
-"""So many labels a sample are tried, those with the largest rows; noise fills all rows."""
-MOST_LABELS = 100
-"""Labels up to which all are tried where the table was not sent."""
-MOST_ASSIGNMENTS = 10_000
-"""Ways to deal labels to samples up to which all are ranked."""
+
+class LabelRules(BaseModel):
+    """When a label counts as read off, and how many are tried."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clear_of_noise: float = Field(
+        5.0, ge=0, description="standard deviations by which a label's row of the table must exceed noise alone"
+    )
+    candidates_per_sample: int = Field(
+        2, ge=1, description="labels that are tried for each sample, those with the largest rows; noise fills all rows"
+    )
+    most_classes: int = Field(100, ge=1, description="classes up to which all are tried where the table was not sent")
+    most_assignments: int = Field(10_000, ge=1, description="ways to deal labels to samples up to which all are ranked")
+    most_pairings: int = Field(16, ge=1, description="ways to deal labels to samples that compete, the likeliest")
+
+
+USUAL = LabelRules()
 
 
 def label_layers(problem: InversionProblem, labels: Tensor | None) -> list[TimeLayer]:
@@ -49,7 +60,7 @@ def label_table(problem: InversionProblem) -> TimeLayer | None:
     return next((layer for layer in layers if torch.equal(layer.inputs @ layer.inputs.T, own)), None)
 
 
-def candidate_labels(problem: InversionProblem) -> Tensor | None:
+def candidate_labels(problem: InversionProblem, rules: LabelRules = USUAL) -> Tensor | None:
     """The labels that may stand behind the update, int64 [M], ascending; None where the network takes none.
 
     Raises:
@@ -59,7 +70,7 @@ def candidate_labels(problem: InversionProblem) -> Tensor | None:
         return None
     table = label_table(problem)
     if table is None:
-        if problem.num_classes > MOST_LABELS:
+        if problem.num_classes > rules.most_classes:
             raise HiddenTimestepsError(
                 "labels cannot be read off this update: no table with a row for each was sent, and the network "
                 f"distinguishes {problem.num_classes} classes"
@@ -67,11 +78,11 @@ def candidate_labels(problem: InversionProblem) -> Tensor | None:
         return torch.arange(problem.num_classes)
     sizes = _rows(table, table.gradient).square().sum(1)
     unsent = _rows(table, table.std).isinf().all(1)
-    largest = sizes.argsort(descending=True, stable=True)[: CANDIDATES_PER_SAMPLE * problem.samples]
+    largest = sizes.argsort(descending=True, stable=True)[: rules.candidates_per_sample * problem.samples]
     return largest[(sizes > 0)[largest] | unsent[largest]].sort().values
 
 
-def recover_labels(problem: InversionProblem) -> Tensor:
+def recover_labels(problem: InversionProblem, rules: LabelRules = USUAL) -> Tensor:
     """Every label that occurs, int64 [M], ascending, read off the table alone; M <= N.
 
     Raises:
@@ -86,7 +97,7 @@ def recover_labels(problem: InversionProblem) -> Tensor:
         # An infinite deviation says that the entry is unknown, or beyond what Adam's step tells; its size still counts.
         expected = torch.where(variances.isfinite(), variances, 0.0).sum(1)
         width = variances.shape[1]
-        found = (sizes > expected * (1 + CLEAR_OF_NOISE * math.sqrt(2 / width))).nonzero().flatten()
+        found = (sizes > expected * (1 + rules.clear_of_noise * math.sqrt(2 / width))).nonzero().flatten()
         noisy = problem.noisy
     if not 0 < len(found) <= problem.samples or (noisy and len(found) < problem.samples):
         raise HiddenTimestepsError("labels cannot be read off this update")
@@ -98,8 +109,10 @@ def _rows(table: TimeLayer, values: Tensor) -> Tensor:
     return values.T[table.inputs.argmax(dim=1)]
 
 
-def pairings(problem: InversionProblem, timesteps: Tensor, labels: Tensor, most: int = 16) -> list[Conditions]:
-    """The ``most`` likeliest ways to deal all ``labels`` int64 [M] to samples at ``timesteps`` int64 [N]; best first.
+def pairings(
+    problem: InversionProblem, timesteps: Tensor, labels: Tensor, rules: LabelRules = USUAL
+) -> list[Conditions]:
+    """The likeliest ways to deal all ``labels`` int64 [M] to samples at ``timesteps`` int64 [N]; best first.
 
     The table and the layers that see the timestep alone say which labels and timesteps there are. The pairs are ranked
     by what they leave of the time projections' gradient. After local steps the projections' inputs are known at the
@@ -109,7 +122,7 @@ def pairings(problem: InversionProblem, timesteps: Tensor, labels: Tensor, most:
         HiddenTimestepsError: if there are too many ways.
     """
     samples = len(timesteps)
-    if len(labels) ** samples > MOST_ASSIGNMENTS:
+    if len(labels) ** samples > rules.most_assignments:
         raise HiddenTimestepsError(f"{len(labels)} labels can be dealt to {samples} samples in too many ways")
     ways = {
         tuple(sorted(zip(timesteps.tolist(), way, strict=True)))
@@ -117,7 +130,7 @@ def pairings(problem: InversionProblem, timesteps: Tensor, labels: Tensor, most:
         if set(way) == set(labels.tolist())
     }
     dealt = [Conditions(*torch.tensor(way).T) for way in sorted(ways)]
-    return sorted(dealt, key=lambda conditions: _remainder(problem, conditions))[:most]
+    return sorted(dealt, key=lambda conditions: _remainder(problem, conditions))[: rules.most_pairings]
 
 
 def _remainder(problem: InversionProblem, conditions: Conditions) -> float:

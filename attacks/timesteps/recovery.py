@@ -20,7 +20,7 @@ from attacks.inversion.adam_steps import step_problems, tells_signs
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions, HiddenTimestepsError, all_pairs
 from attacks.timesteps.duplicates import plausible_timesteps
-from attacks.timesteps.labels import candidate_labels, label_layers, pairings, recover_labels
+from attacks.timesteps.labels import USUAL, LabelRules, candidate_labels, label_layers, pairings, recover_labels
 from attacks.timesteps.signs import judge_signs
 from attacks.timesteps.subset_search import Verdict, search_subset
 from attacks.timesteps.time_layers import TimeLayer, candidate_timesteps, time_layers
@@ -60,18 +60,18 @@ class RecoveredTimesteps:
         return bool((self.timesteps >= 0).all())
 
 
-def recover_timesteps(problem: InversionProblem) -> RecoveredTimesteps:
-    """Read the timesteps off the problem's gradient, with the labels where the network takes them.
+def recover_timesteps(problem: InversionProblem, rules: LabelRules = USUAL) -> RecoveredTimesteps:
+    """Read the timesteps off the problem's gradient, with the labels, by ``rules``, where the network takes them.
 
     Fewer than N distinct ones are reported only where noise cannot hide a further sample. The layers that see the
     timestep alone come first; where they show which timesteps there are, only these are tried in pairs with labels. Two
     Adam steps fall apart into two problems of signs (attacks/inversion/adam_steps.py).
     """
     if tells_signs(problem.circumstances):
-        return _of_steps([recover_timesteps(part) for part in step_problems(problem)])
+        return _of_steps([recover_timesteps(part, rules) for part in step_problems(problem)])
     possible = candidate_timesteps(problem)
     alone = _recover(problem, Conditions(possible))
-    labels = candidate_labels(problem) if problem.circumstances.local_steps == 1 else None
+    labels = candidate_labels(problem, rules) if problem.circumstances.local_steps == 1 else None
     if labels is None:
         return alone
     if not len(alone.distinct):
@@ -104,7 +104,7 @@ def _of_steps(steps: list[RecoveredTimesteps]) -> RecoveredTimesteps:
     return RecoveredTimesteps(timesteps, timesteps.unique(), margin)
 
 
-def timestep_hypotheses(problem: InversionProblem) -> list[Conditions]:
+def timestep_hypotheses(problem: InversionProblem, rules: LabelRules = USUAL) -> list[Conditions]:
     """The possible timesteps and labels of the problem, on its device; the most likely first.
 
     There is one hypothesis, unless a timestep, or pair of timestep and label, was drawn more than once and the update
@@ -113,17 +113,18 @@ def timestep_hypotheses(problem: InversionProblem) -> list[Conditions]:
     Raises:
         HiddenTimestepsError: if the timesteps or labels cannot be read off.
     """
-    recovered = recover_timesteps(problem)
+    recovered = recover_timesteps(problem, rules)
     if not len(recovered.distinct):
         raise HiddenTimestepsError(f"timesteps cannot be read off this update (margin {recovered.margin:.1f})")
-    unpaired = recover_labels(problem) if problem.num_classes is not None and recovered.labels is None else None
+    paired = problem.num_classes is None or recovered.labels is not None
+    unpaired = None if paired else recover_labels(problem, rules)
     if recovered.known:
         answers = [Conditions(recovered.timesteps, recovered.labels)]
     else:
         labels = recovered.distinct_labels if unpaired is None else unpaired[:1].expand_as(recovered.distinct)
         answers = plausible_timesteps(problem, Conditions(recovered.distinct, labels))
     if unpaired is not None:
-        answers = [pair for answer in answers for pair in pairings(problem, answer.timesteps, unpaired)]
+        answers = [pair for answer in answers for pair in pairings(problem, answer.timesteps, unpaired, rules)]
     return [answer.to(problem.device) for answer in answers]
 
 

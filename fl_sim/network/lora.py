@@ -47,7 +47,7 @@ def adapt(model: nn.Module, lora: LoRA) -> nn.Module:
     and ``<layer>.lora_B.default.weight``.
 
     Raises:
-        ConfigError: if no layer's name matches, or peft is not installed.
+        ConfigError: if a target matches no such layer, or peft is not installed.
     """
     try:
         # Imported late: it brings in the whole of transformers.
@@ -55,8 +55,8 @@ def adapt(model: nn.Module, lora: LoRA) -> nn.Module:
     except ImportError as error:
         raise ConfigError("LoRA needs peft, which is not installed: pip install 'fl-sim[lora]'") from error
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    chosen = matching_names(layers, lora.targets)
-    if not chosen:
-        raise ConfigError(f"LoRA targets {list(lora.targets)} match no layer; layers: {', '.join(layers)}")
-    pattern = "|".join(re.escape(name) for name in chosen)
+    for target in lora.targets:
+        if not matching_names(layers, [target]):
+            raise ConfigError(f"LoRA target {target!r} matches no layer; linear and convolutional: {', '.join(layers)}")
+    pattern = "|".join(re.escape(name) for name in matching_names(layers, lora.targets))
     return inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=pattern), model)

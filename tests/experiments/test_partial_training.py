@@ -64,7 +64,10 @@ def test_only_what_is_trained_travels_and_is_attacked(
             ["client.trainable=['atention*']"],
             r"client\.trainable = \['atention\*'\]: 'atention\*' matches no parameter; some are conv_in",
         ),
-        (["client.lora.rank=2", "client.lora.targets=['to_q']"], "'to_q' matches no layer"),
+        (
+            ["client.lora.rank=2", "client.lora.targets=['*conv1', '*norm1']"],
+            r"\.targets = .*'\*norm1' matches no layer",
+        ),
         (["client.lora.rank=-1"], r"client\.lora\.rank = -1"),
         (["client.lora.ranks=1"], r"did you mean 'client\.lora\.rank'"),
     ],

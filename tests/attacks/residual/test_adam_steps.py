@@ -64,6 +64,13 @@ def test_the_scale_stays_while_the_images_are_far_from_found(victim):
     assert torch.equal(found.point[1], joined.point[1])
 
 
+@pytest.mark.parametrize("argument", [{"scale_below": 0.0}, {"clear_deviations": 1e9}])
+def test_what_counts_as_clear_is_an_argument(victim, argument):
+    joined, _ = joined_candidate(victim, error=0.0, scale=0.8)
+    found = AdamSteps(**argument)._begin_round(joined, 0.3, first=False)
+    assert torch.equal(found.point[1], joined.point[1])
+
+
 def test_both_steps_are_matched_together(victim):
     joined, truth = joined_candidate(victim, error=3e-3, scale=0.9)
     result = AdamSteps(rounds=(1.0,)).run(joined, joined.minimiser.problem.budget.of(60))

@@ -6,7 +6,7 @@ import torch
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions
-from attacks.timesteps.labels import candidate_labels, label_table, pairings, recover_labels
+from attacks.timesteps.labels import LabelRules, candidate_labels, label_table, pairings, recover_labels
 from attacks.timesteps.recovery import MINIMAL_MARGIN, recover_timesteps, timestep_hypotheses
 from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, make_victim
@@ -116,6 +116,17 @@ def test_pairings_use_every_label():
         pairings(problem, torch.arange(12), torch.tensor([1, 4, 5]))
 
 
+def test_the_rules_say_how_many_labels_are_tried_and_what_is_clear_of_noise():
+    problem = problem_of(labelled((80, 240, 400), (7, 1, 7)))
+    assert len(candidate_labels(problem_of(noisy_labels(0.1)), LabelRules(candidates_per_sample=5))) == 5
+    unpaired = torch.tensor([80, 240, 400]), torch.tensor([1, 7])
+    assert len(pairings(problem, *unpaired, LabelRules(most_pairings=2))) == 2
+    with pytest.raises(AttackError, match="too many ways"):
+        pairings(problem, *unpaired, LabelRules(most_assignments=7))
+    with pytest.raises(AttackError, match="labels cannot be read off"):
+        recover_labels(problem_of(noisy_labels(0.1)), LabelRules(clear_of_noise=1e9))
+
+
 def test_signs_tell_a_single_label():
     victim = labelled((400,), (3,))
     signs = {name: value.sign() for name, value in victim.observation.update.items()}
@@ -123,10 +134,15 @@ def test_signs_tell_a_single_label():
     assert (recovered.timesteps.tolist(), recovered.labels.tolist()) == ([400], [3])
 
 
-def test_noise_fills_all_rows_and_hides_neither():
+def noisy_labels(strength):
+    """A victim with noise on every row of its table."""
     victim = labelled((200,), (6,))
-    update, deviation = noisy(victim, 0.1)
-    problem = InversionProblem(defended(victim, update, noise_std=deviation), "cpu")
+    update, deviation = noisy(victim, strength)
+    return Victim(defended(victim, update, noise_std=deviation), victim.images, victim.noise, victim.timesteps)
+
+
+def test_noise_fills_all_rows_and_hides_neither():
+    problem = problem_of(noisy_labels(0.1))
     recovered = recover_timesteps(problem)
     assert (recovered.timesteps.tolist(), recovered.labels.tolist()) == ([200], [6])
     assert recover_labels(problem).tolist() == [6]

@@ -32,7 +32,11 @@ def test_adapters_change_nothing_before_they_are_trained_and_are_all_that_is_tra
     [
         ({"rank": 0, "alpha": 1}, "model.lora.rank = 0"),
         ({"rank": 1, "alpha": 1, "dropout": 0.5}, "model.lora.dropout"),
-        ({"rank": 1, "alpha": 1, "targets": ["attention"]}, "match no layer; layers: conv_in"),
+        (
+            {"rank": 1, "alpha": 1, "targets": ["*", "attention"]},
+            "'attention' matches no layer; linear and .*: conv_in",
+        ),
+        ({"rank": 1, "alpha": 1, "targets": ["*norm1"]}, r"'\*norm1' matches no layer"),
         (7, "model.lora = 7"),
     ],
 )
