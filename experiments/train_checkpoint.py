@@ -20,8 +20,8 @@ from torch import Tensor
 from experiments.checkpoint import BUNDLED, save_checkpoint
 from experiments.commands import expand_home, one_line_errors
 from fl_sim import diffusion, draws
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint
 from fl_sim.draws import derive_seed
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
 from fl_sim.images.pixels import to_tensor
@@ -61,7 +61,7 @@ def train(
         for name, value in model.state_dict().items():
             average[name].lerp_(value, AVERAGING)
     notes = {"photographs": list(TRAINING_PHOTOGRAPHS), "steps": steps, "batch_size": batch_size, "seed": seed}
-    return Checkpoint(average, model_config, scheduler_config, notes)
+    return Checkpoint(average, model_config, diffusion.DiffusionTask.on(scheduler_config), notes)
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:
