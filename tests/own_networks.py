@@ -187,3 +187,8 @@ def with_hidden_randomness() -> nn.Module:
 
 def not_a_module() -> str:
     return "a network"
+
+
+def classifier_with_batch_norm(running_statistics: bool = True, num_classes: int = 10) -> nn.Module:
+    norm = nn.BatchNorm2d(4, track_running_stats=running_statistics)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), norm, nn.ReLU(), nn.Flatten(), nn.Linear(196, num_classes))

@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from fl_sim.network.parameters import trainable_parameters
+from fl_sim.network.parameters import weight_gradient
 
 
 class TrainingTask(BaseModel, ABC):
@@ -61,7 +60,5 @@ class TrainingTask(BaseModel, ABC):
         labels: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], float]:
         """dL/dw of ``loss`` by trainable parameter's name, and the loss itself; the model's ``.grad`` is untouched."""
-        parameters = trainable_parameters(model)
         value = self.loss(model, images, noise, timesteps, labels)
-        gradients = torch.autograd.grad(value, list(parameters.values()))
-        return dict(zip(parameters, gradients, strict=True)), value.item()
+        return weight_gradient(model, value), value.item()

@@ -225,12 +225,10 @@ def test_the_average_of_the_weights_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize("update", ["gradient", "weights"])
 def test_batches_whose_gradients_are_accumulated_count_as_one(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = (tiny_recipe() if update == "gradient" else weights_recipe(2)).model_copy(update={"batch_size": 4})
-    settings, sizes, gradient = tiny_settings(), [], diffusion.gradient_and_loss
+    settings, sizes, gradient = tiny_settings(), [], diffusion.DiffusionTask.gradient_and_loss
     whole = reply_of(plain, settings)[ARRAYS].to_torch_state_dict()
     monkeypatch.setattr(
-        diffusion,
-        "gradient_and_loss",
-        lambda *args, **options: sizes.append(len(args[2])) or gradient(*args, **options),
+        diffusion.DiffusionTask, "gradient_and_loss", lambda *args: sizes.append(len(args[2])) or gradient(*args)
     )
     parts = reply_of(plain.model_copy(update={"gradient_accumulation": 2}), settings)[ARRAYS].to_torch_state_dict()
     assert sizes == [2, 2] * (1 if update == "gradient" else 2)
