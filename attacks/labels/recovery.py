@@ -5,12 +5,12 @@ from proof to estimate: least counts that add up to the number of images; labels
 estimated counts that are next to whole numbers.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from attacks.labels.feature_fit import fit_labels
 from attacks.labels.last_layer import LastLayer, last_layer_of
@@ -19,6 +19,10 @@ from attacks.labels.soft_counts import round_counts, soft_counts
 
 MINIMAL_MARGIN = 5.0
 """Margin in standard deviations below which labels are reported as unknown."""
+
+
+class HiddenLabelsError(AttackError):
+    """Labels that cannot be read off an update."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,22 @@ def _all(counts: Tensor, distinct: Tensor, margin: float) -> RecoveredLabels:
 def _unknown(samples: int, distinct: Tensor | None = None, margin: float = 0.0) -> RecoveredLabels:
     nothing = torch.full((samples,), -1)
     return RecoveredLabels(nothing, nothing[:0] if distinct is None else distinct, margin)
+
+
+def labels_for_search(problem: InversionProblem) -> Tensor | None:
+    """The labels int64 [N] that a search takes as given, on the problem's device: revealed, else recovered.
+
+    None where training uses none. Recovered ones are ascending: which image has which is for the search to decide.
+
+    Raises:
+        HiddenLabelsError: if labels are private and cannot be read off.
+    """
+    if problem.num_classes is None or problem.labels is not None:
+        return problem.labels
+    recovered = recover_labels(problem)
+    if not recovered.known:
+        raise HiddenLabelsError(
+            f"labels cannot be read off this update (margin {recovered.margin:.1f}, {MINIMAL_MARGIN:.0f} are needed; "
+            f"{len(recovered.distinct)} of the {problem.samples} are certain)"
+        )
+    return recovered.labels.to(problem.device)

@@ -22,7 +22,7 @@ from attacks.inversion.restarts import Patience, run_until_stalled
 from attacks.residual.adam_matching import AdamMatching
 from attacks.residual.kfac_metric import KFACMetric
 from attacks.residual.sample_diagnostics import best_permutation, cosine_matrix, sample_misfits, sample_vectors
-from attacks.residual.simulated_training import SimulatedTraining
+from attacks.inversion.simulated_training import SimulatedTraining
 from attacks.residual.unknowns import NoisyImageAndResidual, Unknowns
 
 
