@@ -67,12 +67,14 @@ class LastLayer:
 def last_layer_of(problem: InversionProblem) -> LastLayer | None:
     """The last layer of the problem's classifier; None where the update tells nothing of it.
 
-    That is so where the layer was not sent, of a sum of several clients' signs or Adam steps, and of several Adam
-    steps: these sums are not linear in gradients.
+    That is so where the layer was not sent, of a sum of several clients' signs or Adam steps and of several Adam steps,
+    which are not linear in gradients, and of Adam with L2 decay, which may turn signs.
     """
     seen, optimizer = problem.circumstances, problem.circumstances.local_optimizer
     adam = optimizer is not None and optimizer.adaptive
     if (problem.signs_only and seen.num_clients > 1) or (adam and seen.num_clients * seen.local_steps > 1):
+        return None
+    if optimizer is not None and optimizer.name == "adam" and optimizer.weight_decay:
         return None
     name, layer = classification.last_layer(problem.model)
     prefix = f"{name}." if name else ""
@@ -80,7 +82,10 @@ def last_layer_of(problem: InversionProblem) -> LastLayer | None:
         return None
     gradient = _with_bias(layer, prefix, problem.gradient, 0.0)
     std = _with_bias(layer, prefix, problem.std, math.inf)
-    if not problem.signs_only:
+    if adam:
+        # Of entries far above Adam's eps the sign is known, and nothing else.
+        std = torch.where(std.isinf() & (gradient != 0), 0.0, std)
+    elif not problem.signs_only:
         std = torch.maximum(std, _noise_seen(gradient, std))
     weights = _with_bias(layer, prefix, dict(problem.model.named_parameters()), 0.0)
     equal_steps = optimizer is None or len(set(step_weights(seen))) == 1
@@ -90,7 +95,7 @@ def last_layer_of(problem: InversionProblem) -> LastLayer | None:
         weights,
         _own_features(problem),
         problem.samples,
-        counts=problem.scale_known and equal_steps,
+        counts=problem.scale_known and equal_steps and not adam,
         one_point=seen.local_steps == 1,
     )
 

@@ -179,6 +179,24 @@ def timesteps(
         console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
 
 
+@app.command()
+def labels(
+    victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 61681,
+    jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Read the labels off many classifiers' gradients and count the exact, the unknown and the wrong."""
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.labels import bench_labels
+
+        bench_labels(victims, seed, jobs, directory, console)
+        console.print(f"table: [bold]{directory / 'labels.md'}[/bold]", soft_wrap=True)
+
+
 @app.command("many-clients")
 def many_clients(
     clients: Annotated[int, typer.Option(min=1)] = 200,

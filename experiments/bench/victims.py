@@ -112,7 +112,7 @@ def _sent(
         if case.optimizer:
             update = {name: update[name] - weights[name] for name in trainable_names(recipe.model)}
         if case.defence != "none":
-            update, defence = _DEFENCES[case.defence](update, case.strength, generator)
+            update, defence = DEFENCES[case.defence](update, case.strength, generator)
         sent.append(update)
     return {name: sum((update[name] for update in sent[1:]), sent[0][name]) for name in sent[0]}, defence
 
@@ -143,7 +143,7 @@ def _signs(update: Update, _: float, __: torch.Generator) -> tuple[Update, Defen
     return {name: value.sign() for name, value in update.items()}, DefenceDisclosure(signs=True)
 
 
-_DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, DefenceDisclosure]]] = {
+DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, DefenceDisclosure]]] = {
     "noise": _noise,
     "clip": _clip,
     "top-k": _top_k,
