@@ -185,11 +185,12 @@ def match_pixels(
 ) -> GradientMatching:
     """``distance`` over images [N,C,H,W], by the client's own loss with the noise and timesteps known.
 
-    ``labels`` int64 [N] are the images', where training uses labels.
+    ``labels`` int64 [N] are the images', where training uses labels; those that were revealed, unless given.
     """
+    told = problem.labels if labels is None else labels
 
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
-        return problem.loss(unknowns[0], problem.noise, problem.timesteps, labels)
+        return problem.loss(unknowns[0], problem.noise, problem.timesteps, told)
 
     return GradientMatching(problem, training_loss, distance, derivative)
 
