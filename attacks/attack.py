@@ -21,7 +21,7 @@ from attacks.inversion.adam_steps import tells_signs
 from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.problem import InversionProblem
 from attacks.memory import PeakMemory, available_memory, estimate_memory
-from attacks.observation import Circumstances, Observation, ThreatModel
+from attacks.observation import Circumstances, Observation
 from attacks.trace import Trace, Watch, to_unit_range
 from fl_sim import diffusion
 from fl_sim.diffusion import DiffusionTask
@@ -38,7 +38,7 @@ class Needs(Flag):
 
     NOTHING = 0
     NOISE_AND_TIMESTEPS = auto()
-    """The known threat model, where the server dictated noise and timesteps; of a classifier, which has neither, nothing."""
+    """The known threat model: the server dictated noise and timesteps. Of a classifier, which has neither: nothing."""
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
     SGD_STEPS = auto()

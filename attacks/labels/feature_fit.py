@@ -4,9 +4,9 @@ For the right labels Y there are features h_i with
 
     (1/N) sum_i (softmax(W a_i) - y_i) a_i^T = G,    a_i = (h_i, 1),
 
-G and W with the bias as last column. G has rank N, if N < K, and its row space holds every a_i (as the inputs of a linear
-layer in SPEAR, arXiv 2403.03945). So a_i = r_i Z with an orthonormal basis Z [N,F+1] of it, and there are N^2 unknowns
-for N K independent equations: for the wrong labels they have no solution. Levenberg-Marquardt solves them.
+G and W with the bias as last column. If N < K, G has rank N, and its row space holds every a_i (as that of any linear
+layer holds its inputs: SPEAR, arXiv 2403.03945). So a_i = r_i Z with an orthonormal basis Z [N,F+1] of it. That leaves
+N^2 unknowns for N K independent equations: wrong labels have no solution. Levenberg-Marquardt finds the right ones'.
 """
 
 import math
@@ -75,7 +75,7 @@ class FeatureEquations:
         return torch.cat([flat, of_ones.reshape(samples, -1)]) / self.deviation
 
     def exchanges(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Changes of ``remainder`` when one sample's label is exchanged for another, each a column; [K N + N, N (K-1)]."""
+        """Changes of ``remainder`` when one sample's label is exchanged for another, as columns [K N + N, N (K-1)]."""
         classes = torch.eye(len(self.weights)).to(rows)
         changes = [
             torch.outer(classes[label] - classes[other], row).reshape(-1)
@@ -108,9 +108,7 @@ def feature_equations(layer: LastLayer) -> FeatureEquations | None:
     noise = deviation * (math.sqrt(classes) + math.sqrt(len(rows.T)))
     if len(values) < samples or values[samples - 1] < CLEAR_OF_NOISE * noise:
         return None
-    return FeatureEquations(
-        layer.gradient @ basis, layer.weights @ basis, basis[-1], layer.features @ basis, deviation
-    )
+    return FeatureEquations(layer.gradient @ basis, layer.weights @ basis, basis[-1], layer.features @ basis, deviation)
 
 
 def fit_labels(layer: LastLayer, least: Tensor, likely: Tensor) -> tuple[Tensor, float] | None:
@@ -144,10 +142,12 @@ def hypotheses(least: Tensor, likely: Tensor, samples: int) -> Iterator[Tensor]:
     classes, free = len(least), samples - int(least.sum())
     if math.comb(classes + free - 1, free) > MOST_WAYS:
         return
-    counts = torch.stack([
-        least + torch.tensor(way, dtype=torch.int64).bincount(minlength=classes)
-        for way in combinations_with_replacement(range(classes), free)
-    ])
+    counts = torch.stack(
+        [
+            least + torch.tensor(way, dtype=torch.int64).bincount(minlength=classes)
+            for way in combinations_with_replacement(range(classes), free)
+        ]
+    )
     order = (counts - likely).square().sum(dim=1).argsort(stable=True)
     for count in counts[order[:HYPOTHESES]]:
         yield torch.arange(classes).repeat_interleave(count)

@@ -32,8 +32,7 @@ class RecoveredLabels:
     Attributes:
         labels: int64 [N], ascending; all -1 unless all are known, with how often each occurs.
         distinct: int64 [M], ascending: labels that certainly occur, each once; there may be more.
-        margin: standard deviations by which ``labels`` are told from the next best; 0 where they are unknown and nothing
-            was estimated.
+        margin: standard deviations by which ``labels`` are told from the next best; 0 where nothing was estimated.
     """
 
     labels: Tensor
@@ -60,19 +59,19 @@ def labels_behind(layer: LastLayer) -> RecoveredLabels:
         return _unknown(layer.samples)  # proofs contradict each other: noise that nobody was told of
     distinct = proven.nonzero().flatten()
     if missing == 0:
-        return _all(least.counts, distinct, float(least.margins[proven].min()))
-    if not (layer.complete and layer.counts):
+        return _all(least.counts, float(least.margins[proven].min()))
+    if not (layer.complete and layer.counts and layer.bias_gradient.any()):
         return _unknown(layer.samples, distinct)
     likely, sensitivity = soft_counts(layer)
     if (fit := fit_labels(layer, least.counts, likely)) is not None and fit[1] >= MINIMAL_MARGIN:
-        return _all(fit[0], distinct, fit[1])
+        return _all(*fit)
     counts, margin = round_counts(likely, sensitivity)
     if margin >= MINIMAL_MARGIN and int(counts.sum()) == layer.samples and bool((counts >= least.counts).all()):
-        return _all(counts, distinct, margin)
+        return _all(counts, margin)
     return _unknown(layer.samples, distinct, min(margin, MINIMAL_MARGIN))
 
 
-def _all(counts: Tensor, distinct: Tensor, margin: float) -> RecoveredLabels:
+def _all(counts: Tensor, margin: float) -> RecoveredLabels:
     labels = torch.arange(len(counts)).repeat_interleave(counts)
     return RecoveredLabels(labels, labels.unique(), margin)
 

@@ -1,8 +1,8 @@
 """Counts from the mean feature: c_k = N (p_k - db_k), with the mean probabilities p taken at the mean feature.
 
 LLG (arXiv 2105.09369) likewise subtracts what the other samples add to a row. Here no images are needed for that. Where
-all samples have about the same probabilities, the gradient's row k is about db_k times the mean feature: a least-squares
-line over the rows gives it, and the weights give p.
+all samples have about the same probabilities, row k of the gradient is about db_k times the mean feature: least squares
+over the rows give it, and the weights give p.
 
 The counts come out as real numbers. Their distances from whole numbers tell how good they are.
 """
@@ -21,7 +21,7 @@ SMALLEST_SENSITIVITY = 1e-3
 
 
 def soft_counts(layer: LastLayer) -> tuple[Tensor, Tensor]:
-    """The estimated counts float64 [K], and dp_k/dz_k = p_k (1 - p_k), [K], how much an error of a logit changes each."""
+    """The estimated counts, float64 [K], and dp_k/dz_k = p_k (1 - p_k), [K]: how much a logit's error moves each."""
     bias = layer.bias_gradient
     mean_feature = (layer.gradient * bias[:, None]).sum(dim=0) / bias.square().sum()
     probabilities = (layer.weights @ mean_feature).softmax(dim=0)

@@ -1,9 +1,9 @@
 """DLG, "Deep Leakage from Gradients" (Zhu et al. 2019, arXiv 1906.08935).
 
-It looks for pixels whose gradient has the smallest squared distance to the observed one (algorithm 1), with L-BFGS from
-noise. Of a classifier the labels are read off the last layer first, as iDLG does (arXiv 2001.02610); as published, dummy
-labels are searched for along with the pixels. In diffusion noise and timestep, dictated by the server, take the place of
-the label. The line search (strong Wolfe), ending before the budget and several starts are additions.
+It looks for pixels whose gradient has the smallest squared distance to the observed one (algorithm 1), with L-BFGS
+from noise. Of a classifier the labels are read off the last layer first, as iDLG does (arXiv 2001.02610), or dummy
+labels are searched for along with the pixels, as published. In diffusion noise and timestep, dictated by the server,
+take the place of the label. The line search (strong Wolfe), ending before the budget and several starts are additions.
 """
 
 import math

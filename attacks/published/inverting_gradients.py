@@ -33,7 +33,9 @@ class InvertingGradients(Attack):
     needs: ClassVar[Needs] = Needs.NOISE_AND_TIMESTEPS | Needs.SGD_STEPS | Needs.OWN_SIGNS
 
     recipe: Literal["short", "published"] = Field("short", description="4,800 iterations, or the paper's 24,000")
-    iterations: int | None = Field(None, ge=8, description="of every start, always to the last one; unset: the recipe's")
+    iterations: int | None = Field(
+        None, ge=8, description="of every start, always to the last one; unset: the recipe's"
+    )
     starts: int = Field(1, ge=1, description="starts from other noise; the smallest matching loss counts")
     lr: float = Field(0.1, gt=0, description="first step of Adam")
     total_variation: float = Field(1e-4, ge=0, description="weight alpha of the total variation")

@@ -79,7 +79,18 @@ def cells(quick: bool) -> Iterator[tuple[ClassifierCase, Contender]]:
             yield resnet, Contender("inverting-gradients", "inverting-gradients")
 
 
-_HEADINGS = ("case", "attack", "n", "dB", "quartiles", "least", f">= {CONVERGED_DB:.0f} dB", "labels", "evals", "revision")
+_HEADINGS = (
+    "case",
+    "attack",
+    "n",
+    "dB",
+    "quartiles",
+    "least",
+    f">= {CONVERGED_DB:.0f} dB",
+    "labels",
+    "evals",
+    "revision",
+)
 
 
 def _tables(rows: Sequence[Row]) -> list[Table]:

@@ -46,7 +46,9 @@ def test_exchanges_are_changes_of_the_remainder(layer):
 
 
 @pytest.mark.parametrize(
-    "change", [{"samples": 8}, {"one_point": False}, {"counts": False}], ids=["as many images as classes", "steps", "scale"]
+    "change",
+    [{"samples": 8}, {"one_point": False}, {"counts": False}],
+    ids=["as many images as classes", "steps", "scale"],
 )
 def test_there_are_no_equations_for(layer, change):
     assert feature_equations(replace(layer, **change)) is None
