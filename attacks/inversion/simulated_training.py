@@ -100,7 +100,8 @@ class SimulatedTraining:
     def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
         """G(u) by parameter."""
         self.problem.budget.spend()
-        chunks = self._forward(unknowns)[2].split([parameter.numel() for parameter in self.parameters])
+        points = [unknown.detach().requires_grad_() for unknown in unknowns]
+        chunks = self._forward(points)[2].split([parameter.numel() for parameter in self.parameters])
         named = zip(self.problem.parameters.items(), chunks, strict=True)
         return {name: chunk.view_as(parameter) for (name, parameter), chunk in named}
 
