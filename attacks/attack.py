@@ -21,7 +21,7 @@ from attacks.inversion.adam_steps import tells_signs
 from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.problem import InversionProblem
 from attacks.memory import PeakMemory, available_memory, estimate_memory
-from attacks.observation import Circumstances, Observation, ThreatModel
+from attacks.observation import Circumstances, Observation
 from attacks.trace import Trace, Watch, to_unit_range
 from fl_sim import diffusion
 from fl_sim.diffusion import DiffusionTask
@@ -38,9 +38,11 @@ class Needs(Flag):
 
     NOTHING = 0
     NOISE_AND_TIMESTEPS = auto()
-    """The known threat model: the server dictated noise and timesteps; in classification, clients revealed labels."""
+    """The known threat model: the server dictated noise and timesteps. Of a classifier, which has neither: nothing."""
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
+    SGD_STEPS = auto()
+    """A gradient, or the delta of any number of local SGD steps."""
     LOCAL_STEPS = auto()
     """A gradient, the delta of any number of local SGD steps, or that of one or two Adam steps of one client
     (attacks/inversion/gradient_estimate.py, attacks/inversion/adam_steps.py)."""
@@ -56,11 +58,11 @@ class Needs(Flag):
 class Outcome:
     """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown).
 
-    ``labels`` int64 [N] likewise, where training uses labels; None: the search says nothing of them.
+    ``labels`` int64 [N] likewise, where training uses labels. None: the search says nothing of them.
     """
 
     images: Tensor
-    timesteps: Tensor
+    timesteps: Tensor | None
     matching_loss: float
     labels: Tensor | None = None
 
@@ -132,10 +134,11 @@ class Attack(BaseModel, ABC):
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
         if not (outcome.images.isfinite().all() and math.isfinite(outcome.matching_loss)):
             raise AttackError(f"attack {self.name!r} broke down: {_why_not_finite(observation)}")
-        check_signal(problem.task, outcome.timesteps)
+        timesteps = _told(problem, outcome.timesteps, problem.timesteps)
+        check_signal(problem.task, timesteps)
         return Reconstruction(
             images=to_unit_range(outcome.images),
-            timesteps=outcome.timesteps.detach().cpu().long(),
+            timesteps=timesteps,
             matching_loss=outcome.matching_loss,
             evaluations=problem.budget.spent,
             seconds=time.perf_counter() - started + (log.earlier_seconds if log is not None else 0.0),
@@ -144,7 +147,7 @@ class Attack(BaseModel, ABC):
             settings=self.model_dump(mode="json"),
             seed=seed,
             peak_memory=memory.mib,
-            labels=_labels(problem, outcome),
+            labels=None if problem.num_classes is None else _told(problem, outcome.labels, problem.labels),
         )
 
     def _check_memory(self, observation: Observation, device: str) -> None:
@@ -161,8 +164,9 @@ class Attack(BaseModel, ABC):
         seen = observation.circumstances
         signs = seen.defence is not None and seen.defence.signs
         lacking = {
-            Needs.NOISE_AND_TIMESTEPS: observation.threat is not ThreatModel.KNOWN,
+            Needs.NOISE_AND_TIMESTEPS: isinstance(seen.task, DiffusionTask) and observation.noise is None,
             Needs.GRADIENT: not _reveals_gradient(seen),
+            Needs.SGD_STEPS: not _of_sgd(seen),
             Needs.LOCAL_STEPS: not _reveals_local_steps(seen),
             Needs.OWN_SIGNS: signs and seen.num_clients > 1,
             Needs.MAGNITUDES: signs,
@@ -193,17 +197,16 @@ def check_signal(task: TrainingTask, timesteps: Tensor) -> None:
     )
 
 
-def _labels(problem: InversionProblem, outcome: Outcome) -> Tensor | None:
-    """The labels that a search found, or else that are known, or else -1; None if training uses none."""
-    if problem.num_classes is None:
-        return None
-    labels = problem.labels if outcome.labels is None else outcome.labels
-    return torch.full((problem.samples,), -1) if labels is None else labels.detach().cpu().long()
+def _told(problem: InversionProblem, found: Tensor | None, known: Tensor | None) -> Tensor:
+    """The timesteps or labels int64 [N] that a search found, or else that are known, or else -1."""
+    values = known if found is None else found
+    return torch.full((problem.samples,), -1) if values is None else values.detach().cpu().long()
 
 
 _MEANING = {
     Needs.NOISE_AND_TIMESTEPS: "noise and timesteps that the server dictated (threat = 'known')",
     Needs.GRADIENT: "a gradient, or the weights after a single SGD step",
+    Needs.SGD_STEPS: "a gradient, or the weights after SGD steps",
     Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one or two Adam steps of one client",
     Needs.OWN_SIGNS: "the signs of one client",
     Needs.MAGNITUDES: "the magnitudes of the update's entries",
@@ -215,8 +218,6 @@ def _instead(need: Needs, seen: Circumstances) -> str:
     """What there is in place of what an attack needs, in words."""
     if need is Needs.DIFFUSION_TASK:
         return f"here they train a classifier (task = {seen.task.task!r})"
-    if need is Needs.NOISE_AND_TIMESTEPS and not isinstance(seen.task, DiffusionTask):
-        return "here clients keep their labels (threat = 'private')"
     if need is Needs.NOISE_AND_TIMESTEPS:
         return "here clients drew their own (threat = 'private')"
     if need is Needs.MAGNITUDES:
@@ -234,13 +235,15 @@ def _instead(need: Needs, seen: Circumstances) -> str:
 
 
 def _reveals_gradient(seen: Circumstances) -> bool:
-    optimizer = seen.local_optimizer
-    return seen.update == "gradient" or (optimizer is not None and not optimizer.adaptive and seen.local_steps == 1)
+    return _of_sgd(seen) and seen.local_steps == 1
+
+
+def _of_sgd(seen: Circumstances) -> bool:
+    return seen.update == "gradient" or (seen.local_optimizer is not None and not seen.local_optimizer.adaptive)
 
 
 def _reveals_local_steps(seen: Circumstances) -> bool:
-    sgd = seen.local_optimizer is None or not seen.local_optimizer.adaptive
-    return seen.update == "gradient" or sgd or (seen.local_steps == 1 and seen.num_clients == 1) or tells_signs(seen)
+    return _of_sgd(seen) or (seen.local_steps == 1 and seen.num_clients == 1) or tells_signs(seen)
 
 
 def _why_not_finite(observation: Observation) -> str:

@@ -178,15 +178,19 @@ class GradientMatching:
 
 
 def match_pixels(
-    problem: InversionProblem, derivative: Derivative, distance: Distance = squared_error
+    problem: InversionProblem,
+    derivative: Derivative,
+    distance: Distance = squared_error,
+    labels: Tensor | None = None,
 ) -> GradientMatching:
-    """``distance`` over images [N,C,H,W], by the client's own loss with the noise, timesteps and labels known."""
-    noise, timesteps = problem.noise, problem.timesteps
-    assert noise is not None
-    assert timesteps is not None
+    """``distance`` over images [N,C,H,W], by the client's own loss with the noise and timesteps known.
+
+    ``labels`` int64 [N] are the images', where training uses labels; those that were revealed, unless given.
+    """
+    told = problem.labels if labels is None else labels
 
     def training_loss(unknowns: Sequence[Tensor]) -> Tensor:
-        return problem.loss(unknowns[0], noise, timesteps, problem.labels)
+        return problem.loss(unknowns[0], problem.noise, problem.timesteps, told)
 
     return GradientMatching(problem, training_loss, distance, derivative)
 

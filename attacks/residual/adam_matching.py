@@ -21,7 +21,7 @@ from typing_extensions import override
 from attacks.inversion.adam_steps import known_first_step, weights_before_steps
 from attacks.inversion.gradient_matching import RELATIVE_STEP, Distance, flatten
 from attacks.inversion.problem import InversionProblem
-from attacks.residual.simulated_training import SimulatedTraining, StepLoss
+from attacks.inversion.simulated_training import SimulatedTraining, StepLoss
 
 SMALLEST_GRADIENT = 1e-18
 """Least s; the square of a smaller gradient is 0 in float32."""

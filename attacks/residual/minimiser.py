@@ -19,10 +19,10 @@ from attacks.inversion.gradient_matching import Derivative, Distance, GradientMa
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.inversion.restarts import Patience, run_until_stalled
+from attacks.inversion.simulated_training import SimulatedTraining
 from attacks.residual.adam_matching import AdamMatching
 from attacks.residual.kfac_metric import KFACMetric
 from attacks.residual.sample_diagnostics import best_permutation, cosine_matrix, sample_misfits, sample_vectors
-from attacks.residual.simulated_training import SimulatedTraining
 from attacks.residual.unknowns import NoisyImageAndResidual, Unknowns
 
 

@@ -11,7 +11,7 @@ import typer
 from experiments.commands import choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
-    help="Measure attacks, defences and the recovery of timesteps on drawn victims.",
+    help="Measure attacks, defences and the recovery of timesteps and labels on drawn victims.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -180,6 +180,43 @@ def timesteps(
 
         bench_timesteps(victims, seed, jobs, directory, console)
         console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def labels(
+    victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 61681,
+    jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Read the labels off many classifiers' gradients and count the exact, the unknown and the wrong."""
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.labels import bench_labels
+
+        bench_labels(victims, seed, jobs, directory, console)
+        console.print(f"table: [bold]{directory / 'labels.md'}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def classification(
+    victims: Annotated[int, typer.Option(min=1, help="Victims an attack and case.")] = 16,
+    quick: Annotated[bool, typer.Option("--quick", help="DLG alone.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")] = 61681,
+    jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Attack classifiers as DLG and Inverting Gradients were published: one image of an untrained LeNet, a ResNet."""
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.classification import bench_classification
+
+        bench_classification(victims, quick, seed, jobs, directory, console)
+        console.print(f"table: [bold]{directory / 'classification.md'}[/bold]", soft_wrap=True)
 
 
 @app.command("many-clients")

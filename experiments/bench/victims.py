@@ -114,7 +114,7 @@ def _sent(
         if case.optimizer:
             update = {name: update[name] - weights[name] for name in trainable_names(recipe.model)}
         if case.defence != "none":
-            update, defence = _DEFENCES[case.defence](update, case.strength, generator)
+            update, defence = DEFENCES[case.defence](update, case.strength, generator)
         if case.dtype != "float32":
             update = _in_sixteen_bits(update, weights if case.optimizer else {}, case.dtype)
         sent.append(update)
@@ -154,7 +154,7 @@ def _signs(update: Update, _: float, __: torch.Generator) -> tuple[Update, Defen
     return {name: value.sign() for name, value in update.items()}, DefenceDisclosure(signs=True)
 
 
-_DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, DefenceDisclosure]]] = {
+DEFENCES: dict[str, Callable[[Update, float, torch.Generator], tuple[Update, DefenceDisclosure]]] = {
     "noise": _noise,
     "clip": _clip,
     "top-k": _top_k,

@@ -18,7 +18,7 @@ BUILT_IN = {
     "dlg": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
     "gidm": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
     "gidm-plus": _GRADIENT,
-    "inverting-gradients": Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT | Needs.OWN_SIGNS,
+    "inverting-gradients": Needs.NOISE_AND_TIMESTEPS | Needs.SGD_STEPS | Needs.OWN_SIGNS,
     "residual": Needs.LOCAL_STEPS | Needs.OWN_SIGNS,
 }
 
@@ -94,7 +94,7 @@ def observation_lacking(need: Needs) -> Observation:
         return make_victim(known=True, defence=DefenceDisclosure(signs=True)).observation
     if need is Needs.OWN_SIGNS:
         return summed(make_victim((1, 2), known=True, defence=DefenceDisclosure(signs=True)).observation)
-    if need is Needs.LOCAL_STEPS:
+    if need in (Needs.LOCAL_STEPS, Needs.SGD_STEPS):
         return summed(make_victim((1, 2), known=True, optimizer=LocalOptimizer(name="adam", lr=0.1)).observation)
     return make_victim((1, 2), known=True, local_steps=2, optimizer=LocalOptimizer(lr=0.1)).observation
 
@@ -229,6 +229,7 @@ def test_no_timestep_is_read_off_a_random_update(random_update):
             {"local_steps": 4, "optimizer": "adamw"},
             r"here are 4 AdamW steps \(local_steps = 4\); of AdamW only a single step",
         ),
+        (Needs.SGD_STEPS, {"local_steps": 1}, r"here are one Adam step \(local_steps = 1\); of Adam"),
         (Needs.GRADIENT, {"local_steps": 1}, r"here are one Adam step \(local_steps = 1\); of Adam"),
         (Needs.NOISE_AND_TIMESTEPS, {"local_steps": 1}, r"the server dictated \(threat = 'known'\): here clients drew"),
     ],

@@ -102,7 +102,8 @@ CONTRACT = ("attack", "memory", "observation", "reconstruction_file", "registry"
 MAY_STAND_ON = {
     "inversion": {"inversion"},
     "timesteps": {"timesteps", "inversion"},
-    "published": {"published", "timesteps", "inversion"},
+    "labels": {"labels", "inversion"},
+    "published": {"published", "timesteps", "labels", "inversion"},
     "residual": {"residual", "timesteps", "inversion"},
 }
 

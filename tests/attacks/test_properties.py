@@ -133,6 +133,7 @@ def lacking(needs: Needs, known: bool, training: str, signs: bool, num_clients: 
     lacks = {
         Needs.NOISE_AND_TIMESTEPS: not known,
         Needs.GRADIENT: training not in ("gradient", "one SGD step"),
+        Needs.SGD_STEPS: "Adam" in training,
         Needs.LOCAL_STEPS: training == "three Adam steps"
         or (training == "two Adam steps" and (several or signs))
         or (training == "one Adam step" and several),

@@ -9,12 +9,13 @@ from attacks.attack import Reconstruction
 from attacks.observation import Observation
 from attacks.registry import create
 from attacks.trace import Trace
-from experiments.bench import timesteps
+from experiments.bench import classification, labels, timesteps
 from experiments.bench.federations import UNDEFENDED
 from tests.attacks.toy_attacks import Guess
 from tests.experiments.in_process import PoolInThisProcess, federation_in_process
 
-CASES = list(timesteps.cases())[:2]
+CASES, LABEL_CASES = list(timesteps.cases())[:2], list(labels.cases())[:2]
+CELLS = list(classification.cells(quick=True))[:1]
 TINY = {"checkpoint": "none", "block_out_channels": [8, 16], "norm_num_groups": 4}
 
 
@@ -35,10 +36,12 @@ def quick_benchmarks() -> Iterator[None]:
     bench = "experiments.bench"
     with ExitStack() as stack:
         stack.enter_context(patch(f"{bench}.benchmark.side_by_side", _in_turn))
-        for place in ("attack_measurement", "federations"):
+        for place in ("attack_measurement", "classification", "federations"):
             stack.enter_context(patch(f"{bench}.{place}.attempt", _guess))
         stack.enter_context(patch.dict(UNDEFENDED, model=TINY, utility={"samples": 2}))
         stack.enter_context(patch(f"{bench}.timesteps.cases", lambda: iter(CASES)))
+        stack.enter_context(patch(f"{bench}.labels.cases", lambda: iter(LABEL_CASES)))
+        stack.enter_context(patch(f"{bench}.classification.cells", lambda _: iter(CELLS)))
         stack.enter_context(patch(f"{bench}.many_clients.run_federation", federation_in_process))
         stack.enter_context(patch(f"{bench}.many_clients.AttackPool", PoolInThisProcess))
         stack.enter_context(patch(f"{bench}.many_clients._ATTACK", "tests.attacks.toy_attacks:Guess"))

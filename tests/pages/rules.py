@@ -274,7 +274,7 @@ def _cheaper_benchmark(name: str, words: list[str]) -> list[str]:
         return ["--victims", "1", *only, "--networks", "16"]
     if name == "defences":
         return ["--victims", "1", "--rounds", "1", *([] if "--only" in words else ["--only", "none,signs"])]
-    if name == "timesteps":
+    if name in ("timesteps", "labels", "classification"):
         return ["--victims", "1"]
     if name == "many-clients":
         return ["--clients", "2", "--per-round", "1", "--rounds", "6", "--turns", "1"]

@@ -14,7 +14,7 @@ from attacks.published.ddim_prior import load_prior
 from attacks.published.gidm import GIDM, RECIPES, Phases, through_prior
 from attacks.registry import create
 from fl_sim import network
-from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
+from tests.attacks.conftest import MODEL, SHAPE, Victim, make_classification_victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
@@ -113,3 +113,12 @@ def test_a_prior_that_does_not_serve_is_one_line(tmp_path, known_victim):
             create("gidm", {"prior": path}).reconstruct(known_victim.observation, seed=101)
         assert path in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_needs_a_prior_of_its_own(tmp_path, short_recipe, known_victim):
+    victim = make_classification_victim((3,), classifier="ConvNet")
+    with pytest.raises(AttackError, match=r"^attack 'gidm': prior = 'global' names .* a classifier; allowed: the path"):
+        create("gidm").reconstruct(victim.observation, seed=101)
+    prior = save_checkpoint(tmp_path / "prior", known_victim)
+    result = create("gidm", {"prior": prior}).reconstruct(victim.observation, seed=101)
+    assert (result.evaluations, result.labels.tolist()) == (26, [3])

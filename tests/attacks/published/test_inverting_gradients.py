@@ -7,7 +7,8 @@ from attacks.inversion.problem import InversionProblem
 from attacks.published.inverting_gradients import InvertingGradients, total_variation
 from attacks.registry import create
 from fl_sim.diffusion import PREDICTION_TYPES
-from tests.attacks.conftest import SHAPE, make_victim
+from fl_sim.network import LocalOptimizer
+from tests.attacks.conftest import SHAPE, make_classification_victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
 
@@ -60,3 +61,41 @@ def test_total_variation_of_a_step_edge():
 def test_it_refuses_private_noise(victim):
     with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
         create("inverting-gradients").reconstruct(victim.observation, seed=101)
+
+
+def test_it_finds_the_image_and_the_label_of_a_classifier():
+    victim = make_classification_victim((3,), classifier="ConvNet")
+    result = create("inverting-gradients", {"iterations": 300}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 25
+    assert result.labels.tolist() == [3]
+
+
+def test_several_local_steps_are_simulated():
+    """With steps this large, matching the mean gradient at the weights sent would end far from the images."""
+    victim = make_classification_victim((3, 8), local_steps=2, optimizer=LocalOptimizer(lr=0.3), known=True)
+    problem = InversionProblem(victim.observation, "cpu")
+    attack = InvertingGradients(iterations=8)
+    assert attack.matching(problem, problem.labels).value([victim.images]) < 1e-6
+    assert match_pixels(problem, "one-sided", cosine_distance, problem.labels).value([victim.images]) > 1e-4
+
+
+def test_every_start_deals_recovered_labels_to_the_steps_anew(monkeypatch):
+    victim = make_classification_victim((3, 8), local_steps=2, optimizer=LocalOptimizer(lr=0.01))
+    dealt = []
+    matching = InvertingGradients.matching
+
+    def note(self, problem, labels):
+        dealt.append(tuple(labels.tolist()))
+        return matching(self, problem, labels)
+
+    monkeypatch.setattr(InvertingGradients, "matching", note)
+    result = create("inverting-gradients", {"iterations": 8, "starts": 6}).reconstruct(victim.observation, seed=101)
+    assert dealt[0] == (3, 8)
+    assert set(dealt) == {(3, 8), (8, 3)}
+    assert tuple(result.labels.tolist()) in dealt
+    assert result.evaluations == 6 * (8 + 1)
+
+
+def test_the_published_recipe_is_the_papers():
+    assert InvertingGradients(recipe="published").iterations_of_a_start == 24_000
+    assert InvertingGradients(recipe="published", iterations=8).iterations_of_a_start == 8

@@ -1,9 +1,9 @@
 import torch
 
 from attacks.inversion.problem import InversionProblem
+from attacks.inversion.simulated_training import SimulatedTraining
 from attacks.residual.batch_refinement import BatchRefinement
 from attacks.residual.local_training import LocalTraining, deal_samples, explained_as_one_batch
-from attacks.residual.simulated_training import SimulatedTraining
 from attacks.residual.unknowns import possible_unknowns
 from fl_sim import diffusion
 from fl_sim.network import LocalOptimizer

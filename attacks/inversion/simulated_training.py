@@ -15,6 +15,7 @@ costs two gradients a step.
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -59,6 +60,20 @@ class SimulatedTraining:
         self.observed = flatten(list(problem.gradient.values()))
         self.sent = flatten([parameter.detach() for parameter in self.parameters])
 
+    @classmethod
+    def of_pixels(cls, problem: InversionProblem, distance: Distance, labels: Tensor | None) -> "SimulatedTraining":
+        """``distance`` over images [N,C,H,W], by the client's own loss with noise and timesteps known.
+
+        The images, and ``labels`` int64 [N] where training uses them, are in the order of the steps.
+        """
+        told = (problem.noise, problem.timesteps, labels)
+
+        def step_loss(samples: Tensor, unknowns: Sequence[Tensor]) -> Tensor:
+            return problem.loss(unknowns[0][samples], *(None if of is None else of[samples] for of in told))
+
+        steps = torch.arange(problem.samples, device=problem.device).split(problem.circumstances.batch_size)
+        return cls(problem, step_loss, steps, distance, itemgetter(0))
+
     def with_steps(self, steps: Sequence[Tensor]) -> "SimulatedTraining":
         """The same with the samples dealt to the steps in another way."""
         other = copy(self)
@@ -85,7 +100,8 @@ class SimulatedTraining:
     def gradient(self, unknowns: Sequence[Tensor]) -> dict[str, Tensor]:
         """G(u) by parameter."""
         self.problem.budget.spend()
-        chunks = self._forward(unknowns)[2].split([parameter.numel() for parameter in self.parameters])
+        points = [unknown.detach().requires_grad_() for unknown in unknowns]
+        chunks = self._forward(points)[2].split([parameter.numel() for parameter in self.parameters])
         named = zip(self.problem.parameters.items(), chunks, strict=True)
         return {name: chunk.view_as(parameter) for (name, parameter), chunk in named}
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from attacks.inversion.gradient_matching import squared_error
 from attacks.inversion.problem import InversionProblem
-from attacks.residual.simulated_training import SimulatedTraining
+from attacks.inversion.simulated_training import SimulatedTraining
 from fl_sim import diffusion
 from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
