@@ -1,6 +1,7 @@
 """The attacker cannot reach the truth: which room may import which, replay under guard, and a decoy."""
 
 import ast
+import inspect
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 
 import attacks
 from attacks.attack import AttackError
+from attacks.model_inversion.model_inversion import ModelInversion
 from attacks.observation import CaptureError, Observation
 from attacks.registry import create
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, draw_images, make_victim, psnr
@@ -67,8 +69,8 @@ WORDS = ("fl_sim.errors", "fl_sim.registry")
 """Error messages and classes by name; they know nobody."""
 
 
-def test_attacks_import_diffusion_alone_outside_themselves():
-    allowed = ("attacks", "fl_sim.diffusion", *WORDS)
+def test_attacks_import_the_ground_floor_alone_outside_themselves():
+    allowed = ("attacks", "fl_sim.diffusion", "fl_sim.classification", *WORDS)
     assert [pair for pair in imports_of("attacks") if not within(pair[1], *allowed)] == []
 
 
@@ -91,6 +93,7 @@ MAY_STAND_ON = {
     "timesteps": {"timesteps", "inversion"},
     "published": {"published", "timesteps", "inversion"},
     "residual": {"residual", "timesteps", "inversion"},
+    "model_inversion": {"model_inversion"},
 }
 
 
@@ -98,6 +101,19 @@ MAY_STAND_ON = {
 def test_a_room_of_attacks_stands_on_those_below_it(room):
     used = {name.split(".")[1] for _, name in imports_of(f"attacks.{room}") if within(name, "attacks")}
     assert used - set(CONTRACT) <= MAY_STAND_ON[room]
+
+
+def test_a_model_inversion_sees_no_update_and_no_truth():
+    """It gets a classifier, public images and a seed; neither an observation nor what measures its result."""
+    seen = {name for _, name in imports_of("attacks.model_inversion")}
+    assert not [name for name in seen if within(name, "attacks.observation", "attacks.workers", *TRUTH)]
+    assert [*inspect.signature(ModelInversion.reconstruct).parameters] == [
+        "self",
+        "classifier",
+        "public",
+        "seed",
+        "device",
+    ]
 
 
 def test_every_file_of_attacks_is_in_a_room_or_in_the_contract():
