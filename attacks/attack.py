@@ -14,7 +14,6 @@ from enum import Flag, auto
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -25,7 +24,9 @@ from attacks.memory import PeakMemory, available_memory, estimate_memory
 from attacks.observation import Circumstances, Observation, ThreatModel
 from attacks.trace import Trace, Watch, to_unit_range
 from fl_sim import diffusion
+from fl_sim.diffusion import DiffusionTask
 from fl_sim.errors import UserError
+from fl_sim.network import TrainingTask
 
 
 class AttackError(UserError):
@@ -37,7 +38,7 @@ class Needs(Flag):
 
     NOTHING = 0
     NOISE_AND_TIMESTEPS = auto()
-    """The known threat model: the server dictated noise and timesteps."""
+    """The known threat model: the server dictated noise and timesteps; in classification, clients revealed labels."""
     GRADIENT = auto()
     """A gradient (or a delta that determines one: a single SGD step), not the result of several local steps."""
     LOCAL_STEPS = auto()
@@ -47,13 +48,15 @@ class Needs(Flag):
     """Where signs alone were sent, those of one client: a majority of several clients' signs is no gradient's sign."""
     MAGNITUDES = auto()
     """The gradient's entries, not their signs alone."""
+    DIFFUSION_TASK = auto()
+    """A network that clients train by the loss of diffusion."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown).
 
-    ``labels`` int64 [N] likewise, of a class-conditional network; None: the search says nothing of them.
+    ``labels`` int64 [N] likewise, where training uses labels; None: the search says nothing of them.
     """
 
     images: Tensor
@@ -66,7 +69,7 @@ class Outcome:
 class Reconstruction:
     """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU.
 
-    ``labels`` int64 [N], -1 if unknown; None if the network takes no labels.
+    ``labels`` int64 [N], -1 if unknown; None if training uses no labels.
     """
 
     images: Tensor
@@ -129,7 +132,7 @@ class Attack(BaseModel, ABC):
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
         if not (outcome.images.isfinite().all() and math.isfinite(outcome.matching_loss)):
             raise AttackError(f"attack {self.name!r} broke down: {_why_not_finite(observation)}")
-        check_signal(problem.scheduler, outcome.timesteps)
+        check_signal(problem.task, outcome.timesteps)
         return Reconstruction(
             images=to_unit_range(outcome.images),
             timesteps=outcome.timesteps.detach().cpu().long(),
@@ -163,22 +166,25 @@ class Attack(BaseModel, ABC):
             Needs.LOCAL_STEPS: not _reveals_local_steps(seen),
             Needs.OWN_SIGNS: signs and seen.num_clients > 1,
             Needs.MAGNITUDES: signs,
+            Needs.DIFFUSION_TASK: not isinstance(seen.task, DiffusionTask),
         }
         missing = [need for need, lacks in lacking.items() if lacks and need in self.needs]
         if missing:
             reasons = "; ".join(f"{need.name}, {_MEANING[need]}: {_instead(need, seen)}" for need in missing)
             raise AttackError(f"attack {self.name!r} needs {reasons}")
         if observation.timesteps is not None:
-            check_signal(diffusion.build_scheduler(seen.scheduler), observation.timesteps)
+            check_signal(seen.task, observation.timesteps)
 
     @abstractmethod
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find images whose gradient is the observed one; all randomness comes from ``generator`` (on the CPU)."""
 
 
-def check_signal(scheduler: DDPMScheduler, timesteps: Tensor) -> None:
+def check_signal(task: TrainingTask, timesteps: Tensor) -> None:
     """Refuse ``timesteps`` int64 [N], -1 where unknown, at all of which an update tells nothing of the images."""
-    if bool((timesteps < 0).any()) or bool(diffusion.determines_x0(scheduler, timesteps.long()).any()):
+    if bool((timesteps < 0).any()) or not isinstance(task, DiffusionTask):
+        return
+    if bool(diffusion.determines_x0(task.noise_schedule(), timesteps.long()).any()):
         return
     where = ", ".join(map(str, sorted(set(timesteps.long().tolist()))))
     raise AttackError(
@@ -188,7 +194,7 @@ def check_signal(scheduler: DDPMScheduler, timesteps: Tensor) -> None:
 
 
 def _labels(problem: InversionProblem, outcome: Outcome) -> Tensor | None:
-    """The labels that a search found, or else that are known, or else -1; None if the network takes none."""
+    """The labels that a search found, or else that are known, or else -1; None if training uses none."""
     if problem.num_classes is None:
         return None
     labels = problem.labels if outcome.labels is None else outcome.labels
@@ -201,11 +207,16 @@ _MEANING = {
     Needs.LOCAL_STEPS: "a gradient, or the weights after SGD steps or after one or two Adam steps of one client",
     Needs.OWN_SIGNS: "the signs of one client",
     Needs.MAGNITUDES: "the magnitudes of the update's entries",
+    Needs.DIFFUSION_TASK: "clients that train a diffusion model (task = 'diffusion')",
 }
 
 
 def _instead(need: Needs, seen: Circumstances) -> str:
     """What there is in place of what an attack needs, in words."""
+    if need is Needs.DIFFUSION_TASK:
+        return f"here they train a classifier (task = {seen.task.task!r})"
+    if need is Needs.NOISE_AND_TIMESTEPS and not isinstance(seen.task, DiffusionTask):
+        return "here clients keep their labels (threat = 'private')"
     if need is Needs.NOISE_AND_TIMESTEPS:
         return "here clients drew their own (threat = 'private')"
     if need is Needs.MAGNITUDES:

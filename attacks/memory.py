@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.observation import Circumstances, Observation
-from fl_sim import diffusion
+from fl_sim import network
 
 MIB = 2**20
 FLOAT = 4
@@ -99,7 +99,7 @@ def _kept_for_backward(seen: Circumstances) -> int:
 
     Counted on torch's meta device, on which nothing is computed. A network that cannot be run there counts nothing.
     """
-    model = diffusion.outline(seen.model)
+    model = network.outline(seen.model)
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ def _kept_for_backward(seen: Circumstances) -> int:
     timesteps = torch.zeros(seen.num_samples, dtype=torch.long, device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            labels = None if diffusion.num_classes(seen.model) is None else timesteps
-            diffusion.predict(model, images, timesteps, labels)
+            labels = None if seen.task.label_count(seen.model) is None else timesteps
+            seen.task.predict(model, images, timesteps, labels)
     except Exception:  # numbers are asked for, an operation is unknown there, or whatever somebody's own network raises
         return 0
     return sum(size for _, size in kept.values())

@@ -1,7 +1,7 @@
 """What an honest-but-curious server saw of one client in one round, and the capture file that stores it.
 
-An Observation is all that an attack ever gets. It has no field for the private image; noise and timesteps are there in
-the known threat model alone, where the server dictated them, and so are the labels of a class-conditional network.
+An Observation is all that an attack ever gets. It has no field for the private image; noise, timesteps and labels are
+there in the known threat model alone, where the server dictated the first two and clients revealed the last.
 """
 
 import json
@@ -9,30 +9,39 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import TensorSpec, serialize_file
 from torch import Tensor, nn
 
-from fl_sim import diffusion
-from fl_sim.diffusion import (
+from fl_sim import network
+from fl_sim.classification import ClassificationTask
+from fl_sim.diffusion import DiffusionTask, num_train_timesteps
+from fl_sim.errors import UserError, dotted, first_error
+from fl_sim.network import (
     ConfigError,
     LocalOptimizer,
-    check_network,
+    TrainingTask,
     misfit,
-    num_classes,
-    num_train_timesteps,
     outline,
     read_safetensors,
     trainable_parameters,
 )
-from fl_sim.errors import UserError, dotted, first_error
 
 
 class ThreatModel(StrEnum):
-    """What the server knows of a client's random draws (arXiv 2405.20380)."""
+    """What the server knows of a client's random draws and of its labels (arXiv 2405.20380)."""
 
     KNOWN = "known"
     PRIVATE = "private"
@@ -90,21 +99,30 @@ class DefenceDisclosure(BaseModel):
     signs: bool = False
 
 
+DIFFUSION = "diffusion"
+Task = Annotated[DiffusionTask | ClassificationTask, Discriminator("task")]
+"""What a network is trained for."""
+_OF_TASK = {DIFFUSION: DiffusionTask.model_fields, "classification": ClassificationTask.model_fields}
+
+
 class Circumstances(BaseModel):
     """How the update came about: all that the server knows beside the numbers themselves.
 
     ``update`` is the mean gradient, or ``delta``: weights after local training minus weights before. With
     ``num_clients`` above 1 the update is the unweighted sum over that many clients and ``client`` is -1.
     ``local_optimizer`` is None where clients send gradients, ``defence`` where nothing was done to the update or the
-    server does not know of it. ``min_snr_gamma`` and ``noise_offset`` are those of the training loss and of the noise,
-    and with ``ema_decay`` a delta is that of the weights' moving average over the local steps (fl_sim/diffusion/). What
-    was sent, the gradient or the new weights, was rounded to ``dtype``. ``observer`` is the curious peer that saw the
-    update, None for the server.
+    server does not know of it. With ``ema_decay`` a delta is that of the weights' moving average over the local steps
+    (fl_sim/network/ema.py). What was sent, the gradient or the new weights, was rounded to ``dtype``. ``observer`` is
+    the curious peer that saw the update, None for the server.
+
+    ``task`` is what the network was trained for. In JSON its fields stand beside the others. Format 1 knows diffusion
+    alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    task: Task
     round: int = Field(ge=0)
     client: int = Field(ge=-1)
     update: Literal["gradient", "delta"] = "gradient"
@@ -114,28 +132,40 @@ class Circumstances(BaseModel):
     local_optimizer: LocalOptimizer | None = None
     defence: DefenceDisclosure | None = None
     loss_reduction: Literal["mean"] = "mean"
-    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
-    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
     ema_decay: float | None = Field(None, ge=0, lt=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     image_shape: tuple[int, int, int]
     value_range: tuple[Literal[-1], Literal[1]] = (-1, 1)
-    scheduler: dict[str, Any]
     model: dict[str, Any]
     num_clients: int = Field(1, ge=1)
     observer: int | None = Field(None, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_task(cls, fields: Any) -> Any:
+        """Move the task's own fields, which stand beside the others in JSON, into one object."""
+        if not isinstance(fields, dict) or isinstance(fields.get("task"), TrainingTask):
+            return fields
+        task = fields.get("task", DIFFUSION)
+        own = {"task", *(_OF_TASK[task] if isinstance(task, str) and task in _OF_TASK else ())}
+        given = {name: value for name, value in fields.items() if name in own}
+        return {name: value for name, value in fields.items() if name not in own} | {"task": given | {"task": task}}
+
+    @model_serializer(mode="wrap")
+    def _spread_task(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialise(self)
+        return fields | fields["task"]
+
     @model_validator(mode="after")
     def _consistent(self) -> "Circumstances":
+        if self.format == 1 and not isinstance(self.task, DiffusionTask):
+            raise ValueError("format 1 knows diffusion alone; allowed: format 2")
         if self.update == "delta" and self.local_optimizer is None:
             raise ValueError("update 'delta' needs local_optimizer")
         if self.update == "gradient" and self.local_steps > 1:
             raise ValueError("update 'gradient' has local_steps 1; of several steps a delta is sent")
         if self.update == "gradient" and self.ema_decay is not None:
             raise ValueError("update 'gradient' has ema_decay null; weights alone are averaged")
-        if self.scheduler.get("prediction_type", "epsilon") != self.prediction_type:
-            raise ValueError("prediction_type differs from the scheduler's")
         if (self.num_clients > 1) != (self.client == -1):
             raise ValueError("client is -1 exactly if num_clients is above 1")
         return self
@@ -161,7 +191,8 @@ class Observation:
         update: what came back, float32 by name, trainable parameters only.
         noise: [N,C,H,W], dictated by the server (known threat model), else None.
         timesteps: int64 [N], dictated by the server (known threat model), else None.
-        labels: int64 [N], revealed by the clients (known threat model, class-conditional network), else None.
+        labels: int64 [N], revealed by the clients (known threat model, classifier or class-conditional network), else
+            None.
 
     Raises:
         CaptureError: if names, shapes or values do not fit the model that ``circumstances`` names.
@@ -179,8 +210,8 @@ class Observation:
 
     @property
     def threat(self) -> ThreatModel:
-        """Known exactly if noise and timesteps are both there."""
-        return ThreatModel.PRIVATE if self.noise is None else ThreatModel.KNOWN
+        """Known exactly if what the server dictated or clients revealed is there: noise and timesteps, labels."""
+        return ThreatModel.PRIVATE if self.noise is None and self.labels is None else ThreatModel.KNOWN
 
     def save(self, path: Path) -> None:
         """Write the capture file; its layout is described in docs/capture-format.md."""
@@ -201,14 +232,14 @@ class Observation:
 
         Of a gradient that is stored in such a type ``dtype`` is that type, whatever the metadata says.
         ``trust``: factories that may be imported to build the network, if the capture names one: each the path
-        ``package.module:build``. This process trusts them from then on (fl_sim/diffusion/factory.py).
+        ``package.module:build``. This process trusts them from then on (fl_sim/network/factory.py).
 
         Raises:
             CaptureError: if the file is missing, truncated, of another format, does not fit its model, or names a
                 factory that is not trusted.
             ConfigError: if ``trust`` names something else than factories.
         """
-        diffusion.trust(trust)
+        network.trust(trust)
         stored, circumstances = _read(Path(path))
         if circumstances.update == "gradient" and (half := _half_in(stored)) is not None:
             circumstances = circumstances.model_copy(update={"dtype": half})
@@ -248,7 +279,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Circumstances]:
         return tensors, Circumstances.model_validate(json.loads(text))
     except ValidationError as error:
         first = first_error(error)
-        raise CaptureError(f"{path}: observation.{dotted(first['loc'])}: {first['msg']}") from error
+        place = first["loc"][2:] if first["loc"][:1] == ("task",) and len(first["loc"]) > 2 else first["loc"]
+        raise CaptureError(f"{path}: observation.{dotted(place)}: {first['msg']}") from error
     except json.JSONDecodeError as error:
         raise CaptureError(f"{path}: metadata 'observation' is not JSON: {error}") from error
 
@@ -257,9 +289,8 @@ def _check(observation: Observation) -> None:
     """Refuse whatever cannot be attacked, before an attack spends time on it."""
     circumstances = observation.circumstances
     try:
-        check_network(circumstances.model, circumstances.scheduler, circumstances.image_shape)
+        circumstances.task.check(circumstances.model, circumstances.image_shape)
         model = outline(circumstances.model)
-        timesteps = num_train_timesteps(circumstances.scheduler)
     except ConfigError as error:
         raise CaptureError(str(error)) from error
     _check_tensors("weights", observation.weights, model, model.state_dict())
@@ -270,8 +301,8 @@ def _check(observation: Observation) -> None:
         raise CaptureError(f"update/{min(extra)} is not a trainable parameter of the model")
     if not any(value.any() for value in observation.update.values()):
         raise CaptureError("update is zero everywhere: it holds no information")
-    _check_known(observation, timesteps)
-    _check_labels(observation, num_classes(circumstances.model))
+    _check_noise(observation)
+    _check_labels(observation, circumstances.task.label_count(circumstances.model))
 
 
 def _check_tensors(kind: str, tensors: dict[str, Tensor], model: nn.Module, required: Iterable[str]) -> None:
@@ -286,12 +317,14 @@ def _check_tensors(kind: str, tensors: dict[str, Tensor], model: nn.Module, requ
         raise CaptureError(f"{kind}/{name} holds NaN or infinite values")
 
 
-def _check_known(observation: Observation, num_train_timesteps: int) -> None:
-    noise, timesteps = observation.noise, observation.timesteps
+def _check_noise(observation: Observation) -> None:
+    noise, timesteps, task = observation.noise, observation.timesteps, observation.circumstances.task
     if (noise is None) != (timesteps is None):
         raise CaptureError("noise and timesteps come together or not at all")
     if noise is None or timesteps is None:
         return
+    if not isinstance(task, DiffusionTask):
+        raise CaptureError(f"noise and timesteps are there, but the task is {task.task!r}, which has none")
     samples, image_shape = observation.circumstances.num_samples, observation.circumstances.image_shape
     if noise.shape != (samples, *image_shape):
         raise CaptureError(f"noise has shape {list(noise.shape)}, expected {[samples, *image_shape]}")
@@ -299,20 +332,23 @@ def _check_known(observation: Observation, num_train_timesteps: int) -> None:
         raise CaptureError("noise must be torch.float32, without NaN or infinite values")
     if timesteps.shape != (samples,) or timesteps.dtype != torch.int64:
         raise CaptureError(f"timesteps must be int64 of shape [{samples}]")
-    if timesteps.min() < 0 or timesteps.max() >= num_train_timesteps:
-        raise CaptureError(f"timesteps must lie in 0..{num_train_timesteps - 1}")
+    last = num_train_timesteps(task.scheduler) - 1
+    if timesteps.min() < 0 or timesteps.max() > last:
+        raise CaptureError(f"timesteps must lie in 0..{last}")
 
 
 def _check_labels(observation: Observation, classes: int | None) -> None:
-    """Labels are there exactly if noise is known and the network takes labels: private ones are never stored."""
+    """In diffusion labels are there exactly if noise is known and the network takes labels."""
     labels, samples = observation.labels, observation.circumstances.num_samples
-    if labels is None and observation.threat is ThreatModel.KNOWN and classes is not None:
+    diffusion = isinstance(observation.circumstances.task, DiffusionTask)
+    if labels is None and observation.noise is not None and classes is not None:
         raise CaptureError("noise and timesteps are known, and labels are missing; the network takes class labels")
     if labels is None:
         return
-    if observation.threat is not ThreatModel.KNOWN or classes is None:
-        why = "the network takes none" if classes is None else "noise and timesteps are private"
-        raise CaptureError(f"labels are there, but {why}")
+    if classes is None:
+        raise CaptureError("labels are there, but the network takes none")
+    if diffusion and observation.noise is None:
+        raise CaptureError("labels are there, but noise and timesteps are private")
     if labels.shape != (samples,) or labels.dtype != torch.int64:
         raise CaptureError(f"labels must be int64 of shape [{samples}]")
     if labels.min() < 0 or labels.max() >= classes:

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from attacks.attack import AttackError, Reconstruction
 from attacks.observation import Observation
 from attacks.registry import create
-from fl_sim import diffusion
+from fl_sim import network
 from fl_sim.errors import explain
 
 logger = logging.getLogger(__name__)
@@ -66,14 +66,14 @@ _GIVES_WAY = 10
 class AttackWorker:
     """The actor: an attack in a process of its own, with a fixed number of torch threads.
 
-    ``trusted``: the factories of networks that it may import (fl_sim/diffusion/factory.py).
+    ``trusted``: the factories of networks that it may import (fl_sim/network/factory.py).
     """
 
     def __init__(self, threads: int, on_gpu: bool, trusted: list[str]) -> None:
         if hasattr(os, "nice"):  # not on Windows
             os.nice(_GIVES_WAY)
         torch.set_num_threads(threads)
-        diffusion.trust(trusted)
+        network.trust(trusted)
         self._on_gpu = on_gpu
 
     def device(self) -> str:
@@ -266,7 +266,7 @@ class _Slot:
                 reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
             # num_cpus=0: Flower's client actors take all CPUs, and a worker that asked for one would wait for ever.
             remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=reserved)
-            self._actor = remote.remote(self._threads, self._gpus > 0, diffusion.trusted())
+            self._actor = remote.remote(self._threads, self._gpus > 0, network.trusted())
             try:
                 self._device = ray.get(self._actor.device.remote(), timeout=START_LIMIT)
             except GetTimeoutError as error:

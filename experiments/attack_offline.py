@@ -25,9 +25,9 @@ from experiments.run_directory import make_empty_folder
 from experiments.search_progress import SearchProgress
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import FACTORY, ConfigError, factory_path
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
+from fl_sim.network import FACTORY, ConfigError, factory_path
 from fl_sim.settings_file import load_settings
 
 
@@ -62,7 +62,7 @@ def attack_capture(
     """Attack the update in ``capture`` and write the reconstruction and a picture of it into ``out``.
 
     ``seed`` is the run's public seed: the attack gets the one that the run would give it. ``trusted``: factories of
-    networks whose code may run (fl_sim/diffusion/factory.py).
+    networks whose code may run (fl_sim/network/factory.py).
 
     Raises:
         AttackError, CaptureError, SettingsError, CheckpointError: if there is no such attack, capture or device, the

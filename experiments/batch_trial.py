@@ -15,10 +15,10 @@ from attacks.registry import create
 from experiments.experiment import Experiment
 from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import ConfigError
 from fl_sim.errors import one_line
 from fl_sim.images.partition import partition
 from fl_sim.local_grid import LocalGrid
+from fl_sim.network import ConfigError
 from fl_sim.wire import ARRAYS, CONFIG, METRICS, ROUND, TRAIN_LOSS, arrays_in
 from strategies.honest_but_curious import View, make_observation
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from experiments.package_data import data_file
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, ConfigError, outline, read_checkpoint
+from fl_sim.diffusion import Checkpoint, read_checkpoint
 from fl_sim.files import write_atomically
+from fl_sim.network import ConfigError, outline
 
 BUNDLED = data_file("checkpoints/demo.safetensors")
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"

@@ -22,33 +22,35 @@ from fl_sim.config import NO_CHECKPOINT, DataSettings, ModelSettings, SettingsEr
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import (
-    FACTORY,
     KNOWN_NETWORKS,
-    LORA,
     Checkpoint,
-    ConfigError,
-    LocalOptimizer,
-    LoRA,
-    adapt,
-    build_model,
     build_scheduler,
     check_network,
-    count_parameters,
-    factory_path,
-    in_channels,
-    matching_names,
-    outline,
     read_network_config,
     scheduler_config,
-    trainable_names,
-    trust,
-    unet_config,
 )
 from fl_sim.draws import derive_seed
 from fl_sim.errors import first_error, nearest
 from fl_sim.files import write_atomically
 from fl_sim.images.description import describe_images
 from fl_sim.images.pixels import MODES
+from fl_sim.network import (
+    FACTORY,
+    LORA,
+    ConfigError,
+    LocalOptimizer,
+    LoRA,
+    adapt,
+    build_model,
+    count_parameters,
+    factory_path,
+    in_channels,
+    matching_names,
+    outline,
+    trainable_names,
+    trust,
+    unet_config,
+)
 from fl_sim.wire import Recipe
 
 

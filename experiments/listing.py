@@ -8,10 +8,11 @@ from rich.table import Table
 from attacks.registry import ATTACKS
 from experiments.settings import preset_names
 from fl_sim.defences.registry import DEFENCES
-from fl_sim.diffusion import KNOWN_NETWORKS, count_parameters, outline
-from fl_sim.diffusion.factory import GROUP as FACTORIES
+from fl_sim.diffusion import KNOWN_NETWORKS
 from fl_sim.images.bundled import PHOTOGRAPHS
 from fl_sim.images.small_pictures import SMALL_PICTURES
+from fl_sim.network import count_parameters, outline
+from fl_sim.network.factory import GROUP as FACTORIES
 from fl_sim.registry import plugins
 from strategies.registry import available as strategies
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.leakage import OK
-from fl_sim.diffusion import dropout_of
+from fl_sim.network import dropout_of
 
 RECOGNISABLE_DB = 30.0
 """PSNR in dB from which a reconstruction shows what the original shows; a blank original's mean colour reaches it."""

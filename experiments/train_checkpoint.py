@@ -22,6 +22,7 @@ from fl_sim.diffusion import Checkpoint
 from fl_sim.draws import derive_seed
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
 from fl_sim.images.pixels import to_tensor
+from fl_sim.network import build_model, count_parameters
 
 CROPS_PER_SIDE = (3, 4, 6)
 BATCH_SIZE = 32
@@ -36,7 +37,7 @@ def train(model_config: dict[str, Any], steps: int, seed: int) -> Checkpoint:
     image_size = model_config["sample_size"]
     scheduler = diffusion.build_scheduler(scheduler_config)
     torch.manual_seed(derive_seed(seed, "weights"))
-    model = diffusion.build_model(model_config)
+    model = build_model(model_config)
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
@@ -95,7 +96,7 @@ def main(
     checkpoint = train(NETWORKS[network], steps, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, checkpoint)
-    typer.echo(f"wrote {out}: {diffusion.count_parameters(checkpoint.weights.values()):,} parameters")
+    typer.echo(f"wrote {out}: {count_parameters(checkpoint.weights.values()):,} parameters")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from experiments.settings import ExperimentSettings
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.config import DataSettings
 from fl_sim.draws import derive_seed, seeded_generator
 from fl_sim.images.bundled import HELD_OUT_PHOTOGRAPHS
@@ -180,12 +180,12 @@ class Utility:
 
     def _model(self, weights: Mapping[str, Tensor]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and the federation's draws must not move
-            model = diffusion.build_model(self.recipe.model)
+            model = network.build_model(self.recipe.model)
         model.load_state_dict(dict(weights))
         return model.to(self._device).eval()  # dropout belongs to the training
 
     def _labels(self, count: int) -> Tensor | None:
-        labels = every_class_in_turn(diffusion.num_classes(self.recipe.model), count)
+        labels = every_class_in_turn(network.num_classes(self.recipe.model), count)
         return None if labels is None else labels.to(self._device)
 
     @property

@@ -16,7 +16,7 @@ from flwr.clientapp.mod import adaptiveclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
@@ -113,7 +113,7 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
 
 def _labels(settings: Settings, recipe: Recipe, drawn: Sequence[int], seed: int) -> Tensor | None:
     """What a class-conditional network is told of the classes of the images drawn; None where it takes no labels."""
-    rows = diffusion.num_classes(recipe.model)
+    rows = network.num_classes(recipe.model)
     if rows is None and recipe.label_dropout:
         raise SettingsError(
             f"client.label_dropout = {recipe.label_dropout}: the network takes no class labels; allowed: 0, or a "
@@ -190,7 +190,7 @@ def local_training(
     state.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        model = diffusion.build_model(recipe.model)
+        model = network.build_model(recipe.model)
         model.load_state_dict(weights)
         model.to(device).train()
         trained = set(recipe.trained_names())
@@ -208,11 +208,11 @@ def _local_steps(
 ) -> tuple[dict[str, Tensor], float]:
     if recipe.optimizer is None:
         raise ValueError("recipe.optimizer is not set; clients that send weights need one")
-    parameters = diffusion.trainable_parameters(model)
+    parameters = network.trainable_parameters(model)
     sent = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = recipe.optimizer.build(parameters.values())
     average, losses = dict(sent), []
-    decays = diffusion.ema_decays(recipe.ema_decay, len(draw.images) // recipe.batch_size)
+    decays = network.ema_decays(recipe.ema_decay, len(draw.images) // recipe.batch_size)
     for decay, batch in zip(decays, draw.batches(recipe.batch_size), strict=True):
         gradient, loss = _mean_gradient(model, recipe, batch, batch_gradient)
         for name, parameter in parameters.items():
@@ -264,7 +264,7 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
     if settings.model.factory is not None:
-        diffusion.trust([settings.model.factory])  # the client's own settings name it, not the server's message
+        network.trust([settings.model.factory])  # the client's own settings name it, not the server's message
     draw = private_draw(settings, recipe, client, server_round)
     weights = whole_model(recipe, message.content.array_records[ARRAYS].to_torch_state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,14 +21,14 @@ class Draw(NamedTuple):
 
     Attributes:
         images: float32 [N,C,H,W] in [-1, 1].
-        noise: [N,C,H,W].
-        timesteps: int64 [N].
-        labels: int64 [N], what the network is told of the images' classes; None where it takes no labels.
+        noise: [N,C,H,W]; None in classification.
+        timesteps: int64 [N]; None in classification.
+        labels: int64 [N], what training is told of the images' classes; None where it uses no labels.
     """
 
     images: Tensor
-    noise: Tensor
-    timesteps: Tensor
+    noise: Tensor | None = None
+    timesteps: Tensor | None = None
     labels: Tensor | None = None
 
     def to(self, device: str) -> "Draw":

@@ -22,17 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fl_sim.diffusion import (
-    LORA,
-    LocalOptimizer,
-    matching_names,
-    misfit,
-    num_classes,
-    num_train_timesteps,
-    outline,
-    trainable_names,
-)
+from fl_sim.diffusion import num_train_timesteps
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
+from fl_sim.network import LORA, LocalOptimizer, matching_names, misfit, num_classes, outline, trainable_names
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -70,7 +62,7 @@ class Recipe(BaseModel):
     A step's gradient is the mean over ``gradient_accumulation`` batches, which share its ``batch_size`` samples.
     ``min_snr_gamma`` weighs the loss (fl_sim/diffusion/min_snr.py), ``noise_offset`` is that of the noise
     (fl_sim/diffusion/offset_noise.py), and with ``ema_decay`` clients send the average of their weights over the local
-    steps (fl_sim/diffusion/ema.py). What clients send is rounded to ``dtype`` (``round_reply``).
+    steps (fl_sim/network/ema.py). What clients send is rounded to ``dtype`` (``round_reply``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

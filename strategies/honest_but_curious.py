@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, DefenceDisclosure, Observation, UpdateId
 from attacks.workers import AttackPool
+from fl_sim.diffusion import DiffusionTask
 from fl_sim.errors import explain
 from fl_sim.wire import (
     CLIENT,
@@ -216,6 +217,7 @@ def make_observation(
         labels = torch.tensor([label for view in views for label in view.labels], dtype=torch.int64)
     return Observation(
         Circumstances(
+            task=DiffusionTask.on(recipe.scheduler, recipe.min_snr_gamma, recipe.noise_offset),
             round=update_id.round,
             client=update_id.client,
             update="gradient" if recipe.update == "gradient" else "delta",
@@ -224,13 +226,9 @@ def make_observation(
             local_steps=recipe.local_steps,
             local_optimizer=None if recipe.update == "gradient" else recipe.optimizer,
             defence=defence,
-            min_snr_gamma=recipe.min_snr_gamma,
-            noise_offset=recipe.noise_offset,
             ema_decay=None if recipe.update == "gradient" else recipe.ema_decay,
             dtype=recipe.dtype,
-            prediction_type=recipe.scheduler.get("prediction_type", "epsilon"),
             image_shape=recipe.image_shape,
-            scheduler=recipe.scheduler,
             model=recipe.model,
             num_clients=len(views),
             observer=update_id.observer,

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fl_sim import diffusion
+from fl_sim import network
 
 HERE = "tests.own_networks"
 
@@ -18,8 +18,8 @@ HERE = "tests.own_networks"
 @contextmanager
 def trusting(*functions: str) -> Iterator[None]:
     """Trust these functions of this module, and no other factory, meanwhile."""
-    with patch("fl_sim.diffusion.factory._trusted", set()):
-        diffusion.trust(f"{HERE}:{function}" for function in functions)
+    with patch("fl_sim.network.factory._trusted", set()):
+        network.trust(f"{HERE}:{function}" for function in functions)
         yield
 
 

@@ -3,7 +3,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ["fl_sim.diffusion.noise_schedule", "fl_sim.diffusion.parameters", "fl_sim.draws"]
+MODULES = ["fl_sim.diffusion.noise_schedule", "fl_sim.network.parameters", "fl_sim.draws"]
 
 
 @pytest.mark.parametrize("name", MODULES)

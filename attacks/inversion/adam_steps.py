@@ -19,7 +19,7 @@ from torch import Tensor
 from attacks.inversion.budget import Budget
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, DefenceDisclosure
-from fl_sim import diffusion
+from fl_sim import network
 
 CLEAR_OF_NOISE = 3.0
 """Standard deviations of an entry within which it does not count as on either side of a threshold."""
@@ -39,7 +39,7 @@ def tells_signs(circumstances: Circumstances) -> bool:
         return False
     if circumstances.local_steps != 2 or circumstances.num_clients > 1 or circumstances.ema_decay is not None:
         return False
-    if diffusion.num_classes(circumstances.model) is not None:
+    if network.num_classes(circumstances.model) is not None:
         return False
     beta1, beta2 = optimizer.betas
     opposite_is_weaker, same_is_stronger = math.sqrt(1 + beta2) < 1 + beta1, beta1 <= math.sqrt(beta2)

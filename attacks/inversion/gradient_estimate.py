@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks.observation import Circumstances, Observation
-from fl_sim import diffusion
+from fl_sim import network
 
 FLOAT32_ERROR = 1e-7
 """Relative error of an optimiser's own float32 arithmetic."""
@@ -117,7 +117,7 @@ def step_weights(circumstances: Circumstances) -> list[float]:
     """
     assert circumstances.local_optimizer is not None
     steps, momentum = circumstances.local_steps, circumstances.local_optimizer.momentum
-    shares = diffusion.ema_shares(circumstances.ema_decay, steps)
+    shares = network.ema_shares(circumstances.ema_decay, steps)
     return [
         sum(share * (1 - momentum ** (j - k)) / (1 - momentum) for j, share in enumerate(shares, 1) if j > k)
         for k in range(steps)

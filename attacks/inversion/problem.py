@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
@@ -12,7 +13,8 @@ from attacks.inversion.evaluation_log import EvaluationLog
 from attacks.inversion.gradient_estimate import estimate_gradient
 from attacks.observation import Observation
 from attacks.trace import Trace, Watch
-from fl_sim import diffusion
+from fl_sim import diffusion, network
+from fl_sim.diffusion import DiffusionTask
 
 
 class InversionProblem:
@@ -22,7 +24,7 @@ class InversionProblem:
 
     Attributes:
         model: the network at the observed weights, in evaluation mode.
-        scheduler: the noise schedule.
+        task: what the network is trained for: a DiffusionTask or a ClassificationTask.
         parameters: the parameters whose update was observed, by name.
         gradient: estimate of the mean gradient, by parameter name (attacks/inversion/gradient_estimate.py).
         std: standard deviation of every entry of ``gradient``, infinite where the update says nothing about it.
@@ -30,8 +32,8 @@ class InversionProblem:
         image_shape: (C, H, W).
         noise: float32 [N,C,H,W], dictated by the server in the known threat model, else None.
         timesteps: int64 [N], the same.
-        labels: int64 [N], revealed in the known threat model of a class-conditional network, else None.
-        num_classes: how many classes the network distinguishes; None where it takes no labels.
+        labels: int64 [N], revealed in the known threat model where training uses labels, else None.
+        num_classes: K, where training uses labels 0..K-1; None where it uses none.
         scale_known: whether ``gradient`` estimates the gradient itself, and not an unknown multiple of it or a mean of
             such multiples.
         budget: counts the gradients of the training loss that the attack computes; without a limit of its own.
@@ -50,11 +52,11 @@ class InversionProblem:
     ) -> None:
         circumstances = observation.circumstances
         self.circumstances = circumstances
+        self.task = circumstances.task
         self.device = torch.device(device)
-        self.model = diffusion.build_model(circumstances.model)
+        self.model = network.build_model(circumstances.model)
         self.model.load_state_dict(observation.weights)
         self.model.to(self.device).eval()
-        self.scheduler = diffusion.build_scheduler(circumstances.scheduler)
         self.parameters = {
             name: parameter for name, parameter in self.model.named_parameters() if name in observation.update
         }
@@ -72,7 +74,7 @@ class InversionProblem:
         self.noise = None if observation.noise is None else observation.noise.to(self.device)
         self.timesteps = None if observation.timesteps is None else observation.timesteps.to(self.device)
         self.labels = None if observation.labels is None else observation.labels.to(self.device)
-        self.num_classes = diffusion.num_classes(circumstances.model)
+        self.num_classes = self.task.label_count(circumstances.model)
         self.budget = Budget()
         self.trace, self.log, self.watch = trace, log, watch
         self.scale_known = self._scale_known()
@@ -131,19 +133,39 @@ class InversionProblem:
             defence is not None and bool(defence.noise_std or defence.gradient_noise_std or defence.quantisation_levels)
         )
 
-    def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The client's own loss of a batch at the weights that the model holds; the arguments of ``diffusion.loss``."""
-        gamma = self.circumstances.min_snr_gamma
-        return diffusion.loss(self.model, self.scheduler, x0, noise, timesteps, labels, gamma)
+    @property
+    def diffusion(self) -> DiffusionTask:
+        """The task, for attacks that know it to be diffusion (``Needs.DIFFUSION_TASK``)."""
+        assert isinstance(self.task, DiffusionTask)
+        return self.task
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The noise schedule, in diffusion."""
+        return self.diffusion.noise_schedule()
+
+    def loss(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The client's own loss of a batch at the weights that the model holds; a scalar.
+
+        ``images`` and ``noise`` are [B,C,H,W], ``timesteps`` [B] and ``labels`` int64 [B]. In classification noise and
+        timesteps are None, and labels may be soft: the probabilities of every class, float [B,K].
+        """
+        return self.task.loss(self.model, images, noise, timesteps, labels)
 
     def loss_weights(self, timesteps: Tensor) -> Tensor:
         """w(t) [B,1,1,1], float32, by which that loss weighs a sample at each of ``timesteps`` int64 [B]."""
-        gamma, like = self.circumstances.min_snr_gamma, torch.ones(len(timesteps), 1, 1, 1, device=self.device)
+        gamma, like = self.diffusion.min_snr_gamma, torch.ones(len(timesteps), 1, 1, 1, device=self.device)
         return like if gamma is None else diffusion.min_snr_weights(self.scheduler, timesteps, gamma, like)
 
     def draw_noise(self, generator: torch.Generator, samples: int) -> Tensor:
         """Noise as clients draw it, [samples,C,H,W] on the device."""
-        return diffusion.add_offset(self.randn(generator, samples), self.circumstances.noise_offset, generator)
+        return diffusion.add_offset(self.randn(generator, samples), self.diffusion.noise_offset, generator)
 
     @property
     def simulates_local_steps(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacks.model_inversion.arguments import Arguments
 from attacks.model_inversion.target import Target
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 
 PIXEL_LEVEL = 2 / 255
 """The distance of two levels of 8-bit pixels in [-1, 1]."""
@@ -43,11 +43,11 @@ class PriorTraining(Arguments):
         description="further keys of diffusers.UNet2DModel",
     )
 
-    def network(self, image_shape: torch.Size, num_classes: int) -> dict[str, Any]:
+    def unet_config(self, image_shape: torch.Size, num_classes: int) -> dict[str, Any]:
         """Configuration of the U-Net for images [C,H,W]; the last of ``num_classes`` + 1 labels is null."""
         channels, height, width = image_shape
         sizes = (self.block_out_channels, self.layers_per_block, self.norm_num_groups)
-        unet = diffusion.unet_config((height, width), channels, *sizes, attention=True)
+        unet = network.unet_config((height, width), channels, *sizes, attention=True)
         return unet | {"num_class_embeds": num_classes + 1} | self.unet
 
 
@@ -73,9 +73,9 @@ class ConditionalPrior:
 
     def copy(self, target: Target) -> "ConditionalPrior":
         """The same with a network of its own, whose images ``target`` counts."""
-        network = _build(self.config, 0, target)
-        network.load_state_dict(self.model.state_dict())
-        return replace(self, model=network.eval().requires_grad_(False))
+        model = _build(self.config, 0, target)
+        model.load_state_dict(self.model.state_dict())
+        return replace(self, model=model.eval().requires_grad_(False))
 
 
 def train_prior(
@@ -90,13 +90,13 @@ def train_prior(
     """
     images = target.public[chosen.flatten()]
     labels = torch.arange(len(chosen), device=images.device).repeat_interleave(chosen.shape[1])
-    config, schedule = training.network(images.shape[1:], target.num_classes), diffusion.scheduler_config()
+    config, schedule = training.unet_config(images.shape[1:], target.num_classes), diffusion.scheduler_config()
     diffusion.check_network(config, schedule, (images.shape[1], images.shape[2], images.shape[3]))
     model = _build(config, int(torch.randint(2**62, (), generator=generator)), target)
     prior = ConditionalPrior(model, diffusion.build_scheduler(schedule), target.num_classes, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.0)
     average = {name: value.clone() for name, value in model.state_dict().items()}
-    for decay in diffusion.ema_decays(training.ema_decay, training.steps):
+    for decay in network.ema_decays(training.ema_decay, training.steps):
         optimizer.zero_grad()
         _batch_loss(prior, images, labels, training, generator).backward()
         optimizer.step()
@@ -110,7 +110,7 @@ def train_prior(
 def _build(config: dict[str, Any], seed: int, target: Target) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return target.counted(diffusion.build_model(config).to(target.device))
+        return target.counted(network.build_model(config).to(target.device))
 
 
 def _batch_loss(

@@ -16,7 +16,7 @@ from attacks.model_inversion.conditional_prior import ConditionalPrior
 from attacks.model_inversion.margin_loss import ClassLoss
 from attacks.model_inversion.samplers import dpm_solver
 from fl_sim import classification
-from fl_sim.diffusion import matching_names
+from fl_sim.network import matching_names
 
 
 class FineTuning(Arguments):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from attacks.attack import AttackError
 from fl_sim import classification
-from fl_sim.diffusion import ConfigError, misfit
 from fl_sim.errors import message
+from fl_sim.network import ConfigError, build_model, misfit
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A classifier as the server holds it: its configuration (fl_sim/classification) and its weights by name."""
+    """A classifier as the server holds it: its configuration (fl_sim/network) and its weights by name."""
 
     model: Mapping[str, Any]
     weights: Mapping[str, Tensor]
@@ -33,7 +33,7 @@ class TrainedClassifier:
         Raises:
             ConfigError: if the network cannot be built or the weights do not fit it.
         """
-        network = classification.build_classifier(self.model)
+        network = build_model(self.model)
         if reason := misfit(self.weights, network, network.state_dict()):
             raise ConfigError(reason)
         network.load_state_dict(dict(self.weights))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 
 GLOBAL = "global"
 """Names the model that the client was sent as the prior."""
@@ -29,7 +29,7 @@ def load_prior(
         model, scheduler = copy.deepcopy(problem.model), problem.scheduler
     else:
         checkpoint = read_prior(source, problem.image_shape, problem.num_classes)
-        labels = None if diffusion.num_classes(checkpoint.model) is None else labels
+        labels = None if network.num_classes(checkpoint.model) is None else labels
         model = checkpoint.build().to(problem.device).eval()
         scheduler = diffusion.build_scheduler(checkpoint.scheduler)
     return diffusion.DDIMSampler(model.requires_grad_(False), scheduler, steps, clip=False, labels=labels)
@@ -45,9 +45,9 @@ def read_prior(source: str, image_shape: tuple[int, int, int], classes: int | No
     try:
         checkpoint = diffusion.read_checkpoint(Path(source).expanduser())
         checkpoint.check(image_shape)
-    except (diffusion.ConfigError, RuntimeError) as error:  # RuntimeError: the home of nobody
+    except (network.ConfigError, RuntimeError) as error:  # RuntimeError: the home of nobody
         raise AttackError(f"prior {source!r} is no usable checkpoint: {error}") from error
-    known = diffusion.num_classes(checkpoint.model)
+    known = network.num_classes(checkpoint.model)
     if known is not None and known != classes:
         raise AttackError(
             f"prior {source!r} is no usable checkpoint: it takes class labels (num_class_embeds = {known}), the "

@@ -28,7 +28,8 @@ from attacks.inversion.gradient_matching import Derivative, GradientMatching, Ob
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Observation
 from attacks.published.ddim_prior import GLOBAL, load_prior, read_prior
-from fl_sim.diffusion import DDIMSampler, num_classes
+from fl_sim.diffusion import DDIMSampler
+from fl_sim.network import num_classes
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class GIDMPlus(GIDM):
     """
 
     name: ClassVar[str] = "gidm-plus"
-    needs: ClassVar[Needs] = Needs.GRADIENT | Needs.MAGNITUDES
+    needs: ClassVar[Needs] = Needs.DIFFUSION_TASK | Needs.GRADIENT | Needs.MAGNITUDES
 
     timestep: Literal["search", "recovered"] = Field(
         "search",

@@ -60,7 +60,7 @@ class Residual(Attack):
     """Search over (x_t, r) with private noise and timesteps; over x0 first, where the server dictated them."""
 
     name: ClassVar[str] = "residual"
-    needs: ClassVar[Needs] = Needs.LOCAL_STEPS | Needs.OWN_SIGNS
+    needs: ClassVar[Needs] = Needs.DIFFUSION_TASK | Needs.LOCAL_STEPS | Needs.OWN_SIGNS
     update_copies: ClassVar[int] = 16
 
     starts: tuple[tuple[float, float], ...] = Field(

@@ -22,7 +22,7 @@ from torch import Tensor
 from attacks.inversion.gradient_estimate import step_weights
 from attacks.inversion.gradient_matching import RELATIVE_STEP, Distance, flatten, set_weights
 from attacks.inversion.problem import InversionProblem
-from fl_sim import diffusion
+from fl_sim import network
 
 StepLoss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """From the indices of a step's samples, int64 [B], and all unknowns to the step's training loss."""
@@ -53,7 +53,7 @@ class SimulatedTraining:
         self._images_at = images
         self.lr, self.momentum, self.weight_decay = optimizer.lr, optimizer.momentum, optimizer.weight_decay
         self.proximal = optimizer.proximal_mu
-        self.shares = diffusion.ema_shares(problem.circumstances.ema_decay, len(steps))
+        self.shares = network.ema_shares(problem.circumstances.ema_decay, len(steps))
         self.scale = self.lr * sum(step_weights(problem.circumstances))
         self.parameters: list[Tensor] = list(problem.parameters.values())
         self.observed = flatten(list(problem.gradient.values()))

@@ -109,7 +109,7 @@ def possible_unknowns(problem: InversionProblem) -> list[Unknowns]:
     if problem.noise is not None and problem.timesteps is not None:
         return [CleanImage(problem), NoisyImageAndResidual(problem, problem.timesteps, problem.labels)]
     hypotheses = timestep_hypotheses(problem)
-    check_signal(problem.scheduler, hypotheses[0].timesteps)
+    check_signal(problem.task, hypotheses[0].timesteps)
     return [NoisyImageAndResidual(problem, *hypothesis) for hypothesis in hypotheses]
 
 
@@ -221,7 +221,7 @@ class NoisyImageAndResidual(Unknowns):
     def _white_noise(self, x_t: Tensor, known_target: Tensor) -> Tensor:
         """The noise behind x_t and the target, mapped to what is standard normal; [N,C,H,W]."""
         noise = diffusion.noise_from_target(self.problem.scheduler, x_t, known_target, self.timesteps)
-        return diffusion.whiten(noise, self.problem.circumstances.noise_offset)
+        return diffusion.whiten(noise, self.problem.diffusion.noise_offset)
 
 
 class CleanImage(Unknowns):

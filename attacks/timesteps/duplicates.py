@@ -14,7 +14,6 @@ from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions
 from attacks.timesteps.time_layers import known_inputs, observed_layers, time_layers
-from fl_sim import diffusion
 
 PUBLIC_IMAGES = 4
 
@@ -56,8 +55,7 @@ def _public_size(problem: InversionProblem, condition: Conditions) -> Tensor:
     for _ in range(PUBLIC_IMAGES):
         image = random_smooth_images(1, problem.image_shape, source).to(problem.device)
         draw = image, problem.draw_noise(source, 1), *condition.to(problem.device)
-        gamma = problem.circumstances.min_snr_gamma
-        public.gradient = diffusion.gradient(problem.model, problem.scheduler, *draw, min_snr_gamma=gamma)
+        public.gradient = problem.task.gradient_and_loss(problem.model, *draw)[0]
         layer = observed_layers(public, inputs)[-1]
         sizes.append(layer.gradient.square().sum() / layer.inputs.square().sum())
         problem.budget.spend()

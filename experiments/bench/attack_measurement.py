@@ -17,9 +17,9 @@ from experiments.bench.benchmark import Measurement, Row
 from experiments.bench.cases import Case, Contender
 from experiments.bench.victims import make_victim
 from experiments.leakage import OK, match
-from fl_sim.diffusion import count_parameters
 from fl_sim.draws import derive_seed
 from fl_sim.errors import explain
+from fl_sim.network import count_parameters
 
 REACHED_DB = 40.0
 """The PSNR that seconds and evaluations are counted up to."""

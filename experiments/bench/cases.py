@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from attacks.attack import Needs
 from attacks.observation import ThreatModel
 from attacks.registry import ATTACKS
-from fl_sim.diffusion import KNOWN_NETWORKS, LocalOptimizer, unet_config
+from fl_sim.diffusion import KNOWN_NETWORKS
+from fl_sim.network import LocalOptimizer, unet_config
 
 CLASS_CONDITIONAL = "16-classes"
 """The network that takes labels, of ten classes; else it is the smallest one."""

@@ -13,6 +13,7 @@ import torch
 from experiments.run_directory import environment
 
 _SOFTWARE = ("fl-sim", "torch", "diffusers", "flwr")
+_GROUND_FLOOR = ("classification", "diffusion", "network")
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -25,7 +26,7 @@ def provenance(device: str) -> dict[str, str]:
 def revision() -> str:
     """The project's version + the first 12 hex digits of the SHA-256 of the attacks' source, as in 0.1.0+3f2a1b4c5d6e.
 
-    Hashed are path and content of all Python files of attacks/ and of fl_sim/diffusion, sorted by path.
+    Hashed are path and content of all Python files of attacks/ and of what it stands on in fl_sim/, sorted by path.
     """
     return f"{version('fl-sim')}+{hash_source(_REPOSITORY)[:12]}"
 
@@ -40,8 +41,8 @@ def hash_source(root: Path) -> str:
 
 def _attack_files(root: Path) -> Iterator[Path]:
     yield from (root / "attacks").rglob("*.py")
-    for path in (root / "fl_sim").glob("diffusion*"):
-        yield from path.rglob("*.py") if path.is_dir() else [path]
+    for package in _GROUND_FLOOR:
+        yield from (root / "fl_sim" / package).rglob("*.py")
 
 
 @cache

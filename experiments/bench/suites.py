@@ -6,7 +6,7 @@ from itertools import product
 
 from experiments.bench.cases import CLASS_CONDITIONAL, KNOWN, NETWORKS, PRIVATE, Case
 from experiments.utility import strata
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 
 MAIN = "main"
 STRATA = tuple((stratum.start, stratum.stop - 1) for stratum in strata(1000))

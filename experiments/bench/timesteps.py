@@ -17,7 +17,7 @@ from experiments.bench.cases import Case
 from experiments.bench.tables import Table
 from experiments.bench.victims import make_victim
 from experiments.checkpoint import BUNDLED
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 
 VERDICTS = ("exact", "distinct", "unknown", "wrong")
 """All timesteps recovered, with those drawn twice; all, but not which of them was drawn twice; none; a wrong one."""

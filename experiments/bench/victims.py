@@ -13,9 +13,10 @@ from experiments.bench.cases import NETWORKS, Case
 from experiments.checkpoint import load_checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
-from fl_sim.diffusion import Checkpoint, build_model, num_classes, scheduler_config, trainable_names
+from fl_sim.diffusion import Checkpoint, DiffusionTask, scheduler_config
 from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
+from fl_sim.network import build_model, num_classes, trainable_names
 from fl_sim.wire import Recipe
 
 PHOTOGRAPHS = ("ihc", "hubble")
@@ -68,6 +69,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     draw = Draw(held.decode(chosen, channels), noise, first + steps_from_first, labels)
     update, defence = _sent(case, recipe, start.weights, draw, derive_seed(seed, "defence", index))
     circumstances = Circumstances(
+        task=DiffusionTask.on(start.scheduler),
         round=1,
         client=index if case.num_clients == 1 else -1,
         update="delta" if case.optimizer else "gradient",
@@ -76,9 +78,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         local_steps=case.local_steps,
         local_optimizer=case.optimizer,
         defence=defence if case.defence_known else None,
-        prediction_type=start.scheduler.get("prediction_type", "epsilon"),
         image_shape=recipe.image_shape,
-        scheduler=start.scheduler,
         model=start.model,
         num_clients=case.num_clients,
     )

@@ -4,10 +4,9 @@ Honest clients and attacks both build on this package. Batches of images are [B,
 0..K-1, logits [B,K].
 """
 
-from fl_sim.classification.classifiers import CLASSIFIERS
+from fl_sim.classification.classification_task import ClassificationTask
 from fl_sim.classification.network import (
     accuracy,
-    build_classifier,
     features,
     last_layer,
     logits_and_features,
@@ -16,9 +15,8 @@ from fl_sim.classification.network import (
 from fl_sim.classification.training_loss import gradient_and_loss, loss
 
 __all__ = [
-    "CLASSIFIERS",
+    "ClassificationTask",
     "accuracy",
-    "build_classifier",
     "features",
     "gradient_and_loss",
     "last_layer",

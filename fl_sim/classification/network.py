@@ -1,40 +1,8 @@
-"""The classifier, described by a configuration, and what it makes of images."""
+"""What a classifier makes of images."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fl_sim.classification.classifiers import CLASSIFIERS
-from fl_sim.diffusion import FACTORY, ConfigError
-from fl_sim.diffusion.factory import build_by_factory
-from fl_sim.errors import dotted, first_error, message, nearest
-
-
-def build_classifier(config: Mapping[str, Any]) -> nn.Module:
-    """Build the classifier that ``config`` describes, with its own initialisation.
-
-    ``_class_name`` is one of CLASSIFIERS and the other keys are its arguments; or ``_factory`` names what builds it
-    (fl_sim/diffusion/factory.py), any module that maps images [B,C,H,W] to logits [B,K] by a last linear layer.
-
-    Raises:
-        ConfigError: if the name or an argument is not allowed.
-    """
-    if FACTORY in config:
-        return build_by_factory(config)
-    name = config.get("_class_name")
-    if name not in CLASSIFIERS:
-        hint = nearest(str(name), CLASSIFIERS)
-        raise ConfigError(f"model._class_name {name!r} is not allowed; allowed: {', '.join(CLASSIFIERS)}{hint}")
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        return CLASSIFIERS[name](**arguments)
-    except ValidationError as error:
-        first = first_error(error)
-        raise ConfigError(f"model.{dotted(first['loc'])} = {first['input']!r}: {first['msg']}") from error
-    except ValueError as error:  # a layer refuses what each argument for itself allows
-        raise ConfigError(f"model configuration cannot be built: {message(error)}") from error
+from fl_sim.network import ConfigError
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.classification.network import predict
-from fl_sim.diffusion import trainable_parameters
+from fl_sim.network import trainable_parameters
 
 
 def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

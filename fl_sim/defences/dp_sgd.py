@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 from typing_extensions import override
 
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.defences.privacy import Privacy, gaussian_privacy
@@ -51,7 +51,7 @@ class DPSGD(Defence):
         generator: torch.Generator,
         min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
-        parameters = diffusion.trainable_parameters(model)
+        parameters = network.trainable_parameters(model)
         # Opacus' own rule for convolutions gives wrong gradients for the channels-last tensors behind an attention
         # layer, without an error; functorch is right everywhere.
         per_image = GradSampleModule(model, force_functorch=True)

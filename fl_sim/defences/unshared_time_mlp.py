@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 from typing_extensions import override
 
-from fl_sim import diffusion
+from fl_sim import network
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.draws import Draw
@@ -40,9 +40,9 @@ class UnsharedTimeMLP(Defence):
     @override
     def check(self, recipe: Recipe) -> None:
         if not any(self.withholds(name) for name in recipe.trained_names()):
-            if diffusion.FACTORY in recipe.model:
+            if network.FACTORY in recipe.model:
                 raise SettingsError(
-                    f"defence.name = {self.name!r}: the network of {recipe.model[diffusion.FACTORY]!r} has no layers "
+                    f"defence.name = {self.name!r}: the network of {recipe.model[network.FACTORY]!r} has no layers "
                     "called time_embedding, time_proj or time_emb_proj, as diffusers calls them; allowed: another "
                     "defence, or client.trainable without its time layers"
                 )

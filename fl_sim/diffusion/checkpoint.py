@@ -13,13 +13,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fl_sim.diffusion.configuration import ConfigError
 from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
-from fl_sim.diffusion.network import build_model, image_shape, outline
 from fl_sim.diffusion.network_check import check_network
 from fl_sim.diffusion.noise_schedule import build_scheduler
-from fl_sim.diffusion.parameters import misfit
-from fl_sim.diffusion.safetensors_file import read_safetensors
+from fl_sim.network.configuration import ConfigError
+from fl_sim.network.network import build_model, image_shape, outline
+from fl_sim.network.parameters import misfit
+from fl_sim.network.safetensors_file import read_safetensors
 
 CHECKPOINT = "checkpoint"
 """Metadata key of a checkpoint file."""

@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fl_sim.diffusion.configuration import ConfigError, from_config
-from fl_sim.diffusion.network import MODEL_CLASSES, outline
 from fl_sim.diffusion.noise_schedule import build_scheduler, scheduler_config
 from fl_sim.errors import message, quiet
+from fl_sim.network.configuration import ConfigError, from_config
+from fl_sim.network.network import outline
+from fl_sim.network.unet import MODEL_CLASSES
 
 SCHEDULERS = (
     "DDPMScheduler",

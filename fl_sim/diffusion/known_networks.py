@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fl_sim.diffusion.network import unet_config
+from fl_sim.network.unet import unet_config
 
 KNOWN_NETWORKS: dict[str, dict[str, Any]] = {
     "small": unet_config(16),

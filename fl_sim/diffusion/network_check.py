@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 
-from fl_sim.diffusion.configuration import ConfigError, cached_by_value
-from fl_sim.diffusion.factory import FACTORY
-from fl_sim.diffusion.factory_check import check_factory
-from fl_sim.diffusion.network import num_classes, outline, predict
+from fl_sim.diffusion.network import predict
 from fl_sim.diffusion.noise_schedule import num_train_timesteps
-from fl_sim.diffusion.parameters import trainable_parameters
 from fl_sim.errors import message
+from fl_sim.network.configuration import ConfigError, cached_by_value
+from fl_sim.network.factory import FACTORY
+from fl_sim.network.factory_check import Trial, check_factory
+from fl_sim.network.network import num_classes, outline
+from fl_sim.network.parameters import trainable_parameters
+from fl_sim.network.unet import MODEL_CLASSES
 
 
 @cached_by_value
@@ -26,9 +28,11 @@ def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_
     timesteps = num_train_timesteps(scheduler)
     _check_classes(model)
     if FACTORY in model:
-        check_factory(model, timesteps, image_shape)
+        check_factory(model, _trial(model, timesteps, image_shape))
         return
     network: Any = outline(model)
+    if model["_class_name"] not in MODEL_CLASSES:
+        raise ConfigError(f"a {model['_class_name']} does not denoise; allowed: {', '.join(MODEL_CLASSES)}")
     _check_inputs(network, timesteps, image_shape[0])
     reason = _why_training_fails(network, image_shape, labelled=num_classes(model) is not None)
     if reason is None:
@@ -41,6 +45,22 @@ def check_network(model: Mapping[str, Any], scheduler: Mapping[str, Any], image_
             f"allowed: sides that are multiples of {multiple}, or fewer levels (block_out_channels)"
         )
     raise ConfigError(f"the network cannot be trained on images of shape {list(image_shape)}: {reason}")
+
+
+def _trial(model: Mapping[str, Any], num_train_timesteps: int, image_shape: tuple[int, int, int]) -> Trial:
+    """Two random images at the first and the last timestep, with the first and the last label if it takes labels."""
+    x_t = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    timesteps, classes = torch.tensor([0, num_train_timesteps - 1]), num_classes(model)
+    labels = None if classes is None else torch.tensor([0, classes - 1])
+    labelled = "" if labels is None else f" with labels {labels.tolist()}"
+    return Trial(
+        lambda network, chosen: predict(
+            network, x_t[chosen], timesteps[chosen], None if labels is None else labels[chosen]
+        ),
+        f"images of shape {list(x_t.shape)} at timesteps {timesteps.tolist()}{labelled}",
+        tuple(x_t.shape),
+        "the images' own shape",
+    )
 
 
 def _check_classes(model: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from fl_sim.diffusion.configuration import ConfigError, cached_by_value, from_config
+from fl_sim.network.configuration import ConfigError, cached_by_value, from_config
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 """What a scheduler's configuration may name as the network's target (fl_sim/diffusion/prediction.py)."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from fl_sim.diffusion.min_snr import min_snr_weights
 from fl_sim.diffusion.network import predict
 from fl_sim.diffusion.noise_schedule import add_noise
-from fl_sim.diffusion.parameters import trainable_parameters
 from fl_sim.diffusion.prediction import target
+from fl_sim.network.parameters import trainable_parameters
 
 
 def loss(

@@ -6,29 +6,32 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, DefenceDisclosure, Observation
 from attacks.published.ddim_prior import load_prior
 from attacks.published.gidm import RECIPES, Phases
 from attacks.residual.unknowns import NoisyImageAndResidual
-from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim import diffusion, network
+from fl_sim.classification import ClassificationTask
+from fl_sim.diffusion import DiffusionTask
+from fl_sim.draws import Draw
+from fl_sim.network import LocalOptimizer, TrainingTask
 
 SHAPE = (3, 8, 8)
-MODEL = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
+MODEL = network.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4)
 CLASS_CONDITIONAL = MODEL | {"num_class_embeds": 10}
 
 
 @dataclass(frozen=True)
 class Victim:
-    """An Observation and the truth behind it; images in [-1, 1]."""
+    """An Observation and the truth behind it; images in [-1, 1]. A classifier's has neither noise nor timesteps."""
 
     observation: Observation
     images: Tensor
-    noise: Tensor
-    timesteps: Tensor
+    noise: Tensor | None = None
+    timesteps: Tensor | None = None
     labels: Tensor | None = None
 
     def psnr(self, images: Tensor) -> float:
@@ -70,42 +73,24 @@ def make_victim(
     seed than those near ``seed``: a start that repeats the client's noise would be a hint.
     """
     torch.manual_seed(seed)
-    model = diffusion.build_model(model_config)
+    model = network.build_model(model_config)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     scheduler_config = diffusion.scheduler_config(prediction_type=prediction_type)
     if zero_snr:
         scheduler_config["rescale_betas_zero_snr"] = True
-    scheduler = diffusion.build_scheduler(scheduler_config)
     generator = torch.Generator().manual_seed(seed + 1)
     if images is None:
         images = draw_images(generator, len(timesteps))
     if noise is None:
         noise = torch.randn(images.shape, generator=generator)
         noise = diffusion.add_offset(noise, recipe.get("noise_offset", 0.0), generator)
-    gamma, kind = recipe.get("min_snr_gamma"), getattr(torch, recipe.get("dtype", "float32"))
     steps = torch.tensor(timesteps)
     classes = None if labels is None else torch.tensor(labels)
-    told = (images, noise, steps) if classes is None else (images, noise, steps, classes)
-    if optimizer is None:
-        update = diffusion.gradient(model, scheduler, *told, min_snr_gamma=gamma)
-        update = {name: value.to(kind).float() for name, value in update.items()}
-    else:
-        local = optimizer.build(model.parameters())
-        after = {name: torch.zeros_like(value) for name, value in weights.items()}
-        shares = iter(diffusion.ema_shares(recipe.get("ema_decay"), local_steps))
-        batch_size = len(timesteps) // local_steps
-        for batch in zip(*(values.split(batch_size) for values in told), strict=True):
-            local.zero_grad()
-            diffusion.loss(model, scheduler, *batch, min_snr_gamma=gamma).backward()
-            for name, parameter in model.named_parameters():
-                parameter.grad += optimizer.proximal_mu * (parameter.detach() - weights[name])
-            if optimizer.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
-            local.step()
-            share = next(shares)
-            after = {name: after[name] + share * value.detach() for name, value in model.named_parameters()}
-        update = {name: value.to(kind).float() - weights[name] for name, value in after.items()}
+    task = DiffusionTask.on(scheduler_config, recipe.pop("min_snr_gamma", None), recipe.pop("noise_offset", 0.0))
+    draw = Draw(images, noise, steps, classes)
+    update = train(task, model, draw, local_steps, optimizer, **recipe)
     circumstances = Circumstances(
+        task=task,
         round=1,
         client=0,
         update="gradient" if optimizer is None else "delta",
@@ -113,14 +98,91 @@ def make_victim(
         local_steps=local_steps,
         local_optimizer=optimizer,
         defence=defence,
-        prediction_type=prediction_type,
         image_shape=SHAPE,
-        scheduler=scheduler_config,
         model=model_config,
         **recipe,
     )
     dictated = {"noise": noise, "timesteps": steps, "labels": classes} if known else {}
     return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps, classes)
+
+
+def train(
+    task: TrainingTask,
+    model: nn.Module,
+    draw: Draw,
+    local_steps: int,
+    optimizer: LocalOptimizer | None,
+    ema_decay: float | None = None,
+    dtype: str = "float32",
+) -> dict[str, Tensor]:
+    """The mean gradient of a draw or, with ``optimizer``, the delta of ``local_steps`` steps, rounded to ``dtype``."""
+    kind = getattr(torch, dtype)
+    if optimizer is None:
+        return {name: value.to(kind).float() for name, value in task.gradient_and_loss(model, *draw)[0].items()}
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    local = optimizer.build(model.parameters())
+    after = {name: torch.zeros_like(value) for name, value in weights.items()}
+    shares = network.ema_shares(ema_decay, local_steps)
+    for share, batch in zip(shares, draw.batches(len(draw.images) // local_steps), strict=True):
+        local.zero_grad()
+        task.loss(model, *batch).backward()
+        for name, parameter in model.named_parameters():
+            parameter.grad += optimizer.proximal_mu * (parameter.detach() - weights[name])
+        if optimizer.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
+        local.step()
+        after = {name: after[name] + share * value.detach() for name, value in model.named_parameters()}
+    return {name: value.to(kind).float() - weights[name] for name, value in after.items()}
+
+
+def classifier_config(name: str = "LeNet", num_classes: int = 10) -> dict[str, Any]:
+    """A small classifier of images of SHAPE."""
+    small = {"LeNet": {}, "ConvNet": {"channels": [8, 16]}, "ResNet": {"channels": [8, 16], "norm_num_groups": 4}}
+    return {"_class_name": name, "num_classes": num_classes, "image_size": list(SHAPE[1:]), **small[name]}
+
+
+def make_classification_victim(
+    labels: tuple[int, ...] = (3,),
+    *,
+    classifier: str = "LeNet",
+    num_classes: int = 10,
+    known: bool = False,
+    local_steps: int = 1,
+    optimizer: LocalOptimizer | None = None,
+    seed: int = 0,
+    images: Tensor | None = None,
+    defend: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    defence: DefenceDisclosure | None = None,
+    **recipe: Any,
+) -> Victim:
+    """A client that trains a classifier once on images of these ``labels``, N = B x ``local_steps``.
+
+    The rest is as in ``make_victim``; ``known``: it reveals the labels.
+    """
+    torch.manual_seed(seed)
+    config = classifier_config(classifier, num_classes)
+    model = network.build_model(config)
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if images is None:
+        images = draw_images(torch.Generator().manual_seed(seed + 1), len(labels))
+    classes = torch.tensor(labels)
+    task = ClassificationTask(num_classes=num_classes)
+    update = train(task, model, Draw(images, labels=classes), local_steps, optimizer, **recipe)
+    circumstances = Circumstances(
+        task=task,
+        round=1,
+        client=0,
+        update="gradient" if optimizer is None else "delta",
+        batch_size=len(labels) // local_steps,
+        local_steps=local_steps,
+        local_optimizer=optimizer,
+        defence=defence,
+        image_shape=SHAPE,
+        model=config,
+        **recipe,
+    )
+    revealed = {"labels": classes} if known else {}
+    return Victim(Observation(circumstances, weights, defend(update), **revealed), images, labels=classes)
 
 
 def summed(observation: Observation) -> Observation:

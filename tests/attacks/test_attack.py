@@ -9,7 +9,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import ATTACKS, create
 from fl_sim import registry
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim, psnr, summed
 from tests.attacks.toy_attacks import Guess
 

@@ -69,19 +69,29 @@ WORDS = ("fl_sim.errors", "fl_sim.registry")
 """Error messages and classes by name; they know nobody."""
 
 
+GROUND_FLOOR = {
+    "fl_sim.network": (),
+    "fl_sim.diffusion": ("fl_sim.network",),
+    "fl_sim.classification": ("fl_sim.network",),
+}
+"""The networks and the two tasks: each package, and those that it stands on."""
+
+
 def test_attacks_import_the_ground_floor_alone_outside_themselves():
-    allowed = ("attacks", "fl_sim.diffusion", "fl_sim.classification", *WORDS)
+    allowed = ("attacks", *GROUND_FLOOR, *WORDS)
     assert [pair for pair in imports_of("attacks") if not within(pair[1], *allowed)] == []
 
 
-def test_diffusion_knows_nobody():
-    allowed = ("fl_sim.diffusion", *WORDS)
-    assert [pair for pair in imports_of("fl_sim.diffusion") if not within(pair[1], *allowed)] == []
+@pytest.mark.parametrize("package", GROUND_FLOOR)
+def test_the_ground_floor_knows_nobody(package):
+    allowed = (package, *GROUND_FLOOR[package], *WORDS)
+    assert [pair for pair in imports_of(package) if not within(pair[1], *allowed)] == []
     assert {name.rpartition(".")[0] for _, name in imports_of(*WORDS)} <= set(WORDS)
 
 
-def test_no_circle_inside_diffusion():
-    own = [module for module in IMPORTS if within(module, "fl_sim.diffusion") and module != "fl_sim.diffusion"]
+@pytest.mark.parametrize("package", GROUND_FLOOR)
+def test_no_circle_inside_the_ground_floor(package):
+    own = [module for module in IMPORTS if within(module, package) and module != package]
     used = {module: {name.rpartition(".")[0] for name in IMPORTS[module]} for module in own}
     TopologicalSorter(used).prepare()
     assert len(own) > 1
@@ -107,13 +117,8 @@ def test_a_model_inversion_sees_no_update_and_no_truth():
     """It gets a classifier, public images and a seed; neither an observation nor what measures its result."""
     seen = {name for _, name in imports_of("attacks.model_inversion")}
     assert not [name for name in seen if within(name, "attacks.observation", "attacks.workers", *TRUTH)]
-    assert [*inspect.signature(ModelInversion.reconstruct).parameters] == [
-        "self",
-        "classifier",
-        "public",
-        "seed",
-        "device",
-    ]
+    given = list(inspect.signature(ModelInversion.reconstruct).parameters)
+    assert given == ["self", "classifier", "public", "seed", "device"]
 
 
 def test_every_file_of_attacks_is_in_a_room_or_in_the_contract():

@@ -9,7 +9,7 @@ from attacks import memory
 from attacks.attack import AttackError
 from attacks.memory import MIB, PeakMemory, estimate_memory
 from attacks.registry import create
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from tests.attacks.conftest import MODEL, Victim, make_victim
 from tests.attacks.toy_attacks import Guess, tiny_observation
 from tests.own_networks import config, trusting
@@ -71,7 +71,7 @@ def test_activations_are_those_that_a_forward_pass_keeps(victim: Victim, config:
         return tensor
 
     with trusting("build", "labelled"):
-        model = diffusion.build_model(config)
+        model = network.build_model(config)
         estimated = memory._kept_for_backward(circumstances)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         held = diffusion.predict(model, torch.zeros(1, 3, 8, 8, requires_grad=True), torch.tensor([400]), labels)

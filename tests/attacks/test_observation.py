@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from attacks.observation import CaptureError, Observation, ThreatModel, UpdateId
-from fl_sim.diffusion import LocalOptimizer
-from tests.attacks.conftest import CLASS_CONDITIONAL, MODEL, Victim, make_victim
+from fl_sim.network import CLASSIFIERS, LocalOptimizer
+from tests.attacks.conftest import CLASS_CONDITIONAL, MODEL, Victim, make_classification_victim, make_victim
 
 WEIGHT = "conv_in.weight"
 
@@ -124,7 +124,10 @@ def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
     [
         ({"round": None}, "observation.round: field required"),
         ({"colour": "red"}, "observation.colour: extra inputs"),
-        ({"format": 2}, "observation.format"),
+        ({"format": 3}, "observation.format"),
+        ({"task": "regression"}, "observation.task: .*'regression'.*'diffusion', 'classification'"),
+        ({"scheduler": None}, "observation.scheduler: field required"),
+        ({"num_classes": 10}, "observation.num_classes: extra inputs"),
         ({"value_range": [0, 1]}, "observation.value_range"),
         ({"batch_size": 0}, "observation.batch_size"),
         ({"prediction_type": "v_prediction"}, "prediction_type differs from the scheduler's"),
@@ -246,3 +249,73 @@ def test_labels_that_do_not_fit_are_refused(labels, message):
 def test_labels_of_a_network_that_takes_none_are_refused(known_victim):
     with pytest.raises(CaptureError, match="labels are there, but the network takes none"):
         replace(known_victim.observation, labels=torch.tensor([1]))
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["observation"])
+    return facts
+
+
+def test_a_capture_says_its_task_beside_all_else(tmp_path, victim):
+    victim.observation.save(tmp_path / "diffusion")
+    make_classification_victim().observation.save(tmp_path / "classification")
+    denoiser, classifier = (metadata(tmp_path / name) for name in ("diffusion", "classification"))
+    assert (denoiser["format"], denoiser["task"], denoiser["prediction_type"]) == (2, "diffusion", "epsilon")
+    assert (classifier["format"], classifier["task"], classifier["num_classes"]) == (2, "classification", 10)
+    assert denoiser.keys() - classifier.keys() == {"scheduler", "prediction_type", "min_snr_gamma", "noise_offset"}
+    assert classifier.keys() - denoiser.keys() == {"num_classes"}
+
+
+def test_format_1_is_read_and_means_diffusion(tmp_path, victim):
+    path = write_capture(tmp_path / "capture", victim, {"format": 1, "task": None})
+    assert Observation.load(path).circumstances.task == victim.observation.circumstances.task
+    path = write_capture(tmp_path / "classifier", make_classification_victim(), {"format": 1})
+    assert_refused(path, "format 1 knows diffusion alone")
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_an_update_of_a_classifier_is_saved_and_loaded(tmp_path, known, classifier):
+    optimizer = LocalOptimizer(lr=0.1)
+    victim = make_classification_victim(
+        (3, 1, 3, 0), classifier=classifier, known=known, local_steps=2, optimizer=optimizer
+    )
+    victim.observation.save(tmp_path / "capture")
+    loaded = Observation.load(tmp_path / "capture")
+    assert loaded.circumstances == victim.observation.circumstances
+    assert loaded.threat is (ThreatModel.KNOWN if known else ThreatModel.PRIVATE)
+    assert (loaded.noise, loaded.timesteps) == (None, None)
+    assert (loaded.labels.tolist() if known else loaded.labels) == ([3, 1, 3, 0] if known else None)
+
+
+def test_a_private_capture_of_a_classifier_holds_no_label(tmp_path):
+    make_classification_victim().observation.save(tmp_path / "capture")
+    assert {name.split("/")[0] for name in load_file(tmp_path / "capture")} == {"weights", "update"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "tensors", "message"),
+    [
+        ({"num_classes": 1}, {}, "observation.num_classes: input should be greater than or equal to 2"),
+        ({"num_classes": None}, {}, "observation.num_classes: field required"),
+        ({"num_classes": 7}, {}, "the network tells 10 classes apart, the images have 7"),
+        ({"scheduler": {}}, {}, "observation.scheduler: extra inputs"),
+        ({"image_shape": [1, 8, 8]}, {}, "takes images of 3 channels, the images have 1"),
+        ({"image_shape": [3, 8, 9]}, {}, "takes images of 8x8 pixels, the images have 8x9"),
+        ({"model": MODEL}, {}, "a UNet2DModel is no classifier; allowed: LeNet, ConvNet, ResNet"),
+        ({}, {"labels": torch.tensor([10])}, r"labels must lie in 0\.\.9"),
+        ({}, {"labels": torch.tensor([-1])}, r"labels must lie in 0\.\.9"),
+        ({}, {"labels": torch.tensor([1, 2])}, r"labels must be int64 of shape \[1\]"),
+        ({}, {"labels": torch.tensor([1.0])}, r"labels must be int64 of shape \[1\]"),
+        ({}, {"noise": torch.zeros(1, 3, 8, 8), "timesteps": torch.tensor([1])}, "the task is 'classification'"),
+    ],
+)
+def test_what_does_not_fit_a_classifier_is_refused(tmp_path, facts, tensors, message):
+    victim = make_classification_victim(known=True)
+    assert_refused(write_capture(tmp_path / "capture", victim, facts, **tensors), message)
+
+
+def test_a_classifier_does_not_denoise(tmp_path, victim):
+    model = make_classification_victim().observation.circumstances.model
+    assert_refused(write_capture(tmp_path / "capture", victim, {"model": model}), "a LeNet does not denoise")

@@ -10,7 +10,7 @@ import torch
 from attacks.attack import AttackError
 from attacks.observation import CaptureError, Observation
 from attacks.registry import create
-from fl_sim import diffusion
+from fl_sim import network
 from tests.attacks.conftest import MODEL, make_victim
 from tests.attacks.toy_attacks import tiny_observation
 from tests.own_networks import HERE, config, trusting
@@ -79,7 +79,7 @@ def test_without_time_layers_the_timestep_is_searched_for():
 def test_the_unet_of_denoising_diffusion_pytorch_leaks_as_it_is():
     pytest.importorskip("denoising_diffusion_pytorch")
     with trusting():
-        diffusion.trust([LUCIDRAINS])
+        network.trust([LUCIDRAINS])
         model = {"_factory": LUCIDRAINS, "dim": 16, "dim_mults": [1, 2]}
         victim = make_victim((700,), prediction_type="v_prediction", model_config=model)
         result = create("residual", {"max_evaluations": 150}).reconstruct(victim.observation, seed=7)

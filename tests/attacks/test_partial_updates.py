@@ -9,7 +9,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.observation import Observation
 from attacks.registry import create
 from attacks.timesteps.recovery import recover_timesteps
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from tests.attacks.conftest import MODEL, Victim, make_victim
 
 ADAPTED = {**MODEL, "lora": {"rank": 4, "alpha": 8, "targets": ["*"]}}
@@ -34,9 +34,9 @@ def after_a_round(victim: Victim) -> Observation:
     """The same images, noise and timesteps at adapters of which the second matrix is no longer zero."""
     circumstances, weights = victim.observation.circumstances, dict(victim.observation.weights)
     weights |= {name: 0.1 * torch.randn_like(value) for name, value in weights.items() if "lora_B" in name}
-    model = diffusion.build_model(ADAPTED)
+    model = network.build_model(ADAPTED)
     model.load_state_dict(weights)
-    scheduler = diffusion.build_scheduler(circumstances.scheduler)
+    scheduler = diffusion.build_scheduler(circumstances.task.scheduler)
     return Observation(
         circumstances, weights, diffusion.gradient(model, scheduler, victim.images, victim.noise, victim.timesteps)
     )

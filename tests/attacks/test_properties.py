@@ -21,8 +21,8 @@ from attacks.published.gidm import RECIPES, Phases
 from attacks.registry import ATTACKS, create
 from attacks.timesteps.recovery import HiddenTimestepsError
 from experiments.cli import app
-from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim import diffusion, network
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim
 
 NAMES = sorted(ATTACKS.built_in)
@@ -65,9 +65,9 @@ def victims(draw: st.DrawFn) -> Victim:
     samples, schedule = clients * batch_size, draw(st.sampled_from([20, 1000]))
     steps = draw(st.lists(st.integers(0, schedule - 1), min_size=samples, max_size=samples))
     torch.manual_seed(draw(st.integers(0, 2**32)))
-    model_config = diffusion.unet_config(8, shape[0], block_out_channels=(8, 8), norm_num_groups=4)
+    model_config = network.unet_config(8, shape[0], block_out_channels=(8, 8), norm_num_groups=4)
     scheduler_config = diffusion.scheduler_config(schedule, prediction_type)
-    model, scheduler = diffusion.build_model(model_config), diffusion.build_scheduler(scheduler_config)
+    model, scheduler = network.build_model(model_config), diffusion.build_scheduler(scheduler_config)
     images, noise, timesteps = torch.rand(samples, *shape) * 2 - 1, torch.randn(samples, *shape), torch.tensor(steps)
     mean = diffusion.gradient(model, scheduler, images, noise, timesteps)
     circumstances = Circumstances(
@@ -108,7 +108,7 @@ def test_a_result_is_an_image_within_the_budget_and_repeatable(name: str, known:
     assert ((result.images >= 0) & (result.images <= 1)).all()
     assert result.timesteps.shape == (len(victim.images),)
     assert result.timesteps.dtype == torch.int64
-    schedule = observation.circumstances.scheduler["num_train_timesteps"]
+    schedule = observation.circumstances.task.scheduler["num_train_timesteps"]
     assert ((result.timesteps >= -1) & (result.timesteps < schedule)).all()
     assert math.isfinite(result.matching_loss)
     assert 1 <= result.evaluations <= budget

@@ -9,7 +9,8 @@ import torch
 from attacks.attack import Attack, Outcome
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, Observation
-from fl_sim.diffusion import build_model, scheduler_config, trainable_parameters, unet_config
+from fl_sim.diffusion import scheduler_config
+from fl_sim.network import build_model, trainable_parameters, unet_config
 
 MODEL = unet_config(8, block_out_channels=(8, 8), norm_num_groups=4)
 SHAPE = (3, 8, 8)

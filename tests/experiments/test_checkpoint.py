@@ -13,7 +13,8 @@ from experiments.leakage import TIME_COLUMNS
 from experiments.utility import Utility
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, unet_config
+from fl_sim.diffusion import Checkpoint, scheduler_config
+from fl_sim.network import build_model, unet_config
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 

@@ -18,7 +18,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import local_training, private_draw
 from fl_sim.defences.registry import create
-from fl_sim.diffusion import trainable_names
+from fl_sim.network import trainable_names
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 

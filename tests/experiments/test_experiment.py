@@ -11,7 +11,8 @@ from experiments.experiment import Experiment, build_recipe, prepare
 from experiments.settings import ExperimentSettings
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, resolve
 from fl_sim.defences.registry import create
-from fl_sim.diffusion import Checkpoint, build_model, scheduler_config, unet_config
+from fl_sim.diffusion import Checkpoint, scheduler_config
+from fl_sim.network import build_model, unet_config
 from fl_sim.settings_file import dump_toml, load_settings
 from strategies.fed_sgd import FedSGD
 from tests.experiments.made_up_run import tiny_settings

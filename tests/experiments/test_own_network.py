@@ -9,7 +9,7 @@ from attacks.observation import Observation
 from experiments.experiment import prepare
 from experiments.leakage import read_leakage
 from experiments.run_directory import RunDirectory
-from fl_sim import diffusion
+from fl_sim import network
 from fl_sim.config import SettingsError
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
@@ -52,7 +52,7 @@ def test_what_a_run_wrote_is_shown_without_running_the_factory(run: RunDirectory
     with trusting():
         result = fl_sim("report", run.path)
         assert result.exit_code == 0, result.output
-        assert diffusion.trusted() == []
+        assert network.trusted() == []
 
 
 def test_its_captures_are_attacked_where_the_factory_is_trusted(run: RunDirectory, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from experiments.experiment import build_recipe
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.client_app import build_client_app, private_draw
-from fl_sim.diffusion import build_model, trainable_parameters
 from fl_sim.draws import derive_seed
 from fl_sim.images.sources import list_images
+from fl_sim.network import build_model, trainable_parameters
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, TRAIN_LOSS
 from tests.experiments.in_process import Client, run_in_process
 from tests.experiments.made_up_run import tiny_settings

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fl_sim import diffusion, local_grid
+from fl_sim import diffusion, local_grid, network
 from fl_sim.client_app import build_client_app
 from fl_sim.config import Settings
 from fl_sim.local_grid import Client
@@ -24,12 +24,12 @@ def tiny_settings(*overrides: str) -> Settings:
 
 
 def tiny_recipe(**changes: Any) -> Recipe:
-    model = diffusion.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
+    model = network.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
     return Recipe(**{"model": model, "scheduler": diffusion.scheduler_config(), "image_shape": (3, 16, 16)} | changes)
 
 
 def weights_recipe(steps: int = 2, optimizer: str = "sgd", momentum: float = 0.0) -> Recipe:
-    local = diffusion.LocalOptimizer(name=optimizer, lr=0.01, momentum=momentum)
+    local = network.LocalOptimizer(name=optimizer, lr=0.01, momentum=momentum)
     return tiny_recipe(update="weights", local_steps=steps, optimizer=local)
 
 
@@ -38,7 +38,7 @@ RECIPE = weights_recipe()
 
 def initial_arrays(recipe: Recipe) -> ArrayRecord:
     torch.manual_seed(0)
-    return ArrayRecord(diffusion.build_model(recipe.model).state_dict())
+    return ArrayRecord(network.build_model(recipe.model).state_dict())
 
 
 def node_context(partition: int) -> Context:

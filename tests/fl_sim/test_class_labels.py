@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fl_sim import diffusion
+from fl_sim import network
 from fl_sim.client_app import check_images, local_training, plain_gradient, private_draw
 from fl_sim.config import SettingsError
 from fl_sim.draws import drop_labels
@@ -50,7 +50,7 @@ def test_nothing_is_dropped_at_rate_zero() -> None:
 
 
 def test_a_client_trains_with_its_labels_batch_by_batch() -> None:
-    optimizer = diffusion.LocalOptimizer(lr=0.01)
+    optimizer = network.LocalOptimizer(lr=0.01)
     recipe = conditional(update="weights", local_steps=2, optimizer=optimizer)
     weights = initial_arrays(recipe).to_torch_state_dict()
     draw = private_draw(tiny_settings(), recipe, 1, 1)._replace(labels=torch.tensor([0, 3]))

@@ -6,7 +6,7 @@ from diffusers.training_utils import EMAModel
 from flwr.app import ConfigRecord, Message, RecordDict
 from PIL import Image
 
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.client_app import app, build_client_app, check_images, local_training, private_draw
 from fl_sim.config import Settings, SettingsError
 from fl_sim.draws import derive_seed
@@ -156,7 +156,7 @@ def test_an_unresolved_private_seed_is_refused() -> None:
 def test_a_gradient_reply_is_the_gradient_of_the_draw() -> None:
     recipe, settings = tiny_recipe(batch_size=2), tiny_settings()
     update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
-    model = diffusion.build_model(recipe.model)
+    model = network.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     expected = diffusion.gradient(
         model, diffusion.build_scheduler(recipe.scheduler), *private_draw(settings, recipe, 1, 1)
@@ -172,7 +172,7 @@ def test_a_weights_reply_is_what_torchs_optimiser_makes_of_the_batches(optimizer
     local = recipe.optimizer.model_copy(update={"weight_decay": decay})
     recipe = recipe.model_copy(update={"optimizer": local})
     update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
-    model = diffusion.build_model(recipe.model)
+    model = network.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     reference = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=momentum),
@@ -188,10 +188,10 @@ def test_a_weights_reply_is_what_torchs_optimiser_makes_of_the_batches(optimizer
 
 
 def test_fed_proxs_term_and_the_largest_norm_are_honoured_in_every_step() -> None:
-    optimizer = diffusion.LocalOptimizer(lr=0.01, momentum=0.9, proximal_mu=5.0, max_grad_norm=0.2)
+    optimizer = network.LocalOptimizer(lr=0.01, momentum=0.9, proximal_mu=5.0, max_grad_norm=0.2)
     recipe, settings = weights_recipe(3).model_copy(update={"optimizer": optimizer}), tiny_settings()
     update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
-    model = diffusion.build_model(recipe.model)
+    model = network.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     sent = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     reference = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -271,7 +271,7 @@ def test_offset_noise_is_the_same_noise_with_moved_channels(noise_seed: int | No
 def test_min_snr_weighs_what_a_client_sends() -> None:
     recipe, settings = tiny_recipe(batch_size=2, min_snr_gamma=5.0), tiny_settings()
     update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
-    model = diffusion.build_model(recipe.model)
+    model = network.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     draw = private_draw(settings, recipe, 1, 1)
     expected = diffusion.gradient(model, diffusion.build_scheduler(recipe.scheduler), *draw, min_snr_gamma=5.0)
@@ -344,7 +344,7 @@ def test_a_reply_carries_the_update_and_nothing_private() -> None:
     assert set(reply) == {ARRAYS, METRICS, CLIENT}
     assert set(reply[METRICS]) == {"num-examples", "train_loss"}
     assert set(reply[CLIENT]) == {"partition", "device"}
-    assert set(reply[ARRAYS]) == set(diffusion.trainable_parameters(diffusion.build_model(recipe.model)))
+    assert set(reply[ARRAYS]) == set(network.trainable_parameters(network.build_model(recipe.model)))
     assert reply[METRICS]["num-examples"] == 1
 
 

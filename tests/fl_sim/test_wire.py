@@ -4,8 +4,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
-from fl_sim.diffusion import LocalOptimizer, build_model
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
+from fl_sim.network import LocalOptimizer, build_model
 from fl_sim.wire import Recipe, arrays_in, dictated_draw, pack_reply, read_tensors, read_update
 from tests.fl_sim.federations import tiny_recipe, weights_recipe
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from experiments.settings import load_run
-from fl_sim.diffusion import build_model
+from fl_sim.network import build_model
 from tests.attacks.conftest import make_victim, summed
 from tests.experiments.in_process import run_in_process
 from tests.strategies.stub_federation import MODEL, WEIGHTS, StubGrid, client_of, initial_arrays

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fl_sim.diffusion import LocalOptimizer, build_model, scheduler_config, unet_config
+from fl_sim.diffusion import scheduler_config
+from fl_sim.network import LocalOptimizer, build_model, unet_config
 from fl_sim.wire import Recipe, pack_reply
 
 NODES = (77, 305, 42, 101)

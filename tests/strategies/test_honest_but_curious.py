@@ -12,8 +12,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, 
 from attacks.attack import AttackError
 from attacks.observation import DefenceDisclosure, Observation, ThreatModel, UpdateId
 from attacks.reconstruction_file import load_reconstruction
-from fl_sim.diffusion import LocalOptimizer
 from fl_sim.draws import derive_seed
+from fl_sim.network import LocalOptimizer
 from fl_sim.wire import Recipe, dictated_draw
 from strategies import honest_but_curious
 from strategies.errors import StrategyError

@@ -7,7 +7,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from attacks.observation import CaptureError, Observation, UpdateId
-from fl_sim import diffusion
+from fl_sim import network
 from fl_sim.wire import CLIENT, LABELS, Recipe, pack_reply
 from strategies.honest_but_curious import View, make_observation
 from tests.fl_sim.federations import initial_arrays, tiny_recipe
@@ -22,7 +22,7 @@ def observed(noise_seed: int | None, *revealed: Any) -> Observation:
     """The observation of the sum of clients of which each says so of its labels."""
     recipe = conditional(noise_seed)
     weights = initial_arrays(recipe).to_torch_state_dict()
-    update = {name: weights[name] for name in diffusion.trainable_names(recipe.model)}
+    update = {name: weights[name] for name in network.trainable_names(recipe.model)}
     views = []
     for client, said in enumerate(revealed):
         reply = pack_reply(update, 2, 0.5, client, "cpu")

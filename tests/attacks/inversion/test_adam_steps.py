@@ -13,8 +13,8 @@ from attacks.inversion.adam_steps import (
 )
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure
-from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim import diffusion, network
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim, summed
 
 ADAM = LocalOptimizer(name="adam", lr=1e-3)
@@ -58,7 +58,7 @@ def test_what_noise_hides_is_left_open():
 def test_the_weights_of_the_second_step_are_known(victim):
     problem = InversionProblem(victim.observation, "cpu")
     sent, moved = weights_before_steps(problem, known_first_step(problem))
-    model = diffusion.build_model(victim.observation.circumstances.model)
+    model = network.build_model(victim.observation.circumstances.model)
     model.load_state_dict(victim.observation.weights)
     draw = (victim.images[:1], victim.noise[:1], victim.timesteps[:1])
     gradients = diffusion.gradient(model, problem.scheduler, *draw)

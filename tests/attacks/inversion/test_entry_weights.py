@@ -7,7 +7,7 @@ from attacks.inversion.entry_weights import balanced_weights, matching_distance,
 from attacks.inversion.gradient_matching import flatten, squared_error, weighted_squared_error
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
 

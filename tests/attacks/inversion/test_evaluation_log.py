@@ -14,7 +14,7 @@ from attacks.inversion.evaluation_log import MAGIC, CheckpointError, EvaluationL
 from attacks.inversion.gradient_matching import GradientMatching
 from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import create
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
 
 SEARCH = {"capture": "ab", "seed": 7}

@@ -6,7 +6,7 @@ import torch
 
 from attacks.inversion.gradient_estimate import estimate_gradient, invert_adam_step, step_weights
 from attacks.observation import DefenceDisclosure
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
 NAME = "mid_block.resnets.0.conv1.weight"

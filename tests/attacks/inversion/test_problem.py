@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import make_victim
 
 CLIP_NORM = 0.5

@@ -7,7 +7,7 @@ import torch
 
 from attacks.model_inversion.diff_mi import DiffMI
 from attacks.model_inversion.target import Target, TrainedClassifier
-from fl_sim.classification import build_classifier
+from fl_sim.network import build_model
 
 CONFIG = {"_class_name": "ConvNet", "num_classes": 3, "image_size": [8, 8], "in_channels": 1, "channels": [4, 8]}
 TINY: dict[str, Any] = {
@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
 
 def tiny_classifier(seed: int = 0) -> TrainedClassifier:
     torch.manual_seed(seed)
-    return TrainedClassifier(CONFIG, build_classifier(CONFIG).state_dict())
+    return TrainedClassifier(CONFIG, build_model(CONFIG).state_dict())
 
 
 def public_images(count: int = 12, seed: int = 1) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 from attacks.model_inversion.conditional_prior import PriorTraining, train_prior
 from attacks.model_inversion.diff_mi import DiffMI
 from attacks.model_inversion.target import Target
-from fl_sim.diffusion import ConfigError, count_parameters, outline
+from fl_sim.network import ConfigError, count_parameters, outline
 
 TINY = {"batch_size": 16, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "unet": {}}
 CHOSEN = torch.tensor([[0, 1], [2, 3], [4, 4]])
@@ -63,7 +63,7 @@ def test_a_copy_has_parameters_of_its_own_and_is_counted(target: Target) -> None
 
 
 def test_the_published_network_is_that_of_the_recipe() -> None:
-    config = DiffMI(recipe="published").training.network(torch.Size((3, 64, 64)), 1000)
+    config = DiffMI(recipe="published").training.unet_config(torch.Size((3, 64, 64)), 1000)
     network = outline(config)
     assert 5e7 < count_parameters(network.parameters()) < 3e8
     assert network.class_embedding.num_embeddings == 1001

@@ -3,7 +3,7 @@ import torch
 
 from attacks.attack import AttackError
 from attacks.model_inversion.target import Target, TrainedClassifier
-from fl_sim.diffusion import ConfigError
+from fl_sim.network import ConfigError
 from tests.attacks.model_inversion.conftest import CONFIG, public_images, tiny_classifier
 
 

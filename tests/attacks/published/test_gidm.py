@@ -13,7 +13,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.published.ddim_prior import load_prior
 from attacks.published.gidm import GIDM, RECIPES, Phases, through_prior
 from attacks.registry import create
-from fl_sim import diffusion
+from fl_sim import network
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
@@ -72,7 +72,7 @@ def test_the_phases_can_be_had_one_by_one(short_recipe, known_victim, phases, ev
 
 def save_checkpoint(path: Path, victim: Victim, **facts: Any) -> str:
     circumstances = victim.observation.circumstances
-    about = {"model": circumstances.model, "scheduler": circumstances.scheduler} | facts
+    about = {"model": circumstances.model, "scheduler": circumstances.task.scheduler} | facts
     save_file(victim.observation.weights, path, metadata={"checkpoint": json.dumps(about)})
     return str(path)
 
@@ -90,8 +90,8 @@ def test_a_checkpoint_serves_as_the_prior(tmp_path, short_recipe, known_victim):
 def save_classes(path: Path, victim: Victim) -> str:
     """The checkpoint of a network with class labels."""
     model = MODEL | {"num_class_embeds": 10}
-    about = {"model": model, "scheduler": victim.observation.circumstances.scheduler}
-    save_file(diffusion.build_model(model).state_dict(), path, metadata={"checkpoint": json.dumps(about)})
+    about = {"model": model, "scheduler": victim.observation.circumstances.task.scheduler}
+    save_file(network.build_model(model).state_dict(), path, metadata={"checkpoint": json.dumps(about)})
     return str(path)
 
 

@@ -8,7 +8,7 @@ from attacks.residual import Residual
 from attacks.residual.adam_steps import AdamSteps, joined_point, side_by_side
 from attacks.residual.minimiser import Candidate
 from attacks.residual.unknowns import NoisyImageAndResidual, possible_unknowns
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim, true_unknowns
 from tests.attacks.residual.candidates import candidate_at, minimiser_of
 

@@ -8,7 +8,7 @@ from attacks.observation import DefenceDisclosure
 from attacks.registry import create
 from attacks.residual import Residual
 from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim, summed
 from tests.attacks.residual.candidates import WIDE
 

@@ -11,7 +11,7 @@ from attacks.residual.batch_refinement import BatchRefinement
 from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.sample_diagnostics import sample_misfits, unexplained_energy
 from attacks.residual.unknowns import NoisyImageAndResidual, possible_unknowns
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import make_victim, psnr, true_unknowns
 from tests.attacks.residual.candidates import WIDE, minimiser_of
 

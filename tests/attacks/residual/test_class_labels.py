@@ -8,7 +8,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.registry import create
 from attacks.residual.minimiser import Candidate
 from attacks.residual.unknowns import possible_unknowns
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, make_victim, true_unknowns
 from tests.attacks.timesteps.test_recovery import without
 

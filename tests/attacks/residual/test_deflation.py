@@ -8,7 +8,7 @@ from attacks.residual.local_training import LocalTraining
 from attacks.residual.sample_diagnostics import sample_misfits
 from attacks.residual.unknowns import CleanImage, NoisyImageAndResidual, possible_unknowns
 from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import make_victim, psnr, true_unknowns
 from tests.attacks.finite_differences import to_double
 from tests.attacks.residual.candidates import WIDE, candidate_at

@@ -9,7 +9,7 @@ from attacks.observation import DefenceDisclosure
 from attacks.residual.kfac_metric import KFACMetric
 from attacks.residual.unknowns import possible_unknowns
 from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, to_double
 

@@ -6,7 +6,7 @@ from attacks.residual.local_training import LocalTraining, deal_samples, explain
 from attacks.residual.simulated_training import SimulatedTraining
 from attacks.residual.unknowns import possible_unknowns
 from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim, true_unknowns
 from tests.attacks.residual.candidates import WIDE, candidate_at
 

@@ -6,7 +6,7 @@ from attacks.inversion.gradient_matching import squared_error
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.simulated_training import SimulatedTraining
 from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 

@@ -9,16 +9,16 @@ from attacks.observation import DefenceDisclosure
 from attacks.registry import create
 from attacks.residual.minimiser import Candidate
 from attacks.residual.subspace_init import SubspaceInit, SubspaceObjective, has_duplicates
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from tests.attacks.conftest import MODEL, SHAPE, Victim, make_victim
 from tests.attacks.finite_differences import assert_derivative, double_problem
 
-DEEP = diffusion.unet_config(8, block_out_channels=(16, 16, 32), norm_num_groups=4)
+DEEP = network.unet_config(8, block_out_channels=(16, 16, 32), norm_num_groups=4)
 """Its levels have 64, 16 and 4 positions."""
 
 
 def noisy_images(victim: Victim) -> torch.Tensor:
-    scheduler = diffusion.build_scheduler(victim.observation.circumstances.scheduler)
+    scheduler = diffusion.build_scheduler(victim.observation.circumstances.task.scheduler)
     return diffusion.add_noise(scheduler, victim.images, victim.noise, victim.timesteps)
 
 
@@ -37,7 +37,7 @@ def determines_x_t(victim: Victim) -> bool:
 @pytest.mark.parametrize("timesteps", [(300,), (60, 500)])
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_true_inputs_lie_inside_and_others_do_not(timesteps, attention):
-    config = diffusion.unet_config(8, block_out_channels=(16, 32, 32), norm_num_groups=4, attention=attention)
+    config = network.unet_config(8, block_out_channels=(16, 32, 32), norm_num_groups=4, attention=attention)
     victim = make_victim(timesteps, model_config=config)
     objective = objective_of(victim)
     assert objective.determines_x_t(SETTINGS.min_equations)

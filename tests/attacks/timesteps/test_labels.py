@@ -8,7 +8,7 @@ from attacks.inversion.problem import InversionProblem
 from attacks.timesteps.conditions import Conditions
 from attacks.timesteps.labels import candidate_labels, label_table, pairings, recover_labels
 from attacks.timesteps.recovery import MINIMAL_MARGIN, recover_timesteps, timestep_hypotheses
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, make_victim
 from tests.attacks.timesteps.test_recovery import defended, noisy, without
 from tests.own_networks import config, trusting

@@ -14,7 +14,7 @@ from attacks.timesteps.duplicates import plausible_timesteps
 from attacks.timesteps.recovery import MINIMAL_MARGIN, RecoveredTimesteps, recover_timesteps
 from attacks.timesteps.time_layers import time_projections
 from fl_sim import diffusion
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import MODEL, Victim, make_victim
 
 WIDE = MODEL | {"block_out_channels": [32, 32]}

@@ -9,7 +9,7 @@ from attacks.timesteps.ghost import Ghost
 from attacks.timesteps.recovery import recover_timesteps
 from attacks.timesteps.time_inputs import label_inputs, time_inputs
 from attacks.timesteps.time_layers import time_layers, time_projections
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import make_victim
 from tests.own_networks import config, trusting
 

@@ -15,7 +15,7 @@ from experiments.bench.federations import DefenceMeasurement, Setup
 from experiments.experiment import prepare
 from experiments.leakage import client_truth
 from fl_sim.defences.privacy import gaussian_privacy
-from fl_sim.diffusion import count_parameters
+from fl_sim.network import count_parameters
 from tests.experiments.test_cli import assert_refused, fl_sim
 
 TOYS = "tests.attacks.toy_attacks"

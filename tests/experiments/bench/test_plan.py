@@ -10,7 +10,8 @@ from experiments.bench.plan import Options, make_plan
 from experiments.bench.suites import SUITES
 from experiments.checkpoint import BUNDLED, save_checkpoint
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, build_model, count_parameters, scheduler_config, unet_config
+from fl_sim.diffusion import Checkpoint, scheduler_config
+from fl_sim.network import build_model, count_parameters, unet_config
 
 
 def test_quick_takes_the_small_network_and_no_published_recipe() -> None:

@@ -8,11 +8,11 @@ from experiments.bench.cases import CLASS_CONDITIONAL, NETWORKS, Case
 from experiments.bench.suites import SUITES
 from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
 from experiments.checkpoint import BUNDLED
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.config import DataSettings
-from fl_sim.diffusion import LocalOptimizer
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS
 from fl_sim.images.sources import list_images
+from fl_sim.network import LocalOptimizer
 
 SEED = 5
 
@@ -34,9 +34,9 @@ def gradient(of: Victim, first: int = 0, last: int = 1) -> torch.Tensor:
     """The gradient of the samples first..last-1 of a known victim, from the truth."""
     seen = of.observation
     assert seen.noise is not None
-    model = diffusion.build_model(seen.circumstances.model)
+    model = network.build_model(seen.circumstances.model)
     model.load_state_dict(seen.weights)
-    scheduler = diffusion.build_scheduler(seen.circumstances.scheduler)
+    scheduler = diffusion.build_scheduler(seen.circumstances.task.scheduler)
     truth = (of.images * 2 - 1, seen.noise, of.timesteps)
     return flat(diffusion.gradient(model, scheduler, *(values[first:last] for values in truth)))
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from fl_sim import classification
-from fl_sim.diffusion import ConfigError
+from fl_sim import classification, network
+from fl_sim.network import ConfigError
 
 CONFIG = {"num_classes": 10, "image_size": [16, 16], "in_channels": 1}
 
 
-@pytest.mark.parametrize("name", classification.CLASSIFIERS)
+@pytest.mark.parametrize("name", network.CLASSIFIERS)
 @pytest.mark.parametrize("sides", [[16, 16], [17, 24]])
 def test_a_classifier_makes_logits_of_its_features(name: str, sides: list[int]) -> None:
-    model = classification.build_classifier({"_class_name": name, **CONFIG, "image_size": sides})
+    model = network.build_model({"_class_name": name, **CONFIG, "image_size": sides})
     images = torch.rand(3, 1, *sides) * 2 - 1
     logits, features = classification.logits_and_features(model, images)
     _, layer = classification.last_layer(model)
@@ -25,7 +25,7 @@ def test_a_classifier_makes_logits_of_its_features(name: str, sides: list[int]) 
 
 
 def test_lenet_is_that_of_dlg() -> None:
-    model = classification.build_classifier({"_class_name": "LeNet", "num_classes": 100, "image_size": [32, 32]})
+    model = network.build_model({"_class_name": "LeNet", "num_classes": 100, "image_size": [32, 32]})
     assert [tuple(p.shape) for p in model.parameters() if p.ndim > 1] == [
         (12, 3, 5, 5),
         (12, 12, 5, 5),
@@ -51,7 +51,7 @@ def test_the_loss_is_the_mean_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"_class_name": "LeNt"}, "model._class_name 'LeNt' is not allowed; allowed: LeNet, ConvNet, ResNet; did you"),
+        ({"_class_name": "LeNt"}, "model._class_name 'LeNt' is not allowed; allowed: UNet2DModel, LeNet, Conv"),
         ({"depth": 3}, "model.depth = 3: unexpected keyword argument"),
         ({"num_classes": 0}, "model.num_classes = 0: input should be greater than or equal to 1"),
         (
@@ -62,7 +62,7 @@ def test_the_loss_is_the_mean_cross_entropy() -> None:
 )
 def test_what_cannot_be_built_is_refused_in_one_line(change: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        classification.build_classifier({"_class_name": "LeNet", **CONFIG} | change)
+        network.build_model({"_class_name": "LeNet", **CONFIG} | change)
     assert str(refused.value).startswith(words)
     assert "\n" not in str(refused.value)
 

@@ -13,6 +13,7 @@ from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence
 from fl_sim.defences.registry import create
 from fl_sim.draws import Draw
+from fl_sim.network import build_model, unet_config
 from fl_sim.wire import ARRAYS
 from tests.fl_sim.defences.stub import flat, train_message
 from tests.fl_sim.federations import node_context, tiny_recipe, tiny_settings, weights_recipe
@@ -22,8 +23,8 @@ SCHEDULER = diffusion.build_scheduler(diffusion.scheduler_config())
 
 def network(attention: bool = True, **changes: object) -> nn.Module:
     torch.manual_seed(0)
-    config = diffusion.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4, attention=attention)
-    return diffusion.build_model(config | changes)
+    config = unet_config(16, block_out_channels=(8, 16), norm_num_groups=4, attention=attention)
+    return build_model(config | changes)
 
 
 def batch(samples: int = 3, labels: Tensor | None = None) -> Draw:

@@ -6,7 +6,7 @@ from torch import Tensor
 from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
 from fl_sim.defences.registry import create
-from fl_sim.diffusion import trainable_names
+from fl_sim.network import trainable_names
 from fl_sim.wire import ARRAYS, CONFIG, ROUND, Recipe, arrays_in, read_update
 from tests.fl_sim.defences.stub import train_message
 from tests.fl_sim.federations import node_context, tiny_recipe, tiny_settings, weights_recipe

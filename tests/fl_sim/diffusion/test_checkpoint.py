@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fl_sim.diffusion import Checkpoint, ConfigError, build_model, read_checkpoint, scheduler_config, unet_config
+from fl_sim.diffusion import Checkpoint, read_checkpoint, scheduler_config
+from fl_sim.network import ConfigError, build_model, unet_config
 
 MODEL = unet_config(16, block_out_channels=(8, 8), norm_num_groups=4)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl_sim.diffusion import ConfigError, build_model, build_scheduler, read_checkpoint, unet_config
+from fl_sim.diffusion import build_scheduler, read_checkpoint
 from fl_sim.diffusion.diffusers_folder import SCHEDULERS, ddpm_config
+from fl_sim.network import ConfigError, build_model, unet_config
 
 MODEL = unet_config(16, block_out_channels=(8, 16), norm_num_groups=4, attention=True)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

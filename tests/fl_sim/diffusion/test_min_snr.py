@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.diffusion import PREDICTION_TYPES
 from tests.fl_sim.diffusion.toy import draw, scheduler, tiny_config
 
@@ -30,7 +30,7 @@ def test_weights_are_finite_where_there_is_no_signal(prediction_type: str, last:
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_the_gradient_is_the_weighted_mean_of_the_samples(prediction_type: str) -> None:
     torch.manual_seed(0)
-    model, ddpm, (x0, noise, timesteps) = diffusion.build_model(tiny_config()), scheduler(prediction_type), draw()
+    model, ddpm, (x0, noise, timesteps) = network.build_model(tiny_config()), scheduler(prediction_type), draw()
     weights = diffusion.min_snr_weights(ddpm, timesteps, GAMMA, x0).flatten().tolist()
     assert len(set(weights)) > 1
     alone = [

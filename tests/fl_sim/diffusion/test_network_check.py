@@ -3,13 +3,13 @@ from typing import Any
 import pytest
 import torch
 
-from fl_sim import diffusion
-from fl_sim.diffusion import ConfigError
+from fl_sim import diffusion, network
+from fl_sim.network import ConfigError
 from tests.fl_sim.diffusion.toy import draw, scheduler, tiny_config
 
 
 def four_levels() -> dict[str, Any]:
-    return diffusion.unet_config(28, block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
+    return network.unet_config(28, block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_the_trial_lets_through_what_trains_and_draws_nothing(changes: dict[str,
     before = torch.get_rng_state()
     diffusion.check_network(tiny_config(**changes), diffusion.scheduler_config(), (3, 16, 16))
     assert torch.equal(torch.get_rng_state(), before)
-    network = diffusion.build_model(tiny_config(**changes))
-    assert diffusion.gradient(network, scheduler(), *(values[1:2] for values in draw()))
+    model = network.build_model(tiny_config(**changes))
+    assert diffusion.gradient(model, scheduler(), *(values[1:2] for values in draw()))
 
 
 def test_a_table_of_class_labels_is_let_through():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fl_sim import diffusion
-from fl_sim.diffusion import ConfigError
+from fl_sim.network import ConfigError
 from tests.fl_sim.diffusion.toy import draw, scheduler
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 from fl_sim.diffusion import PREDICTION_TYPES
 from tests.fl_sim.diffusion.toy import draw, scheduler, tiny_config
 
@@ -10,7 +10,7 @@ from tests.fl_sim.diffusion.toy import draw, scheduler, tiny_config
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return diffusion.build_model(tiny_config())
+    return network.build_model(tiny_config())
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -29,8 +29,8 @@ def test_loss_and_gradient_agree_with_a_plain_backward(model: nn.Module, predict
 
 
 def test_frozen_parameters_have_no_gradient() -> None:
-    network = diffusion.build_model(tiny_config())
-    network.conv_in.weight.requires_grad_(False)
-    gradient = diffusion.gradient(network, scheduler(), *draw())
+    model = network.build_model(tiny_config())
+    model.conv_in.weight.requires_grad_(False)
+    gradient = diffusion.gradient(model, scheduler(), *draw())
     assert "conv_in.weight" not in gradient
     assert "conv_in.bias" in gradient

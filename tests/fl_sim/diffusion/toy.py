@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from fl_sim import diffusion
+from fl_sim import diffusion, network
 
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "scaled_linear"},
@@ -22,7 +22,7 @@ SCHEDULES: list[dict[str, Any]] = [
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
-    return diffusion.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4) | changes
+    return network.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4) | changes
 
 
 def draw(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from fl_sim.diffusion import LocalOptimizer
+from fl_sim.network import LocalOptimizer
 
 
 def test_local_optimisers_are_torchs() -> None:

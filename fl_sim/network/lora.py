@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from fl_sim.diffusion.configuration import ConfigError
-from fl_sim.diffusion.parameters import matching_names
 from fl_sim.errors import dotted, first_error
+from fl_sim.network.configuration import ConfigError
+from fl_sim.network.parameters import matching_names
 
 LORA = "lora"
 """Key of a model's configuration, beside those of diffusers, that holds the fields of LoRA."""

@@ -1,8 +1,9 @@
 """Networks of anyone's own: the key ``_factory`` of a model's configuration names the function that builds one.
 
 ``{"_factory": "package.module:build", …}``: the function is called with all keys that do not begin with ``_`` and
-returns a ``torch.nn.Module`` with ``forward(x_t, timesteps)``, or with ``forward(x_t, timesteps, labels)`` if the
-configuration has the key ``num_class_embeds``, the number of classes, which the function gets like any other.
+returns a ``torch.nn.Module``. For diffusion it has ``forward(x_t, timesteps)``, or ``forward(x_t, timesteps, labels)``
+if the configuration has the key ``num_class_embeds``, the number of classes, which the function gets like any other;
+for classification it has ``forward(images)``, which returns logits.
 
 A configuration may come from elsewhere, in a capture, a checkpoint or a message, and must never choose what code runs.
 So a factory is imported only where the process trusts it by name.
@@ -13,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from fl_sim.diffusion.configuration import ConfigError
-from fl_sim.diffusion.lora import LORA
 from fl_sim.errors import explain, nearest
+from fl_sim.network.configuration import ConfigError
+from fl_sim.network.lora import LORA
 from fl_sim.registry import import_by_path, plugins
 
 FACTORY = "_factory"
@@ -90,4 +91,7 @@ def build_by_factory(config: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"factory {factory!r} with {factory_arguments(config)!r}: {explain(error)}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"factory {factory!r} returns a {type(network).__name__}; allowed: a torch.nn.Module")
+    for name, buffer in list(network.named_buffers()):
+        if name.endswith("num_batches_tracked"):  # of batch normalisation: a count that evaluation mode does not use
+            network.get_submodule(name.rpartition(".")[0]).num_batches_tracked = buffer.float()
     return network

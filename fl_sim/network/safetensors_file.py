@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fl_sim.diffusion.configuration import ConfigError
 from fl_sim.errors import message
+from fl_sim.network.configuration import ConfigError
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 """Names of files that hold pickled weights end so."""

@@ -3,7 +3,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from fl_sim.diffusion import ema_decays, ema_shares
+from fl_sim.network import ema_decays, ema_shares
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25, 0.9999])

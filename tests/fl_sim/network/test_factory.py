@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fl_sim import diffusion, registry
-from fl_sim.diffusion import ConfigError, factory, network
+from fl_sim import diffusion, network, registry
+from fl_sim.network import ConfigError, factory
 from tests.fl_sim.diffusion.toy import draw, scheduler
 from tests.own_networks import HERE, config, trusting
 
@@ -19,13 +19,13 @@ def check(function: str, **arguments: object) -> None:
 def test_a_factory_builds_with_its_arguments_and_trains_with_the_loss_of_all():
     x0, noise, timesteps = draw()
     with trusting("build", "returns_an_object"):
-        narrow = diffusion.build_model(config("build", width=16))
+        narrow = network.build_model(config("build", width=16))
         assert diffusion.gradient(narrow, scheduler(), x0, noise, timesteps)["into.weight"].shape == (16, 3, 3, 3)
         torch.manual_seed(0)
-        plain = diffusion.build_model(config("build"))
+        plain = network.build_model(config("build"))
         torch.manual_seed(0)
-        wrapped = diffusion.build_model(config("returns_an_object"))
-    assert torch.equal(*(diffusion.predict(network, x0, timesteps) for network in (plain, wrapped)))
+        wrapped = network.build_model(config("returns_an_object"))
+    assert torch.equal(*(diffusion.predict(model, x0, timesteps) for model in (plain, wrapped)))
 
 
 def test_the_trial_lets_through_what_trains_and_draws_nothing():
@@ -38,11 +38,11 @@ def test_the_trial_lets_through_what_trains_and_draws_nothing():
 
 def test_labels_come_third_and_their_number_is_an_argument_of_the_factory():
     model = config("labelled", num_class_embeds=10, width=16)
-    assert diffusion.num_classes(model) == 10
+    assert network.num_classes(model) == 10
     x0, noise, timesteps = draw()
     labels = torch.arange(len(timesteps))
     with trusting("labelled"):
-        gradient = diffusion.gradient(diffusion.build_model(model), scheduler(), x0, noise, timesteps, labels)
+        gradient = diffusion.gradient(network.build_model(model), scheduler(), x0, noise, timesteps, labels)
     assert gradient["kinds.0.weight"].any(dim=1).nonzero().flatten().equal(labels)
     for classes in (0, True, "ten"):
         with pytest.raises(ConfigError, match=r"num_class_embeds = .*; allowed: the number of classes, from 1"):
@@ -51,7 +51,7 @@ def test_labels_come_third_and_their_number_is_an_argument_of_the_factory():
 
 def test_an_outline_has_no_numbers():
     with trusting("build"):
-        assert {value.device.type for value in diffusion.outline(config("build")).state_dict().values()} == {"meta"}
+        assert {value.device.type for value in network.outline(config("build")).state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_factory_that_nobody_trusts_is_not_imported(tmp_path: Path, monkeypatc
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef build(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     with trusting("build"):
-        for use in (diffusion.build_model, diffusion.outline, diffusion.trainable_names):
+        for use in (network.build_model, network.outline, network.trainable_names):
             with pytest.raises(ConfigError, match=rf"--trust '{named}'"):
                 use({"_factory": named, "_class_name": "UNet2DModel"})
     assert not (tmp_path / "ran").exists()
@@ -99,18 +99,18 @@ def test_a_factory_that_nobody_trusts_is_not_imported(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("value", [None, 3, ["evil:build"], "evil", "evil:", ":build"])
 def test_a_factory_that_is_no_path_is_one_line(value: object):
     with pytest.raises(ConfigError, match=r"model\._factory = .*; allowed: 'package\.module:build'"):
-        diffusion.build_model({"_factory": value})
+        network.build_model({"_factory": value})
 
 
 def test_trust_is_given_by_path_or_by_the_name_of_an_entry_point(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(factory, "plugins", lambda group: {"mine": f"{HERE}:build"} if group == factory.GROUP else {})
     with trusting():
-        assert diffusion.trusted() == []
-        diffusion.trust(["mine"])
-        assert diffusion.trusted() == [f"{HERE}:build"]
-        assert isinstance(diffusion.build_model(config("build")), torch.nn.Module)
+        assert network.trusted() == []
+        network.trust(["mine"])
+        assert network.trusted() == [f"{HERE}:build"]
+        assert isinstance(network.build_model(config("build")), torch.nn.Module)
         with pytest.raises(ConfigError, match=r"'mime' is no factory; .*\(installed: mine\); did you mean 'mine'"):
-            diffusion.trust(["mime"])
+            network.trust(["mime"])
 
 
 def test_the_names_of_entry_points_are_those_of_the_group():
@@ -119,5 +119,5 @@ def test_the_names_of_entry_points_are_those_of_the_group():
 
 def test_a_factorys_network_says_no_size_and_its_dropout_by_its_argument():
     assert network.image_shape(config("build", sample_size="large")) is None
-    assert diffusion.dropout_of(config("build", dropout=0.1)) == 0.1
-    assert diffusion.dropout_of(config("build", dropout="none")) == 0
+    assert network.dropout_of(config("build", dropout=0.1)) == 0.1
+    assert network.dropout_of(config("build", dropout="none")) == 0

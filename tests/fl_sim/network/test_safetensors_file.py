@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fl_sim.diffusion import ConfigError, read_safetensors
+from fl_sim.network import ConfigError, read_safetensors
 
 
 @pytest.mark.parametrize(

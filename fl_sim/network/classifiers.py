@@ -1,11 +1,14 @@
 """Classifiers by name: LeNet as DLG attacks it, a small ConvNet, a ResNet with GroupNorm."""
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, validate_call
+from pydantic import Field, ValidationError, validate_call
 from torch import Tensor, nn
+
+from fl_sim.errors import dotted, first_error, message
+from fl_sim.network.configuration import ConfigError
 
 Positive = Annotated[int, Field(ge=1, le=65_536)]
 Side = Annotated[int, Field(ge=4, le=1024)]
@@ -96,3 +99,19 @@ class BasicBlock(nn.Module):
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {"LeNet": lenet, "ConvNet": convnet, "ResNet": resnet}
 """Builders by the name that ``_class_name`` of a configuration may have; the other keys are their arguments."""
+
+
+def build_classifier(config: Mapping[str, Any]) -> nn.Module:
+    """Build the classifier that ``_class_name``, one of CLASSIFIERS, names; the other keys are its arguments.
+
+    Raises:
+        ConfigError: if an argument is not allowed.
+    """
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return CLASSIFIERS[config["_class_name"]](**arguments)
+    except ValidationError as error:
+        first = first_error(error)
+        raise ConfigError(f"model.{dotted(first['loc'])} = {first['input']!r}: {first['msg']}") from error
+    except ValueError as error:  # a layer refuses what each argument for itself allows
+        raise ConfigError(f"model configuration cannot be built: {message(error)}") from error
