@@ -44,7 +44,7 @@ def invert_classifier(
 ) -> None:
     """Invert the classifier in ``source``, a checkpoint or a capture, and write images and a picture into ``out``.
 
-    ``seed`` is the run's public seed. ``trusted``: factories of networks (fl_sim/network/factory.py) whose code may run.
+    ``seed`` is the run's public seed. ``trusted``: factories of networks that may run (fl_sim/network/factory.py).
 
     Raises:
         AttackError, CaptureError, ConfigError, SettingsError: if there is no such method, classifier, folder of images
