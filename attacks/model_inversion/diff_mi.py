@@ -32,18 +32,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
     "digits": {
         "training": {
-            "steps": 400,
+            "steps": 250,
             "batch_size": 32,
             "lr": 1e-3,
             "ema_decay": 0.98,
             "flip": 0.0,
-            "block_out_channels": (32, 64),
+            "block_out_channels": (16, 32),
             "layers_per_block": 1,
             "norm_num_groups": 8,
             "unet": {},
         },
         "fine_tuning": {
-            "epochs": 8,
+            "epochs": 4,
             "images_per_class": 4,
             "batch_size": 10,
             "augmentation": SMALL_VIEWS | {"copies": 2},

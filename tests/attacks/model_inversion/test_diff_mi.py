@@ -95,7 +95,7 @@ def test_a_recipe_sets_what_is_not_given() -> None:
     published, digits = DiffMI(recipe="published"), DiffMI()
     assert published.training.steps == 50_000
     assert published.image_search.augmentation.blur_radius == 3
-    assert digits.training.steps == 400
+    assert digits.training.steps == 250
     assert digits.training.unet == {}
     part = DiffMI(recipe="published", training={"steps": 7}, image_search={"augmentation": {"copies": 1}})
     assert (part.training.steps, part.training.batch_size) == (7, 300)
