@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +19,9 @@ class TrainingTask(BaseModel, ABC):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels_named: ClassVar[str]
+    """The setting that says how many labels there are, for messages."""
 
     @abstractmethod
     def check(self, model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:

@@ -162,7 +162,7 @@ def test_a_capture_holds_nothing_but_the_update_and_what_the_server_knew(recorde
             num_examples=2,
             batch_size=2,
             image_shape=recipe.image_shape,
-            scheduler=recipe.scheduler,
+            task=recipe.task,
             model=recipe.model,
         )
         with safe_open(capture(recorded.directory, server_round, client), framework="pt") as file:
