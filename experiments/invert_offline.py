@@ -1,9 +1,7 @@
 """``fl-sim invert``: one model inversion of a trained classifier, with public images from a folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,12 +16,13 @@ from experiments.commands import choose_device
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
 from fl_sim import network
+from fl_sim.checkpoint import read_checkpoint
+from fl_sim.classification import ClassificationTask
 from fl_sim.config import Settings, SettingsError
-from fl_sim.diffusion.checkpoint import CHECKPOINT
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
 from fl_sim.images.sources import list_images
-from fl_sim.network import ConfigError, image_shape, read_safetensors
+from fl_sim.network import ConfigError, read_safetensors
 from fl_sim.settings_file import load_settings, parse_overrides
 
 OBSERVATION = "observation"
@@ -83,35 +82,20 @@ def read_classifier(path: Path) -> tuple[TrainedClassifier, tuple[int, int, int]
             which images it is.
     """
     try:
-        tensors, metadata = read_safetensors(path)
-        if OBSERVATION in metadata:
+        if OBSERVATION in read_safetensors(path)[1]:
             observation = Observation.load(path)
             seen = observation.circumstances
-            _check_task(seen.task.task)
-            return TrainedClassifier(seen.model, observation.weights), seen.image_shape
-        return _of_checkpoint(tensors, metadata)
+            task, model, weights, shape = seen.task, seen.model, observation.weights, seen.image_shape
+        else:
+            checkpoint = read_checkpoint(path)
+            task, model, weights, shape = checkpoint.task, checkpoint.model, checkpoint.weights, checkpoint.image_shape
+        if not isinstance(task, ClassificationTask):
+            raise ConfigError(f"it holds a model for task {task.task!r}; allowed: a classifier")
+        if shape is None:
+            raise ConfigError("its network does not say for which images it is; allowed: a capture of its training")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _of_checkpoint(
-    tensors: dict[str, Tensor], metadata: dict[str, str]
-) -> tuple[TrainedClassifier, tuple[int, int, int]]:
-    try:
-        facts = json.loads(metadata[CHECKPOINT])
-        task, model = facts.get("task", "diffusion"), facts["model"]
-    except (LookupError, AttributeError, ValueError) as error:
-        raise ConfigError("it is neither a checkpoint nor a capture") from error
-    _check_task(task)
-    shape = image_shape(model)
-    if shape is None:
-        raise ConfigError("its network does not say for which images it is; allowed: a capture of its training")
-    return TrainedClassifier(model, {name: value.float() for name, value in tensors.items()}), shape
-
-
-def _check_task(task: Any) -> None:
-    if task != "classification":
-        raise ConfigError(f"it holds a model for task {task!r}; allowed: a classifier (task = 'classification')")
+    return TrainedClassifier(model, weights), shape
 
 
 def read_public(folder: Path, shape: tuple[int, int, int]) -> Tensor:

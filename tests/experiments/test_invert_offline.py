@@ -14,9 +14,12 @@ from attacks.model_inversion.reconstructions_file import load_reconstructions
 from attacks.model_inversion.target import TrainedClassifier
 from attacks.observation import Circumstances, Observation
 from experiments.invert_offline import read_classifier, read_public
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.classification import ClassificationTask
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.draws import derive_seed
 from fl_sim.network import build_model, unet_config
+from fl_sim.task import Task
 from tests.attacks.toy_attacks import tiny_observation
 from tests.experiments.test_cli import assert_refused, fl_sim
 
@@ -25,16 +28,15 @@ SHORT = {"images_per_class": 2, "variant": "public-images"}
 ARGUMENTS = [word for key, value in SHORT.items() for word in ("--set", f"{key}={value}")]
 
 
-def save_model(path: Path, model: dict[str, Any], **facts: Any) -> Path:
+def save_model(path: Path, model: dict[str, Any], task: Task) -> Path:
     torch.manual_seed(0)
-    weights = build_model(model).state_dict()
-    save_file(weights, path, metadata={"checkpoint": json.dumps({"model": model, **facts})})
+    Checkpoint(build_model(model).state_dict(), model, task, {}).save(path)
     return path
 
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> Path:
-    return save_model(tmp_path / "classifier.safetensors", CONFIG, task="classification", num_classes=2)
+    return save_model(tmp_path / "classifier.safetensors", CONFIG, ClassificationTask(num_classes=2))
 
 
 @pytest.fixture
@@ -81,7 +83,8 @@ def test_a_capture_holds_the_global_classifier(tmp_path: Path, public: Path) -> 
 
 def test_what_is_no_classifier_is_one_line(tmp_path: Path, classifier: Path, public: Path) -> None:
     options = ("--public", public, "--out", tmp_path / "out")
-    diffusion = save_model(tmp_path / "ddpm.safetensors", unet_config(8, block_out_channels=(8, 8), norm_num_groups=4))
+    unet = unet_config(8, block_out_channels=(8, 8), norm_num_groups=4)
+    diffusion = save_model(tmp_path / "ddpm.safetensors", unet, DiffusionTask.on(scheduler_config()))
     assert_refused(
         fl_sim("invert", diffusion, *options), "ddpm.safetensors", "task 'diffusion'", "allowed: a classifier"
     )
@@ -91,7 +94,7 @@ def test_what_is_no_classifier_is_one_line(tmp_path: Path, classifier: Path, pub
     assert_refused(fl_sim("invert", tmp_path / "text.safetensors", *options), "no whole safetensors file")
     assert_refused(fl_sim("invert", tmp_path / "gone.safetensors", *options), "gone.safetensors", "no such file")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert_refused(fl_sim("invert", tmp_path / "other.safetensors", *options), "neither a checkpoint nor a capture")
+    assert_refused(fl_sim("invert", tmp_path / "other.safetensors", *options), "no 'checkpoint'")
     assert not (tmp_path / "out").exists()
 
 
@@ -114,9 +117,7 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing(tmp_path: Path, clas
 
 def test_no_code_is_imported_that_is_not_trusted(tmp_path: Path, public: Path) -> None:
     path = tmp_path / "own.safetensors"
-    model = {"_factory": "tests.experiments.exits:build"}
-    save_file(
-        {"a": torch.zeros(1)}, path, metadata={"checkpoint": json.dumps({"model": model, "task": "classification"})}
-    )
+    facts = {"model": {"_factory": "tests.experiments.exits:build"}, "task": "classification", "num_classes": 2}
+    save_file({"a": torch.zeros(1)}, path, metadata={"checkpoint": json.dumps(facts)})
     result = fl_sim("invert", path, "--public", public, "--out", tmp_path / "out")
-    assert_refused(result, "does not say for which images it is")
+    assert_refused(result, "imported only where it is trusted by name")

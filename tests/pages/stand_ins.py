@@ -3,16 +3,16 @@
 A line that needs something new gets it here; a line that cannot be run at all goes into NOT_RUN, with the reason.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from experiments.settings import load_run
+from fl_sim.checkpoint import Checkpoint
+from fl_sim.classification import ClassificationTask
 from fl_sim.network import build_model
 from tests.attacks.conftest import make_victim, summed
 from tests.experiments.in_process import run_in_process
@@ -80,8 +80,7 @@ def client_toml(path: Path) -> None:
 def classifier(path: Path) -> None:
     """The checkpoint of a classifier of three classes."""
     model = {"_class_name": "ConvNet", "num_classes": 3, "image_size": [16, 16], "channels": [4]}
-    facts = {"model": model, "task": "classification", "num_classes": 3}
-    save_file(build_model(model).state_dict(), path, metadata={"checkpoint": json.dumps(facts)})
+    Checkpoint(build_model(model).state_dict(), model, ClassificationTask(num_classes=3), {}).save(path)
 
 
 FILES: dict[str, Callable[[Path], None]] = {
