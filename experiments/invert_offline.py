@@ -81,6 +81,7 @@ def read_classifier(path: Path) -> tuple[TrainedClassifier, tuple[int, int, int]
         ConfigError, CaptureError: if the file cannot be read, or holds a diffusion model or one that does not say for
             which images it is.
     """
+    shape: tuple[int, int, int] | None
     try:
         if OBSERVATION in read_safetensors(path)[1]:
             observation = Observation.load(path)

@@ -185,9 +185,12 @@ def bench_inversion(
     options = {"quick": quick, "only": list(only), "repetitions": repetitions, "seed": seed}
     BENCHMARK.run(Plan(plan), options, out, jobs, console)
     for row in RowFile(out).rows_of(plan):
-        png = base64.b64decode(row["picture"])
-        name = f"inversion-{row['case']}-{row['repetition']}.png"
-        write_atomically(out / name, lambda file, png=png: file.write_bytes(png))
+        write_picture(row, out / f"inversion-{row['case']}-{row['repetition']}.png")
+
+
+def write_picture(row: Row, path: Path) -> None:
+    """Write the picture of a row: classes in rows, private and public images and then every method's in columns."""
+    write_atomically(path, lambda file: file.write_bytes(base64.b64decode(row["picture"])))
 
 
 def split_images(case: Case, seed: int) -> Split:

@@ -115,6 +115,12 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing(tmp_path: Path, clas
     assert not (tmp_path / "out").exists()
 
 
+def test_the_list_shows_every_method() -> None:
+    shown = fl_sim("list").output
+    assert "model inversion" in shown
+    assert "A target-specific diffusion prior and the classifier's margin, step by step in turn." in shown
+
+
 def test_no_code_is_imported_that_is_not_trusted(tmp_path: Path, public: Path) -> None:
     path = tmp_path / "own.safetensors"
     facts = {"model": {"_factory": "tests.experiments.exits:build"}, "task": "classification", "num_classes": 2}
