@@ -19,6 +19,7 @@ from attacks.model_inversion.margin_loss import ClassLoss
 from attacks.model_inversion.samplers import ddim
 from fl_sim import diffusion
 
+TINY = torch.finfo(torch.float32).tiny
 Terms = Literal["both", "prior", "classifier"]
 """Which of the two steps an iteration takes."""
 
@@ -78,7 +79,7 @@ class ImageSearch(Arguments):
                 views = self.augmentation.apply(x0, generator)
                 (gradient,) = torch.autograd.grad(loss(views, labels.repeat(self.augmentation.copies)), x0)
                 if prior_norm is not None:
-                    gradient = gradient * (self.clip * prior_norm / gradient.norm()).clamp(max=1)
+                    gradient = gradient * (self.clip * prior_norm / gradient.norm().clamp(min=TINY)).clamp(max=1)
                 _step(optimizer, x0, gradient)
         last = self.final_timestep - 1
         x_t = _noised(prior, x0.detach(), randn(), last)
