@@ -36,9 +36,9 @@ def count_classes(images: ImageSet) -> int:
         SettingsError: if images have no label, there is but one class, or a class has no image.
     """
     _check_labels(images, "task = 'classification'")
-    if len(images.classes) == 1:
+    if len(set(images.labels)) == 1:
         raise SettingsError(
-            f"task = 'classification': all images are of one class, {images.classes[0]!r}; allowed: two classes at "
+            f"task = 'classification': all images are of one class, {images.labels[0]!r}; allowed: two classes at "
             f"least; {images.remedy}"
         )
     for name in images.classes:
