@@ -129,7 +129,7 @@ class Attack(BaseModel, ABC):
         self.check(observation)
         self._check_memory(observation, device)
         started = time.perf_counter()
-        with PeakMemory(device) as memory, _repeatable_arithmetic():
+        with PeakMemory(device) as memory, repeatable_arithmetic():
             problem = InversionProblem(observation, device, trace, log, watch)
             outcome = self.search(problem, torch.Generator().manual_seed(seed))
         if not (outcome.images.isfinite().all() and math.isfinite(outcome.matching_loss)):
@@ -255,7 +255,7 @@ def _why_not_finite(observation: Observation) -> str:
 
 
 @contextmanager
-def _repeatable_arithmetic() -> Iterator[None]:
+def repeatable_arithmetic() -> Iterator[None]:
     """Full float32 precision and, on CUDA, the same convolution kernels every time."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -69,7 +69,7 @@ def attack_capture(
             attack cannot work on the capture, ``out`` is not empty, or the checkpoint is not of this search.
     """
     attack = create(name, _arguments(name, overrides))
-    observation = Observation.load(capture, _factories(trusted))
+    observation = Observation.load(capture, trusted_factories(trusted))
     attack.check(observation)
     where = choose_device(device)
     seen = observation.circumstances
@@ -132,7 +132,7 @@ def _listed(values: Tensor) -> str:
     return ", ".join(str(value) if value >= 0 else "unknown" for value in values.tolist())
 
 
-def _factories(trusted: Sequence[str]) -> list[str]:
+def trusted_factories(trusted: Sequence[str]) -> list[str]:
     """The paths of the factories after ``--trust``."""
     try:
         return [factory_path(factory) for factory in trusted]

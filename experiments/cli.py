@@ -138,6 +138,56 @@ def attack(
 
 @app.command(
     epilog="Examples:\n\n"
+    "[cyan]fl-sim invert classifier.safetensors --public ~/photos --method diff-mi[/cyan]\n\n"
+    "[cyan]fl-sim invert classifier.safetensors --public ~/photos --method max-margin --set classes=[0,2][/cyan]"
+)
+def invert(
+    source: Annotated[
+        Path, typer.Argument(metavar="CAPTURE|CHECKPOINT", help="A file that holds a trained classifier.")
+    ],
+    public: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder of images that no client holds; their labels are not read.")
+    ],
+    method: Annotated[str, typer.Option(metavar="NAME", help="One of those that fl-sim list shows.")] = "diff-mi",
+    seed: Annotated[int, typer.Option(min=0, help="The run's public seed; the method's own follows from it.")] = 0,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the method; may be repeated.")
+    ] = [],  # noqa: B006 (as above)
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result, new or empty.", show_default="runs/invert-…")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.")] = 1,
+    trusted: Annotated[
+        list[str],
+        typer.Option(
+            "--trust",
+            metavar="PACKAGE.MODULE:BUILD",
+            help="A network of somebody's own that the file may name: its code is imported. May be repeated.",
+        ),
+    ] = [],  # noqa: B006 (as above)
+) -> None:
+    """Reconstruct images of a trained classifier's classes from its weights and public images."""
+    directory = output_folder(out, f"invert-{source.stem}-{method}")
+    with one_line_errors("stopped; nothing was written"):
+        from experiments.invert_offline import invert_classifier
+
+        invert_classifier(
+            expand_home(source),
+            expand_home(public),
+            method,
+            seed,
+            overrides,
+            directory,
+            device,
+            threads,
+            console,
+            trusted,
+        )
+
+
+@app.command(
+    epilog="Examples:\n\n"
     "[cyan]fl-sim report runs/demo[/cyan]   also where the run was stopped half way\n\n"
     "[cyan]fl-sim report runs/demo runs/untrained --out comparison.html[/cyan]\n\n"
     "[cyan]fl-sim report runs/demo --picture strip.png[/cyan]   originals and reconstructions, to show to others"
@@ -167,7 +217,7 @@ def report(
 
 @app.command("list")
 def show_names() -> None:
-    """Show the attacks, strategies, defences, networks, datasets and presets there are."""
+    """Show the attacks, model inversions, strategies, defences, networks, datasets and presets there are."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 

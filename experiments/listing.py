@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from attacks.model_inversion.registry import INVERSIONS
 from attacks.registry import ATTACKS
 from experiments.settings import preset_names
 from fl_sim.defences.registry import DEFENCES
@@ -18,9 +19,10 @@ from strategies.registry import available as strategies
 
 
 def list_names() -> Group:
-    """A table each of attacks, strategies, defences, networks, datasets and presets."""
+    """A table each of attacks, model inversions, strategies, defences, networks, datasets and presets."""
     kinds = {
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
+        "model inversion": {name: _summary_line(INVERSIONS.find(name)) for name in INVERSIONS.names()},
         "strategy": dict.fromkeys(strategies(), ""),
         "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
         "network": {

@@ -25,18 +25,30 @@ def data_uri(png: bytes) -> str:
 
 def image_uri(image: Tensor) -> str:
     """The image as a URI, pixel by pixel."""
+    return data_uri(png_of(to_picture(image)))
+
+
+def png_of(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
     buffer = io.BytesIO()
-    to_picture(image).save(buffer, format="PNG")
-    return data_uri(buffer.getvalue())
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
-def save_grid(path: Path, images: Tensor) -> None:
-    """Write the images [N,C,H,W] side by side, in a near-square grid, each pixel enlarged to a visible square."""
-    columns = math.ceil(math.sqrt(len(images)))
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """The images [N,C,H,W] side by side, row by row, each pixel enlarged to a visible square.
+
+    Without ``columns`` the grid is nearly square.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
     height, width = images.shape[-2:]
     sheet = Image.new("RGB", (columns * (width + 1) - 1, math.ceil(len(images) / columns) * (height + 1) - 1), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         sheet.paste(to_picture(image), (column * (width + 1), row * (height + 1)))
-    size = (sheet.width * GRID_ENLARGEMENT, sheet.height * GRID_ENLARGEMENT)
-    sheet.resize(size, Image.Resampling.NEAREST).save(path, format="PNG")
+    return sheet.resize((sheet.width * GRID_ENLARGEMENT, sheet.height * GRID_ENLARGEMENT), Image.Resampling.NEAREST)
+
+
+def save_grid(path: Path, images: Tensor, columns: int | None = None) -> None:
+    """Write the ``grid`` of the images [N,C,H,W] as a PNG file."""
+    grid(images, columns).save(path, format="PNG")

@@ -50,6 +50,15 @@ def load_settings(
     return settings
 
 
+def parse_overrides(overrides: Sequence[str]) -> Tree:
+    """The nested tables of ``key=value`` overrides, applied in order; key and value as in ``load_settings``.
+
+    Raises:
+        SettingsError: if one is no ``key=value``.
+    """
+    return _with_overrides({}, overrides)
+
+
 def dump_toml(settings: Settings) -> str:
     """The settings as TOML that ``load_settings`` reads back unchanged; what is unset or void is left out."""
     tree = settings.model_dump(mode="json", exclude_none=True)

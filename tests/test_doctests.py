@@ -3,7 +3,14 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ["fl_sim.diffusion.noise_schedule", "fl_sim.network.parameters", "fl_sim.draws"]
+MODULES = [
+    "fl_sim.diffusion.noise_schedule",
+    "fl_sim.network.parameters",
+    "fl_sim.draws",
+    "attacks.model_inversion.arguments",
+    "attacks.model_inversion.margin_loss",
+    "attacks.model_inversion.pseudo_labels",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -4,9 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from experiments.bench import bench, defences, many_clients, timesteps
+from experiments.bench import bench, defences, inversion, many_clients, timesteps
 
-BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in (bench, defences, many_clients, timesteps)}
+BENCHMARKS = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (bench, defences, inversion, many_clients, timesteps)
+}
 
 
 def rewrite(path: Path) -> None:

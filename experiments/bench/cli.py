@@ -11,7 +11,7 @@ import typer
 from experiments.commands import choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
-    help="Measure attacks, defences and the recovery of timesteps and labels on drawn victims.",
+    help="Measure attacks, defences, the recovery of timesteps and labels, and model inversion on drawn victims.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -235,6 +235,39 @@ def many_clients(
         from experiments.bench.many_clients import bench_many_clients
 
         bench_many_clients(clients, per_round, rounds, turns, directory, console)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim bench inversion --quick --jobs 2[/cyan]   a quarter of an hour on two CPU cores\n\n"
+    "[cyan]fl-sim bench inversion --quick --only digits-disjoint --repetitions 1[/cyan]   one target",
+)
+def inversion(
+    quick: Annotated[bool, typer.Option("--quick", help="Small diffusion models, three targets a case.")] = False,
+    only: Annotated[
+        str,
+        typer.Option(metavar="CASE,…", help="digits-overlapping, digits-disjoint, faces.", show_default="all of them"),
+    ] = "",
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Targets of every case.", show_default="5, with --quick 3")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits, classifiers and attacks.")] = 71993,
+    jobs: Annotated[int, typer.Option(min=1, help="Targets side by side, one thread each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+    ] = None,
+) -> None:
+    """Train classifiers on private images and invert them with public ones, by Diff-MI, its parts, and baselines.
+
+    Another classifier, which the attacker never sees, judges the images. Beside them stand
+    [bold]random public images[/bold], the level of chance, and [bold]other private images[/bold], the best to hope for.
+    """
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+        from experiments.bench.inversion import bench_inversion
+
+        bench_inversion(quick, _names_in(only), repetitions, seed, jobs, directory, console)
+        console.print(f"tables: [bold]{directory / 'inversion.md'}[/bold]", soft_wrap=True)
 
 
 def _names_in(text: str) -> tuple[str, ...]:

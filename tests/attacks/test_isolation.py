@@ -1,6 +1,7 @@
 """The attacker cannot reach the truth: which room may import which, replay under guard, and a decoy."""
 
 import ast
+import inspect
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 
 import attacks
 from attacks.attack import AttackError
+from attacks.model_inversion.model_inversion import ModelInversion
 from attacks.observation import CaptureError, Observation
 from attacks.registry import create
 from tests.attacks.conftest import CLASS_CONDITIONAL, Victim, draw_images, make_victim, psnr
@@ -105,6 +107,7 @@ MAY_STAND_ON = {
     "labels": {"labels", "inversion"},
     "published": {"published", "timesteps", "labels", "inversion"},
     "residual": {"residual", "timesteps", "inversion"},
+    "model_inversion": {"model_inversion"},
 }
 
 
@@ -112,6 +115,14 @@ MAY_STAND_ON = {
 def test_a_room_of_attacks_stands_on_those_below_it(room):
     used = {name.split(".")[1] for _, name in imports_of(f"attacks.{room}") if within(name, "attacks")}
     assert used - set(CONTRACT) <= MAY_STAND_ON[room]
+
+
+def test_a_model_inversion_sees_no_update_and_no_truth():
+    """It gets a classifier, public images and a seed; neither an observation nor what measures its result."""
+    seen = {name for _, name in imports_of("attacks.model_inversion")}
+    assert not [name for name in seen if within(name, "attacks.observation", "attacks.workers", *TRUTH)]
+    given = list(inspect.signature(ModelInversion.reconstruct).parameters)
+    assert given == ["self", "classifier", "public", "seed", "device"]
 
 
 def test_every_file_of_attacks_is_in_a_room_or_in_the_contract():

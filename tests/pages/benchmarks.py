@@ -11,11 +11,14 @@ from attacks.registry import create
 from attacks.trace import Trace
 from experiments.bench import classification, labels, timesteps
 from experiments.bench.federations import UNDEFENDED
+from experiments.bench.inversion import Scale
+from tests.attacks.model_inversion.conftest import TINY as INVERSION
 from tests.attacks.toy_attacks import Guess
 from tests.experiments.in_process import PoolInThisProcess, federation_in_process
 
 CASES, LABEL_CASES = list(timesteps.cases())[:2], list(labels.cases())[:2]
 CELLS = list(classification.cells(quick=True))[:1]
+CHEAP_INVERSIONS = Scale(1, 2, 2, {"diff-mi": INVERSION, "max-margin": {"iterations": 1}})
 TINY = {"checkpoint": "none", "block_out_channels": [8, 16], "norm_num_groups": 4}
 
 
@@ -47,4 +50,5 @@ def quick_benchmarks() -> Iterator[None]:
         stack.enter_context(patch(f"{bench}.many_clients._ATTACK", "tests.attacks.toy_attacks:Guess"))
         stack.enter_context(patch(f"{bench}.many_clients._alive_actors", lambda: ["AttackWorker"]))
         stack.enter_context(patch(f"{bench}.many_clients._object_store_mb", lambda: 0.0))
+        stack.enter_context(patch(f"{bench}.inversion.QUICK", CHEAP_INVERSIONS))
         yield

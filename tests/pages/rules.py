@@ -39,7 +39,7 @@ from tests.pages.benchmarks import quick_benchmarks
 from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
 from tests.pages.pages import REPOSITORY, Item
 from tests.pages.reading import BlockRule, NoRuleError, Outcome, Reader, Rule
-from tests.pages.stand_ins import CHEAPER_ATTACK, CHEAPER_RUN, CHEAPER_RUN_ATTACK, NAMES
+from tests.pages.stand_ins import CHEAPER_ATTACK, CHEAPER_INVERSION, CHEAPER_RUN, CHEAPER_RUN_ATTACK, NAMES
 from tests.strategies.test_sink import GUESS
 
 SHORT_GIDM = Phases(sampler_steps=2, latent_iterations=2, pixel_iterations=2, lr=0.1, solved_below=None)
@@ -264,6 +264,10 @@ def _cheaper(words: list[str]) -> list[str]:
     if words[0] == "attack":
         short = CHEAPER_ATTACK.get(_option(words, "--attack"), {})
         return [f"--set={key}={value}" for key, value in short.items() if key not in given]
+    if words[0] == "invert":
+        name = _option(words, "--method")
+        short = CHEAPER_INVERSION["diff-mi" if name == "-" else name]
+        return [f"--set={key}={value}" for key, value in short.items() if key not in given]
     return _cheaper_benchmark(words[1], words) if words[0] == "bench" else []
 
 
@@ -278,6 +282,8 @@ def _cheaper_benchmark(name: str, words: list[str]) -> list[str]:
         return ["--victims", "1"]
     if name == "many-clients":
         return ["--clients", "2", "--per-round", "1", "--rounds", "6", "--turns", "1"]
+    if name == "inversion":
+        return ["--repetitions", "1", "--quick", *([] if "--only" in words else ["--only", "faces"])]
     raise NoRuleError(f"_cheaper_benchmark in tests/pages/rules.py does not know fl-sim bench {name}")
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from experiments.settings import load_run
+from fl_sim.checkpoint import Checkpoint
+from fl_sim.classification import ClassificationTask
 from fl_sim.network import build_model
 from tests.attacks.conftest import make_victim, summed
 from tests.experiments.in_process import run_in_process
@@ -25,6 +27,18 @@ CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0"}
 
 CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}}
 """Arguments that make an attack short; added where the line gives it none of that name."""
+
+CHEAPER_INVERSION = {
+    "diff-mi": {
+        "training.steps": "1",
+        "training.block_out_channels": "[8, 8]",
+        "fine_tuning.epochs": "1",
+        "fine_tuning.images_per_class": "1",
+        "image_search.iterations": "1",
+    },
+    "max-margin": {"iterations": "1"},
+}
+"""The like for ``fl-sim invert`` and its benchmark."""
 
 CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
 """More of them, within a run, where an attack that gives up does not end the command."""
@@ -63,12 +77,19 @@ def client_toml(path: Path) -> None:
     path.write_text('[client]\nseed = 5\n[data]\npartition = "photo"\n[federation]\nclients = 2\n')
 
 
+def classifier(path: Path) -> None:
+    """The checkpoint of a classifier of three classes."""
+    model = {"_class_name": "ConvNet", "num_classes": 3, "image_size": [16, 16], "channels": [4]}
+    Checkpoint(build_model(model).state_dict(), model, ClassificationTask(num_classes=3), {}).save(path)
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "photos": photos,
     "alice/client.toml": client_toml,
     "runs/demo": run_directory,
     "update.safetensors": capture,
     "sum.safetensors": sum_of_clients,
+    "classifier.safetensors": classifier,
 }
 """Made in the page's folder before the first line that names them, unless an earlier line has made them."""
 

@@ -4,13 +4,16 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from attacks.model_inversion.registry import INVERSIONS
 from attacks.observation import Circumstances
 from attacks.registry import ATTACKS
 from experiments.settings import ExperimentSettings
@@ -91,6 +94,25 @@ def test_every_argument_of_an_attack_is_in_its_table_with_its_default() -> None:
         for key, cell in table.items():
             default = fields[key].get_default()
             assert means(cell, default) or (cell == "six pairs" and len(default) == 6), f"{name}.{key}: {default}"
+
+
+def test_every_argument_of_a_model_inversion_is_in_its_table_with_its_default() -> None:
+    tables = rows("docs/model-inversion.md", "argument")
+    for name in INVERSIONS.names():
+        table, values = dict(tables[name]), INVERSIONS.create(name).model_dump()
+        assert table.keys() == dict(leaves(INVERSIONS.find(name))).keys(), name
+        for key, cell in table.items():
+            default = reduce(getitem, key.split("."), values)
+            assert cell == "see below" or means(cell, default), f"{name}.{key}: {default}"
+
+
+def test_the_published_column_is_the_published_recipe() -> None:
+    values = INVERSIONS.create("diff-mi", {"recipe": "published"}).model_dump()
+    table = PAGES["docs/model-inversion.md"].text.partition("### diff-mi")[2].partition("###")[0]
+    lines = re.findall(r"^\| `([\w.]+)` \| [^|]* \| ([^|]*) \|", table, re.M)
+    assert len(lines) == len(dict(leaves(INVERSIONS.find("diff-mi"))))
+    for key, cell in lines:
+        assert cell == "see below" or means(cell, reduce(getitem, key.split("."), values)), key
 
 
 def test_the_capture_formats_defaults_are_those_that_are_read() -> None:

@@ -1,0 +1,101 @@
+"""The interface of every model inversion, and what it returns.
+
+Adding one: subclass ModelInversion in a file of its own, give it a ``name``, implement ``search``, and register it
+(attacks/model_inversion/registry.py).
+"""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attacks.attack import AttackError, repeatable_arithmetic
+from attacks.model_inversion.arguments import Arguments
+from attacks.model_inversion.target import Target, TrainedClassifier
+from attacks.trace import to_unit_range
+
+Class = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class ClassReconstructions:
+    """Images of a classifier's classes: float32 [K,R,C,H,W] in [0, 1], R of each of ``classes`` int64 [K]; on the CPU.
+
+    ``evaluations``: how many images went through the classifier or a diffusion model, in training too.
+    """
+
+    images: Tensor
+    classes: Tensor
+    evaluations: int
+    seconds: float
+    device: str
+    method: str
+    settings: dict[str, Any]
+    seed: int
+
+
+class ModelInversion(Arguments, ABC):
+    """From a trained classifier and public images to images of the classes that it was trained on.
+
+    The fields of a subclass are its arguments, validated when it is made.
+    """
+
+    name: ClassVar[str]
+
+    classes: tuple[Class, ...] | None = Field(None, min_length=1, description="classes to reconstruct; unset: all")
+    images_per_class: int = Field(5, ge=1, description="images of every class, R")
+
+    def reconstruct(
+        self, classifier: TrainedClassifier, public: Tensor, seed: int, device: str = "cpu"
+    ) -> ClassReconstructions:
+        """Invert a classifier with the help of ``public`` images [M,C,H,W] in [-1, 1], of which no label is known.
+
+        Same classifier, images, seed, device and thread count: same result, bit for bit on a CPU.
+
+        Raises:
+            AttackError: if the public images are no such, the classifier does not take them, a class does not exist, or
+                what is found is no number.
+            ConfigError: if the classifier, or a diffusion model for images of this size, cannot be built.
+        """
+        return self.invert(Target(classifier, public, seed, device))
+
+    def invert(self, target: Target) -> ClassReconstructions:
+        """The same for a target that several inversions may share: what two of them compute alike is computed once."""
+        started, before = time.perf_counter(), target.evaluations
+        classes = self._classes_of(target)
+        labels = classes.repeat_interleave(self.images_per_class).to(target.device)
+        with repeatable_arithmetic():
+            images = self.search(target, labels)
+        if not images.isfinite().all():
+            raise AttackError(f"model inversion {self.name!r} ran away to numbers that are not finite; lower its lr")
+        return ClassReconstructions(
+            images=to_unit_range(images).unflatten(0, (len(classes), self.images_per_class)),
+            classes=classes,
+            evaluations=target.evaluations - before,
+            seconds=time.perf_counter() - started,
+            device=target.device,
+            method=self.name,
+            settings=self.model_dump(mode="json"),
+            seed=target.seed,
+        )
+
+    @abstractmethod
+    def search(self, target: Target, labels: Tensor) -> Tensor:
+        """Images [N,C,H,W] in [-1, 1] of the classes ``labels`` int64 [N], every class ``images_per_class`` times.
+
+        All randomness comes from ``target.generator``.
+        """
+
+    def _classes_of(self, target: Target) -> Tensor:
+        classes = range(target.num_classes) if self.classes is None else self.classes
+        for number in classes:
+            if number >= target.num_classes:
+                raise AttackError(
+                    f"model inversion {self.name!r}: classes = {number}; the classifier has {target.num_classes}, "
+                    f"allowed: 0 to {target.num_classes - 1}"
+                )
+        return torch.tensor(list(classes))

@@ -1,0 +1,97 @@
+"""How much the images of a model inversion look like the private images of their class.
+
+All but PSNR are taken by an evaluation classifier, which the attacker never sees: what fools the attacked classifier
+alone counts for nothing here. Feature vectors are what its last layer takes in.
+
+Accuracy and KNN distance are those of Zhang et al. 2020 (arXiv 1911.07135, section 4), the Frechet distance is that of
+Heusel et al. 2017 (arXiv 1706.08500, section 4) with this classifier's features in the place of Inception's, coverage
+and density those of Naeem et al. 2020 (arXiv 2002.09797, eq. 4 and 6).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.metrics import psnr
+from fl_sim import classification
+
+NEIGHBOURS = 3
+"""k of coverage and density."""
+
+
+@torch.no_grad()
+def evaluate(
+    images: Tensor, labels: Tensor, private: Tensor, private_labels: Tensor, target: nn.Module, evaluator: nn.Module
+) -> dict[str, Any]:
+    """All figures of images [N,C,H,W] that are meant to be of the classes ``labels`` int64 [N], as JSON has them.
+
+    ``private`` [M,C,H,W] with classes int64 [M] are the images of which those classes were learnt; all images are in
+    [0, 1]. ``knn_successes`` is None where the evaluator names no image's class.
+    """
+    logits, features = classification.logits_and_features(evaluator, 2 * images - 1)
+    known = classification.features(evaluator, 2 * private - 1)
+    nearest = nearest_distances(features, labels, known, private_labels)
+    named = logits.argmax(dim=1) == labels
+    classes = labels.unique().tolist()
+    pairs = [coverage_and_density(known[private_labels == c], features[labels == c]) for c in classes]
+    return {
+        "top1": top_k_accuracy(logits, labels, 1),
+        "top5": top_k_accuracy(logits, labels, 5),
+        "target_top1": top_k_accuracy(classification.predict(target, 2 * images - 1), labels, 1),
+        "knn_all": nearest.mean().item(),
+        "knn_successes": nearest[named].mean().item() if named.any() else None,
+        "feature_frechet": frechet_distance(features, known[torch.isin(private_labels, labels)]),
+        "coverage": sum(coverage for coverage, _ in pairs) / len(pairs),
+        "density": sum(density for _, density in pairs) / len(pairs),
+        "psnr": best_psnr(images, labels, private, private_labels).mean().item(),
+    }
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of rows of ``logits`` [N,K] whose label, int64 [N], is among the ``k`` largest; 1 where K <= k."""
+    largest = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (largest == labels[:, None]).any(dim=1).float().mean().item()
+
+
+def nearest_distances(features: Tensor, labels: Tensor, private: Tensor, private_labels: Tensor) -> Tensor:
+    """Squared L2 distance of each of ``features`` [N,F] to the nearest of its class in ``private`` [M,F]; [N].
+
+    ``labels`` int64 [N], ``private_labels`` int64 [M]; every label is among the latter.
+    """
+    distances = torch.cdist(features.double(), private.double()).square()
+    return distances.masked_fill(labels[:, None] != private_labels, torch.inf).amin(dim=1)
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the means and covariances of two sets [N,F] and [M,F], N, M > 1.
+
+    With A and B the centred sets over sqrt(N - 1) and sqrt(M - 1), the trace of the root is the sum of the singular
+    values of A B^T.
+    """
+    sets = [features.double() for features in (first, second)]
+    means = [features.mean(dim=0) for features in sets]
+    a, b = ((x - mean) / (len(x) - 1) ** 0.5 for x, mean in zip(sets, means, strict=True))
+    root = torch.linalg.svdvals(a @ b.T).sum()
+    return ((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * root).item()
+
+
+def coverage_and_density(private: Tensor, found: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
+    """Coverage and density of ``found`` [N,F] about ``private`` [M,F], M > k.
+
+    Every private point has a ball that reaches to its ``k``-th nearest private neighbour. Coverage is the share of the
+    balls that hold a found point; density is the mean number of balls that a found point is in, over ``k``.
+    """
+    private, found = private.double(), found.double()
+    radii = torch.cdist(private, private).sort(dim=1).values[:, k]  # the first one is the point itself
+    inside = torch.cdist(private, found) <= radii[:, None]
+    return inside.any(dim=1).double().mean().item(), inside.double().sum().item() / (k * len(found))
+
+
+def best_psnr(images: Tensor, labels: Tensor, private: Tensor, private_labels: Tensor) -> Tensor:
+    """PSNR in dB of each image [N,C,H,W] against the private image of its class that is nearest in MSE; [N]."""
+    best = []
+    for image, label in zip(images, labels, strict=True):
+        of_class = private[private_labels == label]
+        best.append(psnr(image.expand_as(of_class), of_class).max())
+    return torch.stack(best)
