@@ -20,7 +20,6 @@ of an unknown image.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,14 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
-from attacks.inversion.gradient_matching import Matching
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.conv_inputs import map_convolution_inputs, seen_pixels
 from attacks.residual.layer_inputs import determined_inputs
-from attacks.residual.minimiser import Candidate
-from attacks.residual.output_metric import output_distance
+from attacks.residual.linear_residual import LinearResidual, Weighing, of_entries, of_outputs
+from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.unknowns import NoisyImageAndResidual
 from fl_sim import diffusion
 
@@ -82,10 +80,13 @@ class SubspaceInit(BaseModel):
     most_positions: int = Field(
         1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
     )
-    residual_evaluations: int = Field(800, ge=1, description="most evaluations for r at the x_t that was found")
+    residual_evaluations: int = Field(200, ge=1, description="most evaluations for r at the x_t that was found")
     residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
     slow_ratio: float = Field(
         1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
+    )
+    residual_equations: float = Field(
+        5.0, gt=0, description="equations per unknown of r for which layers are taken, the last ones first"
     )
     residual_damping: float = Field(
         1e-2, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
@@ -103,34 +104,17 @@ class SubspaceInit(BaseModel):
         x_t = self.find(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
         if x_t is None:
             return
-        fixed, start = unknowns.point_of(x_t, unknowns.noisy_images_and_residuals(candidate.point)[1])
-        fixed.requires_grad_()
-        matching = self._matching(candidate, x_t)
-
-        def over_residual(residual: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            value, (_, derivative) = matching([fixed, *residual])
-            return value, [derivative]
-
-        alone = LBFGSRun(over_residual, [start], candidate.history)
+        alone = LinearResidual(problem, unknowns, x_t, self._weighing(candidate.minimiser, unknowns, x_t))
         most = problem.budget.more(min(self.residual_evaluations, evaluations))
-        _descend(alone, most, self.residual_slice, self.slow_ratio, candidate.minimiser.solved_below)
-        candidate.move_to([fixed, *alone.point])
+        _descend(alone, most, self.residual_slice, self.slow_ratio, 0.0)
+        candidate.move_to([*unknowns.point_of(x_t, x_t)[:1], *alone.point])
         candidate.losses.append(candidate.matching.value(candidate.point))
 
-    def _matching(self, candidate: Candidate, x_t: Tensor) -> Matching:
-        """The matching loss for r: of an exact gradient, in the metric of the layers' outputs at ``x_t``."""
-        minimiser, unknowns = candidate.minimiser, candidate.unknowns
+    def _weighing(self, minimiser: Minimiser, unknowns: NoisyImageAndResidual, x_t: Tensor) -> dict[str, Weighing]:
+        """How errors of the gradient count for r: of an exact one, as errors of the derivatives by layers' outputs."""
         if minimiser.metric is None:
-            return candidate.matching
-        distance = output_distance(
-            minimiser.problem,
-            x_t,
-            unknowns.timesteps,
-            minimiser.layer_balance_power,
-            self.residual_damping,
-            unknowns.labels,
-        )
-        return replace(minimiser, distance=distance).matching(unknowns)
+            return of_entries(minimiser.problem, minimiser.layer_balance_power)
+        return of_outputs(minimiser.problem, unknowns, x_t, self.residual_equations, self.residual_damping)
 
     def find(
         self,
@@ -158,7 +142,9 @@ class SubspaceInit(BaseModel):
         return signal_scale * images + self.start_noise * problem.randn(generator)
 
 
-def _descend(run: LBFGSRun, budget: Budget, slice_evaluations: int, stall_ratio: float, below: float) -> None:
+def _descend(
+    run: LBFGSRun | LinearResidual, budget: Budget, slice_evaluations: int, stall_ratio: float, below: float
+) -> None:
     """Continue a run until its loss is ``below``, a slice does not divide it enough, or the budget is spent."""
     before = math.inf
     while run.loss > below and budget.left:
