@@ -33,12 +33,13 @@ Weighing = Callable[[Tensor], Tensor]
 
 
 class LinearResidual:
-    """A search for r at a held x_t, from r = 0; it can be continued, as an ``LBFGSRun`` can.
+    """A search for r at a held x_t; it can be continued, as an ``LBFGSRun`` can.
 
     Args:
         problem: the gradient.
         unknowns: what r is an unknown of; its units count.
         x_t: [N,C,H,W], held.
+        start: r to start from, in the units of ``unknowns``.
         weighing: W by the name of a weight; other weights do not count.
 
     Attributes:
@@ -51,11 +52,12 @@ class LinearResidual:
         problem: InversionProblem,
         unknowns: NoisyImageAndResidual,
         x_t: Tensor,
+        start: Tensor,
         weighing: dict[str, Weighing],
     ) -> None:
         self.problem, self._unknowns = problem, unknowns
-        self._fixed = unknowns.point_of(x_t, torch.zeros_like(x_t))[0]
-        self.point = [torch.zeros_like(x_t)]
+        self._fixed = unknowns.point_of(x_t, x_t)[0]
+        self.point = [start.detach()]
         self.loss = math.inf
         self._weighing = list(weighing.values())
         self._parameters = [problem.parameters[name] for name in weighing]
@@ -67,17 +69,21 @@ class LinearResidual:
         self._any = torch.zeros_like(x_t, requires_grad=True)
         slope = unknowns.loss_slope(self._any)
         self._gradient = torch.autograd.grad(self._prediction, self._parameters, slope, create_graph=True)
+        self._left: Tensor | None = None
         self._direction: Tensor | None = None
         self._square = 0.0
 
     def advance(self, evaluations: int) -> float:
         """Search a slice of ``evaluations`` and return ``loss``.
 
-        The first one looks at D, so that errors of rounding do not add up over slices. Each of the others is a step.
+        The last one looks at D itself, so that errors of rounding do not add up over slices, and so does the very first
+        one. The others are steps.
         """
-        loss, [left] = self._evaluate(self._distance, self.point[0])
-        self.loss = float(loss)
-        for _ in range(evaluations - 1):
+        left, steps = self._left, evaluations - 1
+        if left is None:
+            _, [left] = self._evaluate(self._distance, self.point[0])
+            steps -= 1
+        for _ in range(steps):
             square = float(left.square().sum())
             if square == 0:
                 break
@@ -87,7 +93,8 @@ class LinearResidual:
             step = square / float(energy)
             self.point = [self.point[0] + step * self._direction]
             left = left - step * curved
-            self.loss -= step * square
+        loss, [self._left] = self._evaluate(self._distance, self.point[0])
+        self.loss = float(loss)
         return self.loss
 
     def _evaluate(

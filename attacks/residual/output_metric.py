@@ -18,15 +18,16 @@ Metric = Callable[[Tensor], Tensor]
 
 
 def output_metric(inputs: Tensor, damping: float) -> Metric:
-    """B = H^T (H H^T + damping m I)^-2 H of inputs H [P,K], by whichever of P and K is smaller."""
+    """B = F F^T with F = H^T (H H^T + damping m I)^-1, or a narrower F, of inputs H [P,K].
+
+    Applied as two factors, of which each has the square root of B's range of values: float32 holds that.
+    """
     positions, width = inputs.shape
-    wide = positions < width
-    inputs = inputs.detach()
-    gram = inputs.double() @ inputs.double().T if wide else inputs.double().T @ inputs.double()
+    wide, exact = positions < width, inputs.detach().double()
+    gram = exact @ exact.T if wide else exact.T @ exact
     shift = float(damping * gram.diagonal().mean()) or 1.0  # inputs that are zero say nothing
-    inverse = torch.linalg.inv(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    if wide:
-        core = (inverse @ inverse).to(inputs.dtype)
-        return lambda error: ((error @ inputs.T) @ core) @ inputs
-    core = (inverse @ inverse @ gram).to(inputs.dtype)
-    return lambda error: error @ core
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp_min(0)
+    factor = exact.T @ (vectors / (values + shift)) if wide else vectors * (values.sqrt() / (values + shift))
+    factor = factor.to(inputs.dtype)
+    return lambda error: (error @ factor) @ factor.T

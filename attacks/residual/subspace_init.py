@@ -62,7 +62,10 @@ class SubspaceInit(BaseModel):
         40, ge=1, description="evaluations between two looks at the share that is not explained"
     )
     stall_ratio: float = Field(2.0, gt=1, description="a start is given up when a slice divides the share by less")
-    solved_below: float = Field(1e-9, gt=0, description="share at which a start ends")
+    solved_below: float = Field(1e-9, gt=0, description="share at which a start ends, and r is solved for")
+    turn_ratio: float = Field(
+        30.0, gt=1, description="x_t and r take turns until solved; one of x_t's divides the share by so much at most"
+    )
     accept_below: float = Field(
         1e-3, gt=0, description="share below which an x_t is accepted; searches that are stuck end above 0.01"
     )
@@ -81,7 +84,7 @@ class SubspaceInit(BaseModel):
         1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
     )
     residual_evaluations: int = Field(200, ge=1, description="most evaluations for r at the x_t that was found")
-    residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
+    residual_slice: int = Field(10, ge=1, description="evaluations between two looks at their distance")
     slow_ratio: float = Field(
         1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
     )
@@ -89,26 +92,40 @@ class SubspaceInit(BaseModel):
         5.0, gt=0, description="equations per unknown of r for which layers are taken, the last ones first"
     )
     residual_damping: float = Field(
-        1e-2, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
+        1e-3, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
     )
 
     def move(self, candidate: Candidate, budget: Budget) -> None:
         """Move a candidate to the x_t that the gradient's row spaces determine, if they do, with the r that fits it.
 
-        The gradient is linear in r, so that r at fixed x_t is a linear least-squares problem.
+        The gradient is linear in r, so that r at fixed x_t is a linear least-squares problem. Where that does not solve
+        the candidate, x_t is searched on as long as that helps, and then r once more.
         """
         unknowns, problem = candidate.unknowns, candidate.minimiser.problem
         if not isinstance(unknowns, NoisyImageAndResidual) or problem.circumstances.local_steps > 1:
             return  # in later steps the layers' inputs are not those at the weights sent
-        evaluations = int(budget.left)
-        x_t = self.find(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
-        if x_t is None:
+        run = self.search(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
+        if run is None:
             return
-        alone = LinearResidual(problem, unknowns, x_t, self._weighing(candidate.minimiser, unknowns, x_t))
-        most = problem.budget.more(min(self.residual_evaluations, evaluations))
-        _descend(alone, most, self.residual_slice, self.slow_ratio, 0.0)
-        candidate.move_to([*unknowns.point_of(x_t, x_t)[:1], *alone.point])
-        candidate.losses.append(candidate.matching.value(candidate.point))
+        residual = torch.zeros_like(run.point[0])
+        while True:
+            x_t = run.point[0].detach()
+            residual = self._residual(candidate.minimiser, unknowns, x_t, residual)
+            candidate.move_to([unknowns.point_of(x_t, x_t)[0], residual])
+            loss, share = candidate.matching.value(candidate.point), run.loss
+            if loss <= candidate.minimiser.solved_below:
+                break
+            _descend(run, budget, self.slice_evaluations, self.slow_ratio, share / self.turn_ratio)
+            if not run.loss * self.slow_ratio < share:
+                break
+        candidate.losses.append(loss)
+
+    def _residual(self, minimiser: Minimiser, unknowns: NoisyImageAndResidual, x_t: Tensor, start: Tensor) -> Tensor:
+        """The r that fits ``x_t`` [N,C,H,W]; ``start`` and the result are r as in a point."""
+        problem = minimiser.problem
+        run = LinearResidual(problem, unknowns, x_t, start, self._weighing(minimiser, unknowns, x_t))
+        _descend(run, problem.budget.more(self.residual_evaluations), self.residual_slice, self.slow_ratio, 0.0)
+        return run.point[0]
 
     def _weighing(self, minimiser: Minimiser, unknowns: NoisyImageAndResidual, x_t: Tensor) -> dict[str, Weighing]:
         """How errors of the gradient count for r: of an exact one, as errors of the derivatives by layers' outputs."""
@@ -116,15 +133,15 @@ class SubspaceInit(BaseModel):
             return of_entries(minimiser.problem, minimiser.layer_balance_power)
         return of_outputs(minimiser.problem, unknowns, x_t, self.residual_equations, self.residual_damping)
 
-    def find(
+    def search(
         self,
         problem: InversionProblem,
         timesteps: Tensor,
         generator: torch.Generator,
         budget: Budget,
         labels: Tensor | None = None,
-    ) -> Tensor | None:
-        """x_t [N,C,H,W] at ``timesteps`` and ``labels`` int64 [N]; None where the row spaces do not determine it."""
+    ) -> LBFGSRun | None:
+        """The search that found x_t [N,C,H,W] at ``timesteps`` and ``labels`` int64 [N]; None where none did."""
         objective = SubspaceObjective(problem, timesteps, self, labels)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
@@ -132,7 +149,7 @@ class SubspaceInit(BaseModel):
             if run.loss < self.accept_below:
                 _descend(run, budget, self.slice_evaluations, self.slow_ratio, self.solved_below)
             if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):
-                return run.point[0].detach()
+                return run
         return None
 
     def draw(self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,8 +20,8 @@ def search(victim: Victim, min_equations: float = 5.0) -> tuple[LinearResidual, 
     unknowns = NoisyImageAndResidual(problem, victim.timesteps)
     truth = true_unknowns(unknowns, victim)
     x_t = unknowns.noisy_images(truth).detach()
-    weighing = of_outputs(problem, unknowns, x_t, min_equations, 1e-2)
-    return LinearResidual(problem, unknowns, x_t, weighing), truth[1].detach(), list(weighing)
+    weighing = of_outputs(problem, unknowns, x_t, min_equations, 1e-3)
+    return LinearResidual(problem, unknowns, x_t, torch.zeros_like(x_t), weighing), truth[1].detach(), list(weighing)
 
 
 def error(run: LinearResidual, truth: torch.Tensor) -> float:
@@ -55,7 +55,7 @@ def test_the_loss_it_tells_is_the_distance_at_its_point():
     run, _, _ = search(make_victim())
     told = run.advance(20)
     there, _ = run._distance(run.point[0])
-    assert told == pytest.approx(float(there), rel=1e-2)
+    assert told == float(there)
     assert told < 0.1
     at_zero, _ = run._distance(torch.zeros_like(run.point[0]))
     assert float(at_zero) == pytest.approx(1.0, rel=1e-5)
@@ -88,7 +88,8 @@ def test_a_gradient_with_noise_is_weighed_entry_by_entry():
     truth = true_unknowns(unknowns, victim)
     weighing = of_entries(problem, 0.0)
     assert list(weighing) == list(problem.gradient)
-    run = LinearResidual(problem, unknowns, unknowns.noisy_images(truth).detach(), weighing)
-    losses = [run.advance(20) for _ in range(6)]
-    assert losses == sorted(losses, reverse=True)
+    x_t = unknowns.noisy_images(truth).detach()
+    run = LinearResidual(problem, unknowns, x_t, torch.zeros_like(x_t), weighing)
+    losses = [run.advance(20) for _ in range(3)]
+    assert losses[-1] < 0.1 * losses[0] < 0.1
     assert error(run, truth[1].detach()) < 0.05
