@@ -83,7 +83,7 @@ class SubspaceInit(BaseModel):
     most_positions: int = Field(
         1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
     )
-    residual_evaluations: int = Field(200, ge=1, description="most evaluations for r at the x_t that was found")
+    residual_evaluations: int = Field(200, ge=1, description="most evaluations for r at an x_t")
     residual_slice: int = Field(10, ge=1, description="evaluations between two looks at their distance")
     slow_ratio: float = Field(
         1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
@@ -104,13 +104,17 @@ class SubspaceInit(BaseModel):
         unknowns, problem = candidate.unknowns, candidate.minimiser.problem
         if not isinstance(unknowns, NoisyImageAndResidual) or problem.circumstances.local_steps > 1:
             return  # in later steps the layers' inputs are not those at the weights sent
+        most = min(self.residual_evaluations, int(budget.left))
         run = self.search(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
         if run is None:
             return
         residual = torch.zeros_like(run.point[0])
         while True:
             x_t = run.point[0].detach()
-            residual = self._residual(candidate.minimiser, unknowns, x_t, residual)
+            weighing = self._weighing(candidate.minimiser, unknowns, x_t)
+            alone = LinearResidual(problem, unknowns, x_t, residual, weighing)
+            _descend(alone, problem.budget.more(most), self.residual_slice, self.slow_ratio, 0.0)
+            [residual] = alone.point
             candidate.move_to([unknowns.point_of(x_t, x_t)[0], residual])
             loss, share = candidate.matching.value(candidate.point), run.loss
             if loss <= candidate.minimiser.solved_below:
@@ -119,13 +123,6 @@ class SubspaceInit(BaseModel):
             if not run.loss * self.slow_ratio < share:
                 break
         candidate.losses.append(loss)
-
-    def _residual(self, minimiser: Minimiser, unknowns: NoisyImageAndResidual, x_t: Tensor, start: Tensor) -> Tensor:
-        """The r that fits ``x_t`` [N,C,H,W]; ``start`` and the result are r as in a point."""
-        problem = minimiser.problem
-        run = LinearResidual(problem, unknowns, x_t, start, self._weighing(minimiser, unknowns, x_t))
-        _descend(run, problem.budget.more(self.residual_evaluations), self.residual_slice, self.slow_ratio, 0.0)
-        return run.point[0]
 
     def _weighing(self, minimiser: Minimiser, unknowns: NoisyImageAndResidual, x_t: Tensor) -> dict[str, Weighing]:
         """How errors of the gradient count for r: of an exact one, as errors of the derivatives by layers' outputs."""
