@@ -20,7 +20,6 @@ of an unknown image.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,14 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
-from attacks.inversion.gradient_matching import Matching
 from attacks.inversion.image_prior import random_smooth_images
 from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.conv_inputs import map_convolution_inputs, seen_pixels
 from attacks.residual.layer_inputs import determined_inputs
-from attacks.residual.minimiser import Candidate
-from attacks.residual.output_metric import output_distance
+from attacks.residual.linear_residual import LinearResidual, Weighing, of_entries, of_outputs
+from attacks.residual.minimiser import Candidate, Minimiser
 from attacks.residual.unknowns import NoisyImageAndResidual
 from fl_sim import diffusion
 
@@ -64,7 +62,10 @@ class SubspaceInit(BaseModel):
         40, ge=1, description="evaluations between two looks at the share that is not explained"
     )
     stall_ratio: float = Field(2.0, gt=1, description="a start is given up when a slice divides the share by less")
-    solved_below: float = Field(1e-9, gt=0, description="share at which a start ends")
+    solved_below: float = Field(1e-9, gt=0, description="share at which a start ends, and r is solved for")
+    turn_ratio: float = Field(
+        30.0, gt=1, description="x_t and r take turns until solved; one of x_t's divides the share by so much at most"
+    )
     accept_below: float = Field(
         1e-3, gt=0, description="share below which an x_t is accepted; searches that are stuck end above 0.01"
     )
@@ -82,65 +83,62 @@ class SubspaceInit(BaseModel):
     most_positions: int = Field(
         1024, ge=0, description="positions, times images, up to which row spaces of layers with a stride are compared"
     )
-    residual_evaluations: int = Field(800, ge=1, description="most evaluations for r at the x_t that was found")
-    residual_slice: int = Field(20, ge=1, description="evaluations between two looks at their distance")
+    residual_evaluations: int = Field(200, ge=1, description="most evaluations for r at an x_t")
+    residual_slice: int = Field(10, ge=1, description="evaluations between two looks at their distance")
     slow_ratio: float = Field(
         1.2, gt=1, description="an accepted x_t, and r, are left when a slice divides the share, or distance, by less"
     )
+    residual_equations: float = Field(
+        5.0, gt=0, description="equations per unknown of r for which layers are taken, the last ones first"
+    )
     residual_damping: float = Field(
-        1e-2, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
+        1e-3, gt=0, description="added to the second moments of the layers' inputs in it, relative to their mean"
     )
 
     def move(self, candidate: Candidate, budget: Budget) -> None:
         """Move a candidate to the x_t that the gradient's row spaces determine, if they do, with the r that fits it.
 
-        The gradient is linear in r, so that r at fixed x_t is a linear least-squares problem.
+        The gradient is linear in r, so that r at fixed x_t is a linear least-squares problem. Where that does not solve
+        the candidate, x_t is searched on as long as that helps, and then r once more.
         """
         unknowns, problem = candidate.unknowns, candidate.minimiser.problem
         if not isinstance(unknowns, NoisyImageAndResidual) or problem.circumstances.local_steps > 1:
             return  # in later steps the layers' inputs are not those at the weights sent
-        evaluations = int(budget.left)
-        x_t = self.find(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
-        if x_t is None:
+        most = min(self.residual_evaluations, int(budget.left))
+        run = self.search(problem, unknowns.timesteps, candidate.minimiser.generator, budget, unknowns.labels)
+        if run is None:
             return
-        fixed, start = unknowns.point_of(x_t, unknowns.noisy_images_and_residuals(candidate.point)[1])
-        fixed.requires_grad_()
-        matching = self._matching(candidate, x_t)
+        residual = torch.zeros_like(run.point[0])
+        while True:
+            x_t = run.point[0].detach()
+            weighing = self._weighing(candidate.minimiser, unknowns, x_t)
+            alone = LinearResidual(problem, unknowns, x_t, residual, weighing)
+            _descend(alone, problem.budget.more(most), self.residual_slice, self.slow_ratio, 0.0)
+            [residual] = alone.point
+            candidate.move_to([unknowns.point_of(x_t, x_t)[0], residual])
+            loss, share = candidate.matching.value(candidate.point), run.loss
+            if loss <= candidate.minimiser.solved_below:
+                break
+            _descend(run, budget, self.slice_evaluations, self.slow_ratio, share / self.turn_ratio)
+            if not run.loss * self.slow_ratio < share:
+                break
+        candidate.losses.append(loss)
 
-        def over_residual(residual: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            value, (_, derivative) = matching([fixed, *residual])
-            return value, [derivative]
-
-        alone = LBFGSRun(over_residual, [start], candidate.history)
-        most = problem.budget.more(min(self.residual_evaluations, evaluations))
-        _descend(alone, most, self.residual_slice, self.slow_ratio, candidate.minimiser.solved_below)
-        candidate.move_to([fixed, *alone.point])
-        candidate.losses.append(candidate.matching.value(candidate.point))
-
-    def _matching(self, candidate: Candidate, x_t: Tensor) -> Matching:
-        """The matching loss for r: of an exact gradient, in the metric of the layers' outputs at ``x_t``."""
-        minimiser, unknowns = candidate.minimiser, candidate.unknowns
+    def _weighing(self, minimiser: Minimiser, unknowns: NoisyImageAndResidual, x_t: Tensor) -> dict[str, Weighing]:
+        """How errors of the gradient count for r: of an exact one, as errors of the derivatives by layers' outputs."""
         if minimiser.metric is None:
-            return candidate.matching
-        distance = output_distance(
-            minimiser.problem,
-            x_t,
-            unknowns.timesteps,
-            minimiser.layer_balance_power,
-            self.residual_damping,
-            unknowns.labels,
-        )
-        return replace(minimiser, distance=distance).matching(unknowns)
+            return of_entries(minimiser.problem, minimiser.layer_balance_power)
+        return of_outputs(minimiser.problem, unknowns, x_t, self.residual_equations, self.residual_damping)
 
-    def find(
+    def search(
         self,
         problem: InversionProblem,
         timesteps: Tensor,
         generator: torch.Generator,
         budget: Budget,
         labels: Tensor | None = None,
-    ) -> Tensor | None:
-        """x_t [N,C,H,W] at ``timesteps`` and ``labels`` int64 [N]; None where the row spaces do not determine it."""
+    ) -> LBFGSRun | None:
+        """The search that found x_t [N,C,H,W] at ``timesteps`` and ``labels`` int64 [N]; None where none did."""
         objective = SubspaceObjective(problem, timesteps, self, labels)
         for _ in range(self.starts if objective.determines_x_t(self.min_equations) else 0):
             run = LBFGSRun(objective, [self.draw(problem, timesteps, generator)])
@@ -148,7 +146,7 @@ class SubspaceInit(BaseModel):
             if run.loss < self.accept_below:
                 _descend(run, budget, self.slice_evaluations, self.slow_ratio, self.solved_below)
             if run.loss < self.accept_below and not has_duplicates(run.point[0], self.duplicate_distance):
-                return run.point[0].detach()
+                return run
         return None
 
     def draw(self, problem: InversionProblem, timesteps: Tensor, generator: torch.Generator) -> Tensor:
@@ -158,7 +156,9 @@ class SubspaceInit(BaseModel):
         return signal_scale * images + self.start_noise * problem.randn(generator)
 
 
-def _descend(run: LBFGSRun, budget: Budget, slice_evaluations: int, stall_ratio: float, below: float) -> None:
+def _descend(
+    run: LBFGSRun | LinearResidual, budget: Budget, slice_evaluations: int, stall_ratio: float, below: float
+) -> None:
     """Continue a run until its loss is ``below``, a slice does not divide it enough, or the budget is spent."""
     before = math.inf
     while run.loss > below and budget.left:

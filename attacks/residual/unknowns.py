@@ -150,6 +150,10 @@ class NoisyImageAndResidual(Unknowns):
         prediction = diffusion.predict(self.problem.model, x_t, self.timesteps[samples], self.labels_of(samples))
         return (prediction * (self.loss_weights[samples] * residual)).sum() * (2 / x_t.numel())
 
+    def loss_slope(self, residual: Tensor) -> Tensor:
+        """(2/n) w r, by which ``training_loss`` grows with f_theta(x_t, t); ``residual`` is r as in a point."""
+        return self.loss_weights * self.residual_scale * residual * (2 / residual.numel())
+
     def as_local_steps(self, point: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
         """Divide each r by its step's relative weight in the update, which r, being a factor, had taken up."""
         weights = step_weights(self.problem.circumstances)

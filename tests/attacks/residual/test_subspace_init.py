@@ -95,8 +95,8 @@ def test_what_is_left_of_a_defended_gradient_tells_too_little(change, defence):
 def find(victim: Victim, evaluations: int = 500) -> tuple[torch.Tensor | None, int]:
     problem = InversionProblem(victim.observation, "cpu")
     generator = torch.Generator().manual_seed(101)
-    found = SETTINGS.find(problem, victim.timesteps, generator, problem.budget.more(evaluations))
-    return found, problem.budget.spent
+    run = SETTINGS.search(problem, victim.timesteps, generator, problem.budget.more(evaluations))
+    return None if run is None else run.point[0].detach(), problem.budget.spent
 
 
 FAR_AWAY = torch.full((1, *SHAPE), 100.0)
