@@ -201,7 +201,7 @@ def test_held_out_losses_and_samples_are_without_dropout(tmp_path: Path) -> None
     without = Utility(
         settings, experiment.recipe.model_copy(update={"model": experiment.recipe.model | {"dropout": 0}})
     )
-    assert utility.loss(experiment.weights) == without.loss(experiment.weights)
+    assert utility.measure(experiment.weights) == without.measure(experiment.weights)
     assert torch.equal(utility.sample(experiment.weights)[0], without.sample(experiment.weights)[0])
 
 

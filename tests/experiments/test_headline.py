@@ -16,17 +16,24 @@ def printed(*rows: tuple[str, int, float | None, float | None], **model: float) 
 
 def test_the_figures_are_a_table() -> None:
     assert printed(("dlg", 0, 20.0, 12.0), ("dlg", 1, 40.0, 12.0)) == [
-        "attack images median PSNR >= 30 dB timesteps exact",
-        "dlg 2 30.0 dB 50 % 2/2",
+        "attack images median PSNR >= 30 dB timesteps exact labels exact",
+        "dlg 2 30.0 dB 50 % 2/2 2/2",
     ]
 
 
 def test_what_is_no_evidence_is_left_out_and_said() -> None:
     assert printed(("dlg", 0, 20.0, 12.0), ("dlg", 1, 40.0, 31.0))[1:] == [
-        "dlg 1 20.0 dB 0 % 1/1",
+        "dlg 1 20.0 dB 0 % 1/1 1/1",
         "1 original without content left out: a flat picture of its mean colour already reaches 30 dB.",
     ]
     assert printed(("dlg", 0, 84.0, math.inf))[1] == "dlg 0 no evidence"
+
+
+def test_a_column_stands_only_for_what_clients_trained_with() -> None:
+    classifiers = table(("dlg", 0, 20.0, 12.0)).assign(timestep=None, timestep_recovered=None)
+    output = io.StringIO()
+    Console(file=output, width=400).print(*headline(classifiers, {}))
+    assert " ".join(output.getvalue().splitlines()[0].split()) == "attack images median PSNR >= 30 dB labels exact"
 
 
 def test_dropout_is_said_below_the_table() -> None:
