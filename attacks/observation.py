@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -26,7 +25,6 @@ from safetensors import TensorSpec, serialize_file
 from torch import Tensor, nn
 
 from fl_sim import network
-from fl_sim.classification import ClassificationTask
 from fl_sim.diffusion import DiffusionTask, num_train_timesteps
 from fl_sim.errors import UserError, dotted, first_error
 from fl_sim.network import (
@@ -38,6 +36,7 @@ from fl_sim.network import (
     read_safetensors,
     trainable_parameters,
 )
+from fl_sim.task import TASKS, Task
 
 
 class ThreatModel(StrEnum):
@@ -99,12 +98,6 @@ class DefenceDisclosure(BaseModel):
     signs: bool = False
 
 
-DIFFUSION = "diffusion"
-Task = Annotated[DiffusionTask | ClassificationTask, Discriminator("task")]
-"""What a network is trained for."""
-_OF_TASK = {DIFFUSION: DiffusionTask.model_fields, "classification": ClassificationTask.model_fields}
-
-
 class Circumstances(BaseModel):
     """How the update came about: all that the server knows beside the numbers themselves.
 
@@ -146,8 +139,8 @@ class Circumstances(BaseModel):
         """Move the task's own fields, which stand beside the others in JSON, into one object."""
         if not isinstance(fields, dict) or isinstance(fields.get("task"), TrainingTask):
             return fields
-        task = fields.get("task", DIFFUSION)
-        own = {"task", *(_OF_TASK[task] if isinstance(task, str) and task in _OF_TASK else ())}
+        task = fields.get("task", "diffusion")
+        own = {"task", *(TASKS[task].model_fields if isinstance(task, str) and task in TASKS else ())}
         given = {name: value for name, value in fields.items() if name in own}
         return {name: value for name, value in fields.items() if name not in own} | {"task": given | {"task": task}}
 

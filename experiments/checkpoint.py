@@ -1,12 +1,12 @@
-"""Checkpoints (fl_sim/diffusion/checkpoint.py) as a person names them in the settings: a file, a folder, a hub id."""
+"""Checkpoints (fl_sim/checkpoint.py) as a person names them in the settings: a file, a folder, a hub id."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from experiments.package_data import data_file
+from fl_sim.checkpoint import Checkpoint, read_checkpoint
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, read_checkpoint
 from fl_sim.files import write_atomically
 from fl_sim.network import ConfigError, outline
 

@@ -17,23 +17,20 @@ from experiments.aggregation import choose_strategy
 from experiments.checkpoint import find_checkpoint, load_checkpoint
 from experiments.settings import ExperimentSettings
 from experiments.utility import Utility
+from fl_sim.checkpoint import Checkpoint
+from fl_sim.classification import ClassificationTask
 from fl_sim.client_app import check_images
-from fl_sim.config import NO_CHECKPOINT, DataSettings, ModelSettings, SettingsError
+from fl_sim.config import NO_CHECKPOINT, ClientSettings, DataSettings, ModelSettings, SettingsError
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
-from fl_sim.diffusion import (
-    KNOWN_NETWORKS,
-    Checkpoint,
-    build_scheduler,
-    check_network,
-    read_network_config,
-    scheduler_config,
-)
+from fl_sim.diffusion import KNOWN_NETWORKS, DiffusionTask, read_network_config, scheduler_config
 from fl_sim.draws import derive_seed
 from fl_sim.errors import first_error, nearest
 from fl_sim.files import write_atomically
+from fl_sim.images.classes import count_classes
 from fl_sim.images.description import describe_images
 from fl_sim.images.pixels import MODES
+from fl_sim.images.sources import list_images
 from fl_sim.network import (
     FACTORY,
     LORA,
@@ -51,6 +48,7 @@ from fl_sim.network import (
     trust,
     unet_config,
 )
+from fl_sim.task import Task
 from fl_sim.wire import Recipe
 
 
@@ -92,13 +90,14 @@ class Experiment:
         settings, recipe = self.settings, self.recipe
         federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
         model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
+        classes = f", {recipe.task.num_classes} classes" if isinstance(recipe.task, ClassificationTask) else ""
         stored = "" if self.stored_as == "float32" else f", stored in {self.stored_as}, trained in float32"
         part = f", of which {len(recipe.trained_names())} tensors are trained" if recipe.partial else ""
         steps = f"{client.epochs} epochs" if client.epochs else f"{client.local_steps} local steps"
         rounded = "" if client.dtype == "float32" else f", rounded to {client.dtype}"
         update = "the gradient" if client.update == "gradient" else f"the weights after {steps} of {client.optimizer}"
         lines = [
-            f"model: {model}, {count_parameters(self.weights.values()):,} parameters{stored}{part}",
+            f"model: {model}, {count_parameters(self.weights.values()):,} parameters{classes}{stored}{part}",
             *describe_images(settings),
             f"rounds: {federation.rounds}, in each of which {federation.clients_per_round or 'some'} of "
             f"{federation.clients} clients send {update} at batch size {recipe.batch_size}{rounded}; "
@@ -121,7 +120,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     checkpoint = _starting_checkpoint(settings)
     recipe = _recipe(settings, checkpoint)
     _check_network(settings, recipe)
-    check_images(settings, recipe, Utility(settings, recipe).reference)
+    check_images(settings, recipe, Utility(settings, recipe).images_needed)
     defence = registry.create(settings.defence.name, settings.defence.args, "defence")
     defence.check(recipe)
     _check_trainable(recipe)
@@ -131,7 +130,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
 
 def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
     try:
-        check_network(recipe.model, recipe.scheduler, recipe.image_shape)
+        recipe.task.check(recipe.model, recipe.image_shape)
     except ConfigError as error:
         size = _as_typed(settings.data.image_size)
         raise SettingsError(f"the model on images of data.image_size = {size}: {error}") from error
@@ -171,7 +170,7 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
     )
     return Recipe(
         model=checkpoint.model,
-        scheduler=checkpoint.scheduler,
+        task=_as_prescribed(checkpoint.task, client),
         image_shape=(_channels(settings.data, checkpoint.model), *settings.data.height_width),
         update=client.update,
         batch_size=client.batch_size * client.gradient_accumulation,
@@ -185,11 +184,16 @@ def _recipe(settings: ExperimentSettings, checkpoint: Checkpoint) -> Recipe:
         trainable=client.trainable,
         horizontal_flip=client.horizontal_flip,
         gradient_accumulation=client.gradient_accumulation,
-        min_snr_gamma=client.min_snr_gamma,
-        noise_offset=client.noise_offset,
         ema_decay=client.ema_decay,
         dtype=client.dtype,
     )
+
+
+def _as_prescribed(task: Task, client: ClientSettings) -> Task:
+    """The task with what the settings of [client] say of its loss."""
+    if isinstance(task, DiffusionTask):
+        return DiffusionTask.on(task.scheduler, client.min_snr_gamma, client.noise_offset)
+    return task
 
 
 def _channels(data: DataSettings, model: Mapping[str, Any]) -> int:
@@ -254,6 +258,11 @@ def _plain_checkpoint(settings: ExperimentSettings) -> Checkpoint:
     if model.checkpoint == NO_CHECKPOINT:
         return _fresh_model(settings)
     checkpoint = load_checkpoint(find_checkpoint(model.checkpoint))
+    if checkpoint.task.task != settings.task:
+        raise SettingsError(
+            f"model.checkpoint = {model.checkpoint!r}: it was trained for task = {checkpoint.task.task!r}; allowed: "
+            f"that task, or a checkpoint of {settings.task!r}"
+        )
     # The settings are what the run's records say, so they must not say anything else than what is trained.
     if checkpoint.image_shape is not None:
         sides = checkpoint.image_shape[1:]
@@ -278,9 +287,11 @@ def _check_size(checkpoint: str, sides: tuple[int, int]) -> None:
 
 
 def _network_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the settings of ``[model]`` would have to be for this network and noise schedule."""
+    """What the settings of ``[model]`` would have to be for this network and what it was trained for."""
+    if isinstance(checkpoint.task, ClassificationTask):
+        return {"classifier": checkpoint.model["_class_name"], "classes": checkpoint.task.num_classes}
     network: Any = outline(checkpoint.model).config
-    schedule = build_scheduler(checkpoint.scheduler).config
+    schedule = checkpoint.task.noise_schedule().config
     return {
         "prediction_type": schedule.prediction_type,
         "num_train_timesteps": schedule.num_train_timesteps,
@@ -306,14 +317,20 @@ def _fresh_model(settings: ExperimentSettings) -> Checkpoint:
         try:
             weights = build_model(model_config).state_dict()
         except ConfigError as error:
-            raise SettingsError(f"{_network_named(settings.model)}: {error}") from error
+            raise SettingsError(f"{_network_named(settings)}: {error}") from error
     return _untrained(settings, weights, model_config)
 
 
 def _untrained(settings: ExperimentSettings, weights: dict[str, Tensor], model: dict[str, Any]) -> Checkpoint:
-    """A network with the noise schedule of the settings."""
-    schedule = scheduler_config(settings.model.num_train_timesteps, settings.model.prediction_type)
-    return Checkpoint(weights, model, schedule, {})
+    """A network that nobody has trained for the task of the settings yet."""
+    return Checkpoint(weights, model, _fresh_task(settings), {})
+
+
+def _fresh_task(settings: ExperimentSettings) -> Task:
+    if settings.task == "diffusion":
+        return DiffusionTask.on(scheduler_config(settings.model.num_train_timesteps, settings.model.prediction_type))
+    there = count_classes(list_images(settings.data))
+    return ClassificationTask(num_classes=settings.model.classes or there)
 
 
 def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
@@ -321,6 +338,8 @@ def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
     shape, size = settings.model, settings.data.image_size
     if shape.factory is not None:
         return {FACTORY: factory_path(shape.factory), **shape.factory_args}
+    if settings.task == "classification":
+        return _classifier_config(settings)
     if shape.config is None:
         described = unet_config(
             size,
@@ -333,6 +352,22 @@ def _network_config(settings: ExperimentSettings) -> dict[str, Any]:
     else:
         described = _known_or_read(shape.config)
     return described | shape.unet | {"sample_size": _as_typed(size)}
+
+
+def _classifier_config(settings: ExperimentSettings) -> dict[str, Any]:
+    fixed = {
+        "_class_name": settings.model.classifier,
+        "num_classes": settings.model.classes or count_classes(list_images(settings.data)),
+        "image_size": list(settings.data.height_width),
+        "in_channels": settings.data.channels or 3,
+    }
+    for key, value in settings.model.classifier_args.items():
+        if key in fixed or key.startswith("_"):
+            raise SettingsError(
+                f"model.classifier_args.{key} = {value!r}: follows from other settings; allowed: unset, and "
+                "model.classifier, model.classes, data.image_size, data.channels"
+            )
+    return fixed | settings.model.classifier_args
 
 
 def _known_or_read(name: str) -> dict[str, Any]:
@@ -350,11 +385,14 @@ def _known_or_read(name: str) -> dict[str, Any]:
         raise SettingsError(f"model.config = {name!r}: {error}") from error
 
 
-def _network_named(shape: ModelSettings) -> str:
+def _network_named(settings: ExperimentSettings) -> str:
     """The settings that describe the network, for a message about it."""
+    shape = settings.model
     given: dict[str, Any] = {"unet": shape.unet} if shape.unet else {}
     if shape.factory is not None:
         given |= {"factory": shape.factory}
+    elif settings.task == "classification":
+        given |= {"classifier": shape.classifier, "classifier_args": shape.classifier_args}
     elif shape.config is None:
         given |= {"block_out_channels": list(shape.block_out_channels), "norm_num_groups": shape.norm_num_groups}
     else:

@@ -57,16 +57,25 @@ def psnr_by_timestep(leakage: Mapping[str, pd.DataFrame]) -> bytes:
     return _png(figure)
 
 
-def _axes(xlabel: str) -> tuple[Figure, Axes]:
+def accuracy_by_round(rounds: pd.DataFrame) -> bytes:
+    """The accuracy on held-out images after every round that measured it, from the table of rounds."""
+    figure, axes = _axes("round", "held-out accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    measured = rounds[rounds["heldout_accuracy"].notna()]
+    axes.plot(measured["round"], measured["heldout_accuracy"], color=COLOURS[0], lw=2, marker="o", ms=5)
+    axes.set_ylim(0, 1)
+    return _png(figure)
+
+
+def _axes(xlabel: str, ylabel: str = "PSNR of the reconstruction (dB)") -> tuple[Figure, Axes]:
     with rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.3), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#ececec", lw=0.8)
         axes.set_axisbelow(True)
-        axes.axhline(RECOGNISABLE_DB, color=FAINT, lw=1, ls=(0, (4, 3)))
         axes.set_xlabel(xlabel)
-        axes.set_ylabel("PSNR of the reconstruction (dB)")
+        axes.set_ylabel(ylabel)
         return figure, axes
 
 
@@ -82,6 +91,7 @@ def _finished(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _legend(axes: Axes, leakage: Mapping[str, pd.DataFrame]) -> None:
+    axes.axhline(RECOGNISABLE_DB, color=FAINT, lw=1, ls=(0, (4, 3)))
     axes.set_ylim(bottom=0)
     if len(leakage) > 1:
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)

@@ -1,6 +1,6 @@
 """What the terminal says about a run's leakage at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -27,15 +27,18 @@ def headline(leakage: pd.DataFrame, model: Mapping[str, Any]) -> list[Renderable
     if not summaries:
         return []
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for heading in ("attack", "images", "median PSNR", f">= {RECOGNISABLE_DB:.0f} dB", "timesteps exact"):
+    told = [name for name in ("timesteps", "labels") if leakage[name.removesuffix("s")].notna().any()]
+    exact = [f"{name} exact" for name in told]
+    for heading in ("attack", "images", "median PSNR", f">= {RECOGNISABLE_DB:.0f} dB", *exact):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
     for summary in summaries:
-        table.add_row(*_cells(summary))
+        table.add_row(*_cells(summary, told))
     remarks = [describe_blank(len(blank_originals(leakage))), dropout_caveat(model)]
     return [table, *(remark for remark in remarks if remark)]
 
 
-def _cells(summary: Summary) -> tuple[str, ...]:
+def _cells(summary: Summary, told: Sequence[str]) -> tuple[str, ...]:
+    """The cells of a row; ``told``: which of timesteps and labels clients trained with."""
     if not summary.images:
         return summary.attack, "0", NO_EVIDENCE
     return (
@@ -43,5 +46,5 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         str(summary.images),
         f"{summary.median_psnr:.1f} dB" if summary.finished else "",
         f"{100 * summary.share_recognisable:.0f} %",
-        f"{summary.timesteps_recovered}/{summary.images}",
+        *(f"{getattr(summary, f'{name}_recovered')}/{summary.images}" for name in told),
     )

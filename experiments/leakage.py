@@ -22,6 +22,7 @@ from experiments.settings import ExperimentSettings
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.defences import registry
+from fl_sim.draws import concatenate
 from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
@@ -74,13 +75,13 @@ _PEER = "peer "
 
 @dataclass(frozen=True)
 class Truth:
-    """What a client trained on in one round: images float32 [N,C,H,W] in [0, 1] and timesteps int64 [N].
+    """What a client trained on in one round: images float32 [N,C,H,W] in [0, 1] and, in diffusion, timesteps int64 [N].
 
-    ``labels`` int64 [N] are what the network was told of the images' classes; None where it takes none.
+    ``labels`` int64 [N] are what training was told of the images' classes; None where it uses no labels.
     """
 
     images: Tensor
-    timesteps: Tensor
+    timesteps: Tensor | None = None
     labels: Tensor | None = None
 
 
@@ -93,11 +94,10 @@ def client_truth(settings: ExperimentSettings, recipe: Recipe, client: int, roun
 def summed_truth(settings: ExperimentSettings, recipe: Recipe, clients: Iterable[int], round_number: int) -> Truth:
     """The truth of all ``clients``, one after the other."""
     truths = [client_truth(settings, recipe, client, round_number) for client in clients]
-    labels = [truth.labels for truth in truths if truth.labels is not None]
     return Truth(
         torch.cat([truth.images for truth in truths]),
-        torch.cat([truth.timesteps for truth in truths]),
-        torch.cat(labels) if labels else None,
+        concatenate(truth.timesteps for truth in truths),
+        concatenate(truth.labels for truth in truths),
     )
 
 
@@ -143,19 +143,19 @@ class Evaluator:
             "threat": self.settings.threat,
             "update": self.recipe.update,
             "batch_size": self.recipe.batch_size,
-            "local_steps": len(truth.timesteps) // (self.recipe.batch_size * max(1, len(summed))),
+            "local_steps": len(truth.images) // (self.recipe.batch_size * max(1, len(summed))),
             "defence": self.settings.defence.name,
             "defence_args": defence.model_dump_json(),
             "defence_known": self.settings.attack.knows_defence,
             "observer": SERVER if observer is None else f"{_PEER}{observer}",
         }
         if isinstance(result, str):
-            findings: list[dict[str, Any]] = [{"status": result}] * len(truth.timesteps)
+            findings: list[dict[str, Any]] = [{"status": result}] * len(truth.images)
         else:
             findings = _findings(truth, result)
         originals = {
-            "timestep": truth.timesteps.tolist(),
-            "label": _known_or_none(truth.labels, len(truth.timesteps)),
+            "timestep": _known_or_none(truth.timesteps, len(truth.images)),
+            "label": _known_or_none(truth.labels, len(truth.images)),
             "flat_psnr": metrics.flat_psnr(truth.images).tolist(),
         }
         rows = [

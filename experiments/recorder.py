@@ -21,8 +21,8 @@ from experiments.progress import Progress
 from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory
 from experiments.utility import Utility
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.defences.privacy import Privacy
-from fl_sim.diffusion import Checkpoint
 from fl_sim.files import write_atomically
 from fl_sim.repeatable_grid import FederationError, RoundLog
 from fl_sim.wire import whole_model
@@ -67,7 +67,7 @@ class Recorder:
         weights = whole_model(self._experiment.recipe, arrays.to_torch_state_dict())
         if self._average is not None:
             self._average.update(weights)
-        utility = self._utility.loss(weights) if self._utility.due(server_round) else {}
+        utility = self._utility.measure(weights) if self._utility.due(server_round) else {}
         if server_round == 0:
             self._keep_initial(weights, utility)
             self._display.step("training round 1")
@@ -92,16 +92,16 @@ class Recorder:
         """Write how good the model is that the run starts from."""
         if self._utility.samples_wanted:
             utility = utility | self._utility.sample(weights)[1]
-        content = json.dumps({"photographs": self._utility.photographs, "before": utility}, indent=2)
+        content = json.dumps({"held_out": self._utility.sources, "before": utility}, indent=2)
         write_atomically(self._directory.utility, lambda file: file.write_text(content + "\n", encoding="utf-8"))
 
     def _keep_final(self, server_round: int, weights: dict[str, Tensor]) -> dict[str, float]:
         """Write the final model and a picture of its samples; returns how far they are from the clients' images."""
         recipe = self._experiment.recipe
         notes = {"rounds": server_round, "run": self._evaluator.run}
-        save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.scheduler, notes))
+        save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.task, notes))
         if self._average is not None:
-            average = Checkpoint(self._average.weights, recipe.model, recipe.scheduler, notes)
+            average = Checkpoint(self._average.weights, recipe.model, recipe.task, notes)
             save_checkpoint(self._directory.model_average, average)
         if not self._utility.samples_wanted:
             return {}

@@ -32,7 +32,7 @@ from experiments.summary import (
     summarise,
     with_content,
 )
-from experiments.utility import DEFINITIONS
+from experiments.utility import ACCURACY, definitions
 from fl_sim.config import SettingsError
 from fl_sim.errors import explain
 from fl_sim.files import write_atomically
@@ -99,8 +99,13 @@ class Run:
         return summarise(self.leakage)
 
     @property
+    def denoises(self) -> bool:
+        """Whether the clients trained a diffusion model."""
+        return self.settings.task == "diffusion"
+
+    @property
     def labelled(self) -> bool:
-        """Whether the clients' network was told class labels."""
+        """Whether the clients' training used class labels."""
         return bool(self.leakage["label"].notna().any())
 
     @cached_property
@@ -145,10 +150,11 @@ def build_report(path: Path) -> Path:
         dropout_caveat=run.dropout_caveat(),
         problems=_problems(run) + absent,
         by_round=_figure(figures.psnr_by_round, run.evidence()),
-        by_timestep=_figure(figures.psnr_by_timestep, run.evidence()),
+        by_timestep=_figure(figures.psnr_by_timestep, run.evidence()) if run.denoises else None,
         server=SERVER,
         utility=_utility(run),
-        definitions=DEFINITIONS,
+        definitions=definitions(run.settings.task),
+        accuracy_by_round=data_uri(figures.accuracy_by_round(run.rounds)) if ACCURACY in run.rounds else None,
         samples=data_uri(run.directory.samples.read_bytes()) if run.directory.samples.is_file() else None,
         config=run.directory.config.read_text(encoding="utf-8"),
     )
@@ -169,7 +175,7 @@ def build_comparison(paths: Sequence[Path], out: Path) -> Path:
         runs=runs,
         differences=_differences(runs),
         by_round=_figure(figures.psnr_by_round, curves),
-        by_timestep=_figure(figures.psnr_by_timestep, curves),
+        by_timestep=_figure(figures.psnr_by_timestep, curves) if any(run.denoises for run in runs) else None,
     )
     write_atomically(out, lambda file: file.write_text(html, encoding="utf-8"))
     return out
@@ -179,7 +185,7 @@ def _utility(run: Run) -> list[UtilityRow]:
     """How good the model was before and after, figure by figure; empty where that was not measured."""
     rows = []
     for column in run.rounds.columns:
-        if column.startswith(tuple(DEFINITIONS)):
+        if column.startswith(tuple(definitions(run.settings.task))):
             before, measured = run.utility.get("before", {}).get(column), run.rounds[column].dropna()
             rows.append(UtilityRow(column, before, measured.iloc[-1] if len(measured) else float("nan")))
     return rows

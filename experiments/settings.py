@@ -86,6 +86,13 @@ class ExperimentSettings(Settings):
             "a defence's name",
         ),
         Void(
+            "task",
+            lambda task: task != "diffusion",
+            ("utility.samples",),
+            "nothing is sampled",
+            "task = 'diffusion'",
+        ),
+        Void(
             "utility.every",
             lambda every: every == 0,
             ("utility.samples",),

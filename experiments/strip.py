@@ -17,11 +17,11 @@ from experiments.settings import ExperimentSettings
 from experiments.summary import with_content
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import add_noise, build_scheduler
+from fl_sim.diffusion import DiffusionTask, add_noise
 from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
-ROWS = ("private image", "the client's noise\non it", "what the server\nfound")
+PRIVATE, NOISY, FOUND = "private image", "the client's noise\non it", "what the server\nfound"
 
 
 def build_strip(path: Path, out: Path, most: int = 8) -> Path:
@@ -43,7 +43,9 @@ def build_strip(path: Path, out: Path, most: int = 8) -> Path:
     shown = shown[shown["attack"] == shown["attack"].iloc[0]].head(most)
     records = shown.to_dict("records")
     columns = [_column(directory, settings, recipe, row) for row in records]
-    labels = [f"t = {row['timestep']}\n{row['psnr']:.0f} dB" for row in records]
+    denoised = isinstance(recipe.task, DiffusionTask)
+    told = [f"t = {row['timestep']}" if denoised else f"label {row['label']}" for row in records]
+    labels = [f"{what}\n{row['psnr']:.0f} dB" for what, row in zip(told, records, strict=True)]
     figure = _figure(columns, labels)
     write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
     return out
@@ -51,23 +53,26 @@ def build_strip(path: Path, out: Path, most: int = 8) -> Path:
 
 def _column(
     directory: RunDirectory, settings: ExperimentSettings, recipe: Recipe, row: dict[Hashable, Any]
-) -> list[Tensor]:
-    """The image, the noisy image and the reconstruction, each [C,H,W] in [0, 1]."""
+) -> dict[str, Tensor]:
+    """The image, in diffusion the noisy image, and the reconstruction, each [C,H,W] in [0, 1]."""
     round_number, client = int(row["round"]), int(row["client"])
     images, noise, timesteps, _ = private_draw(settings, recipe, client, round_number)
-    noisy = add_noise(build_scheduler(recipe.scheduler), images, noise, timesteps)
     file = directory.reconstruction(round_number, client, row["attack"])
     original = (images + 1) / 2
     found = match(original, load_reconstruction(file).images)
-    return [picture[0].clamp(0, 1) for picture in (original, (noisy + 1) / 2, found)]
+    pictures = {PRIVATE: original, FOUND: found}
+    if isinstance(recipe.task, DiffusionTask) and noise is not None and timesteps is not None:
+        noisy = add_noise(recipe.task.noise_schedule(), images, noise, timesteps)
+        pictures = {PRIVATE: original, NOISY: (noisy + 1) / 2, FOUND: found}
+    return {row: picture[0].clamp(0, 1) for row, picture in pictures.items()}
 
 
-def _figure(columns: list[list[Tensor]], labels: list[str]) -> Figure:
+def _figure(columns: list[dict[str, Tensor]], labels: list[str]) -> Figure:
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.25 * len(columns) + 1.4, 4.2), layout="constrained")
-        axes = figure.subplots(len(ROWS), len(columns), squeeze=False)
+        figure = Figure(figsize=(1.25 * len(columns) + 1.4, 1.4 * len(columns[0])), layout="constrained")
+        axes = figure.subplots(len(columns[0]), len(columns), squeeze=False)
         for column, pictures in enumerate(columns):
-            for row, picture in enumerate(pictures):
+            for row, (name, picture) in enumerate(pictures.items()):
                 axis = axes[row, column]
                 axis.imshow(
                     picture.permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
@@ -76,6 +81,6 @@ def _figure(columns: list[list[Tensor]], labels: list[str]) -> Figure:
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)
                 if column == 0:
-                    axis.set_ylabel(ROWS[row], rotation=0, ha="right", va="center", labelpad=10)
+                    axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=10)
             axes[-1, column].set_xlabel(labels[column])
     return figure

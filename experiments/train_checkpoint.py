@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.bench.cases import NETWORKS
 from experiments.checkpoint import BUNDLED, save_checkpoint
 from fl_sim import diffusion, draws
-from fl_sim.diffusion import Checkpoint
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.draws import derive_seed
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
 from fl_sim.images.pixels import to_tensor
@@ -53,7 +53,7 @@ def train(model_config: dict[str, Any], steps: int, seed: int) -> Checkpoint:
         for name, value in model.state_dict().items():
             average[name].lerp_(value, AVERAGING)
     notes = {"photographs": list(TRAINING_PHOTOGRAPHS), "steps": steps, "batch_size": BATCH_SIZE, "seed": seed}
-    return Checkpoint(average, model_config, scheduler_config, notes)
+    return Checkpoint(average, model_config, diffusion.DiffusionTask.on(scheduler_config), notes)
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:

@@ -2,12 +2,15 @@
 
 Both figures are computed offline, on small images, from fixed draws: equal weights give equal figures on every run.
 
-- The held-out loss is the training loss on photographs that neither a client nor the bundled checkpoint has seen, in
-  strata of the timestep: a model may be spoilt at one end of the noise schedule and look sound on average.
+- The held-out loss is the training loss on images that no client holds: the share ``data.held_out`` of the images, else
+  photographs that the bundled checkpoint has not seen either. In diffusion it comes in strata of the timestep: a model
+  may be spoilt at one end of the noise schedule and look sound on average.
+- The held-out accuracy of a classifier is the share of those images whose class it names.
 - The patch distance compares the model's samples with the clients' images: the Fréchet distance between Gaussians
   fitted to their small patches. It sees colours, contrast and texture, not whether a picture shows anything.
 
-A class-conditional model is told every class in turn: the held-out photographs are of none of them.
+A class-conditional model is told the classes of held-out images, but every class in turn with photographs, which are of
+none of them, and for samples.
 """
 
 import math
@@ -20,14 +23,18 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from experiments.settings import ExperimentSettings
-from fl_sim import diffusion, network
+from fl_sim import classification, diffusion, network
 from fl_sim.config import DataSettings
+from fl_sim.diffusion import DiffusionTask
 from fl_sim.draws import derive_seed, seeded_generator
 from fl_sim.images.bundled import HELD_OUT_PHOTOGRAPHS
+from fl_sim.images.classes import class_numbers
+from fl_sim.images.partition import held_out_images
 from fl_sim.images.sources import list_images
 from fl_sim.wire import Recipe
 
 LOSS = "heldout_loss"
+ACCURACY = "heldout_accuracy"
 DISTANCE = "patch_distance"
 
 STRATA = (0, 21, 201, 501, 801, 951)
@@ -40,12 +47,23 @@ REFERENCE_IMAGES = 256
 PATCH = 4
 SAMPLER_STEPS = 10
 
-DEFINITIONS = {
-    LOSS: f"mean DDPM loss of {HELD_OUT_IMAGES} crops of photographs that no client holds, at one timestep per crop "
-    "and stratum; the strata weighted by their width",
-    DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} patches, in [0, 1], of "
-    f"samples ({SAMPLER_STEPS} DDIM steps) and of the clients' images",
+_DEFINITIONS = {
+    "diffusion": {
+        LOSS: f"mean DDPM loss of {HELD_OUT_IMAGES} images that no client holds, at one timestep per image "
+        "and stratum; the strata weighted by their width",
+        DISTANCE: f"squared Fréchet distance between Gaussian fits of all {PATCH}x{PATCH} patches, in [0, 1], of "
+        f"samples ({SAMPLER_STEPS} DDIM steps) and of the clients' images",
+    },
+    "classification": {
+        LOSS: "mean cross-entropy of the images that no client holds",
+        ACCURACY: "share of these images whose class the model names",
+    },
 }
+
+
+def definitions(task: str) -> dict[str, str]:
+    """What each figure of a model of this task is, by the beginning of its columns' names."""
+    return _DEFINITIONS[task]
 
 
 def strata(num_train_timesteps: int) -> list[range]:
@@ -77,6 +95,14 @@ def heldout_loss(
             found[column(stratum)] = diffusion.loss(model, scheduler, images, noise, spread, labels).item()
         mean += found[column(stratum)] * len(stratum) / steps
     return {LOSS: mean} | found
+
+
+def classifier_figures(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Mean cross-entropy and accuracy on ``images`` [N,C,H,W] in [-1, 1] of classes ``labels`` int64 [N], by column."""
+    with torch.no_grad():
+        logits = classification.predict(model, images)
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    return {LOSS: loss, ACCURACY: classification.accuracy(logits, labels)}
 
 
 def every_class_in_turn(classes: int | None, count: int) -> Tensor | None:
@@ -137,17 +163,31 @@ class Utility:
     recipe: Recipe
 
     @cached_property
+    def held_out(self) -> tuple[int, ...]:
+        """Indices of the images that are held out for the evaluator, in order; none with ``data.held_out`` = 0."""
+        return tuple(sorted(held_out_images(self.settings.data, self.settings.client.seed or 0)))
+
+    @cached_property
     def photographs(self) -> tuple[str, ...]:
-        """The bundled photographs that no client of this run holds."""
+        """The bundled photographs that no client holds, for a diffusion model without held-out images."""
         data = self.settings.data
+        if self.held_out or not isinstance(self.recipe.task, DiffusionTask):
+            return ()
         held = data.photographs if data.name == "bundled" else ()
         return tuple(name for name in HELD_OUT_PHOTOGRAPHS if name not in held)
 
+    @property
+    def sources(self) -> list[str]:
+        """What the model is measured on, in words."""
+        return [f"{len(self.held_out)} images"] if self.held_out else list(self.photographs)
+
     def not_computed(self) -> dict[str, str]:
         """Why a figure is missing, by its name."""
-        if self.settings.utility.every == 0:
+        if self.settings.utility.every == 0 or self.held_out or self.photographs:
             return {}
-        return {} if self.photographs else {LOSS: f"the clients hold all of {', '.join(HELD_OUT_PHOTOGRAPHS)}"}
+        if isinstance(self.recipe.task, DiffusionTask):
+            return {LOSS: f"the clients hold all of {', '.join(HELD_OUT_PHOTOGRAPHS)}"}
+        return dict.fromkeys((LOSS, ACCURACY), "data.held_out = 0, so that clients hold all images")
 
     def due(self, server_round: int) -> bool:
         """Whether to measure the model after this round; before the first and after the last it always is."""
@@ -157,25 +197,35 @@ class Utility:
     @property
     def samples_wanted(self) -> bool:
         """Whether to sample from the final model."""
-        return self.settings.utility.every > 0 and self.settings.utility.samples > 0
+        wanted = self.settings.utility.every > 0 and self.settings.utility.samples > 0
+        return wanted and isinstance(self.recipe.task, DiffusionTask)
+
+    @property
+    def images_needed(self) -> list[int]:
+        """Indices of the images that are decoded to measure the model."""
+        return [*self.reference, *(self._measured if self.settings.utility.every > 0 else ())]
 
     @property
     def reference(self) -> list[int]:
         """Indices of the images that the samples are compared with; none where nothing is sampled."""
         return _evenly(len(list_images(self.settings.data)), REFERENCE_IMAGES) if self.samples_wanted else []
 
-    def loss(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """The held-out loss of a model by column; empty where no photograph is held out."""
-        if not self.photographs:
+    def measure(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """The held-out figures of a model by column; empty where nothing is held out."""
+        if not (self.held_out or self.photographs):
             return {}
-        images = self._held_out.to(self._device)
-        return heldout_loss(self._model(weights), self._scheduler, images, self._labels(len(images)))
+        model, images, labels = self._model(weights), self._held_out_images, self._held_out_labels
+        if isinstance(self.recipe.task, DiffusionTask):
+            return heldout_loss(model, self.recipe.task.noise_schedule(), images, labels)
+        assert labels is not None
+        return classifier_figures(model, images, labels)
 
     def sample(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Images sampled from a model, [N,C,H,W] in [0, 1], and their patch distance by column."""
         count = self.settings.utility.samples
-        model, labels = self._model(weights), self._labels(count)
-        images = sample(model, self._scheduler, self.recipe.image_shape, count, labels)
+        assert isinstance(self.recipe.task, DiffusionTask)
+        model, labels = self._model(weights), self._every_class_in_turn(count)
+        images = sample(model, self.recipe.task.noise_schedule(), self.recipe.image_shape, count, labels)
         return images, {DISTANCE: patch_distance(images, self._reference)}
 
     def _model(self, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -184,8 +234,12 @@ class Utility:
         model.load_state_dict(dict(weights))
         return model.to(self._device).eval()  # dropout belongs to the training
 
-    def _labels(self, count: int) -> Tensor | None:
-        labels = every_class_in_turn(network.num_classes(self.recipe.model), count)
+    @property
+    def _label_count(self) -> int | None:
+        return self.recipe.task.label_count(self.recipe.model)
+
+    def _every_class_in_turn(self, count: int) -> Tensor | None:
+        labels = every_class_in_turn(self._label_count, count)
         return None if labels is None else labels.to(self._device)
 
     @property
@@ -193,14 +247,36 @@ class Utility:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @cached_property
-    def _scheduler(self) -> DDPMScheduler:
-        return diffusion.build_scheduler(self.recipe.scheduler)
+    def _measured(self) -> list[int]:
+        """Those of the held-out images that are used: in diffusion a few, as each is denoised many times."""
+        if isinstance(self.recipe.task, DiffusionTask):
+            return [self.held_out[place] for place in _evenly(len(self.held_out), HELD_OUT_IMAGES)]
+        return list(self.held_out)
 
     @cached_property
-    def _held_out(self) -> Tensor:
-        data = DataSettings(photographs=self.photographs, image_size=self.settings.data.image_size)
-        images = list_images(data)
-        return images.decode(_evenly(len(images), HELD_OUT_IMAGES), self.recipe.image_shape[0])
+    def _held_out_images(self) -> Tensor:
+        channels = self.recipe.image_shape[0]
+        if self.held_out:
+            return list_images(self.settings.data).decode(self._sound, channels).to(self._device)
+        images = list_images(DataSettings(photographs=self.photographs, image_size=self.settings.data.image_size))
+        return images.decode(_evenly(len(images), HELD_OUT_IMAGES), channels).to(self._device)
+
+    @cached_property
+    def _held_out_labels(self) -> Tensor | None:
+        """What the network is told of the held-out images' classes, or is to tell; None where it uses no labels."""
+        if self._label_count is None or not self.held_out:
+            return self._every_class_in_turn(len(self._held_out_images))
+        numbers = class_numbers(
+            list_images(self.settings.data),
+            self._label_count,
+            self.recipe.task.labels_named,
+            self.recipe.label_dropout > 0,
+        )
+        return torch.tensor([numbers[index] for index in self._sound], device=self._device)
+
+    @property
+    def _sound(self) -> list[int]:
+        return list(filter(list_images(self.settings.data).is_sound, self._measured))
 
     @cached_property
     def _reference(self) -> Tensor:

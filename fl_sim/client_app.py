@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from diffusers import DDPMScheduler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import adaptiveclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 
-from fl_sim import diffusion, network
+from fl_sim import network
 from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
-from fl_sim.draws import Draw, derive_seed, draw_flips, draw_image_indices, draw_noise_and_timesteps, drop_labels
+from fl_sim.draws import Draw, derive_seed, draw_flips, draw_image_indices, drop_labels
 from fl_sim.images.classes import class_numbers
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
 from fl_sim.settings_file import load_settings
+from fl_sim.task import Task
 from fl_sim.wire import (
     ARRAYS,
     CLIENT,
@@ -48,10 +48,8 @@ CLIENT_CONFIG = "client-config"
 class BatchGradient(Protocol):
     """Computes what a client trains with."""
 
-    def __call__(
-        self, model: nn.Module, scheduler: DDPMScheduler, batch: Draw, /, *, min_snr_gamma: float | None = None
-    ) -> tuple[dict[str, Tensor], float]:
-        """The gradient of a batch by parameter, and its loss; ``min_snr_gamma`` is that of ``diffusion.loss``."""
+    def __call__(self, model: nn.Module, task: Task, batch: Draw, /) -> tuple[dict[str, Tensor], float]:
+        """The gradient of a batch by parameter, and its loss."""
 
 
 def build_client_app(settings: Settings | None = None) -> ClientApp:
@@ -103,17 +101,12 @@ def private_draw(settings: Settings, recipe: Recipe, client: int, server_round: 
     labels = _labels(settings, recipe, drawn, derive_seed(seed, "label-dropout", client, server_round))
     if recipe.noise_seed is not None:
         return Draw(images, *dictated_draw(recipe.of_samples(samples), client, server_round), labels)
-    noise_seed = derive_seed(seed, "noise", client, server_round)
-    timesteps = diffusion.num_train_timesteps(recipe.scheduler)
-    noise_and_timesteps = draw_noise_and_timesteps(
-        noise_seed, samples, recipe.image_shape, timesteps, recipe.noise_offset
-    )
-    return Draw(images, *noise_and_timesteps, labels)
+    return Draw(images, *recipe.draw_noise(derive_seed(seed, "noise", client, server_round), samples), labels)
 
 
 def _labels(settings: Settings, recipe: Recipe, drawn: Sequence[int], seed: int) -> Tensor | None:
-    """What a class-conditional network is told of the classes of the images drawn; None where it takes no labels."""
-    rows = network.num_classes(recipe.model)
+    """What training is told of the classes of the images drawn; None where it uses no labels."""
+    rows = recipe.task.label_count(recipe.model)
     if rows is None and recipe.label_dropout:
         raise SettingsError(
             f"client.label_dropout = {recipe.label_dropout}: the network takes no class labels; allowed: 0, or a "
@@ -121,7 +114,7 @@ def _labels(settings: Settings, recipe: Recipe, drawn: Sequence[int], seed: int)
         )
     if rows is None:
         return None
-    numbers = class_numbers(list_images(settings.data), rows, recipe.label_dropout > 0)
+    numbers = class_numbers(list_images(settings.data), rows, recipe.task.labels_named, recipe.label_dropout > 0)
     labels = torch.tensor([numbers[index] for index in drawn])
     return drop_labels(labels, seed, recipe.label_dropout, null=rows - 1) if recipe.label_dropout else labels
 
@@ -130,8 +123,8 @@ def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ())
     """Check that a run with these (resolved) settings can read its images, before it starts.
 
     It reads the header of every image of a folder, and decodes the images that a client draws in any round and
-    ``others``, the indices of those that the evaluator will decode. Broken images are noted in the set of images. For a
-    class-conditional network every image must have a class.
+    ``others``, the indices of those that the evaluator will decode. Broken images are noted in the set of images. Where
+    training uses labels every image must have a class.
 
     Raises:
         SettingsError: naming the image, or why there are none to draw from.
@@ -165,11 +158,9 @@ def _drawn(images: ImageSet, seed: int, held: Sequence[int], samples: int, clien
         dealt *= 2
 
 
-def plain_gradient(
-    model: nn.Module, scheduler: DDPMScheduler, batch: Draw, *, min_snr_gamma: float | None = None
-) -> tuple[dict[str, Tensor], float]:
+def plain_gradient(model: nn.Module, task: Task, batch: Draw) -> tuple[dict[str, Tensor], float]:
     """The gradient of a batch by parameter, and its loss, without any defence."""
-    return diffusion.gradient_and_loss(model, scheduler, *batch, min_snr_gamma=min_snr_gamma)
+    return task.gradient_and_loss(model, batch.images, *batch[1:])
 
 
 def local_training(
@@ -192,7 +183,7 @@ def local_training(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = network.build_model(recipe.model)
         model.load_state_dict(weights)
-        model.to(device).train()
+        network.set_training_mode(model.to(device))
         trained = set(recipe.trained_names())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -232,9 +223,8 @@ def _mean_gradient(
     model: nn.Module, recipe: Recipe, draw: Draw, batch_gradient: BatchGradient
 ) -> tuple[dict[str, Tensor], float]:
     """Gradient and loss of a step: their means over the batches of which it accumulates the gradients."""
-    scheduler = diffusion.build_scheduler(recipe.scheduler)
     batches = draw.batches(len(draw.images) // recipe.gradient_accumulation)
-    found = [batch_gradient(model, scheduler, batch, min_snr_gamma=recipe.min_snr_gamma) for batch in batches]
+    found = [batch_gradient(model, recipe.task, batch) for batch in batches]
     if len(found) == 1:
         return found[0]
     gradients, losses = zip(*found, strict=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fl_sim.errors import UserError
-from fl_sim.setting_layers import Tree, Void, drop_arguments, look_up, remove
+from fl_sim.setting_layers import Tree, Void, drop_arguments, fill_in, look_up, remove
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -109,6 +109,7 @@ class DataSettings(Section):
     strict: bool = False
     partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
+    held_out: float = Field(0.0, ge=0, lt=1)
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -130,7 +131,7 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network and its noise schedule.
+    """The network and, in diffusion, its noise schedule.
 
     A checkpoint brings its own: beside one, the other settings must agree with it where they are given.
     """
@@ -144,6 +145,9 @@ class ModelSettings(Section):
     attention: bool = False
     config: UserPath | None = None
     unet: dict[str, Any] = Field(default_factory=dict)
+    classifier: Literal["LeNet", "ConvNet", "ResNet"] = "ConvNet"
+    classifier_args: dict[str, Any] = Field(default_factory=dict)
+    classes: int | None = Field(None, ge=2)
     factory: str | None = Field(None, min_length=1)
     factory_args: dict[str, Any] = Field(default_factory=dict)
 
@@ -263,6 +267,11 @@ class RaySettings(Section):
     address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^\s:/]+:\d+)$")
 
 
+DIFFUSION: Literal["diffusion"] = "diffusion"
+"""The default of ``task``."""
+_OF_TASK: dict[Any, Tree] = {"classification": {"model": {"checkpoint": NO_CHECKPOINT}, "data": {"held_out": 0.2}}}
+"""Defaults that hold with a value of ``task``, in place of those of the tables."""
+
 _LOCAL_STEPS = (
     "local_steps",
     "epochs",
@@ -277,7 +286,10 @@ _LOCAL_STEPS = (
     "ema_decay",
 )
 
-BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in ("prediction_type", "num_train_timesteps", *_SHAPE))
+_SCHEDULE = ("prediction_type", "num_train_timesteps")
+"""Settings of [model] that describe the noise schedule."""
+
+BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in (*_SCHEDULE, *_SHAPE, "classifier", "classes"))
 """What a checkpoint decides: these settings, where they are given beside one, must agree with it."""
 
 
@@ -288,10 +300,30 @@ class Settings(Section):
         "strategy.name": "strategy.args",
         "defence.name": "defence.args",
         "model.factory": "model.factory_args",
+        "model.classifier": "model.classifier_args",
     }
     """Key of a name -> key of the arguments that belong to it."""
 
     void: ClassVar[tuple[Void, ...]] = (
+        Void(
+            "task",
+            lambda task: task != DIFFUSION,
+            (
+                *(f"model.{key}" for key in (*_SCHEDULE, *_SHAPE, "config", "unet")),
+                "client.min_snr_gamma",
+                "client.noise_offset",
+                "client.label_dropout",
+            ),
+            "nothing is denoised",
+            "task = 'diffusion'",
+        ),
+        Void(
+            "task",
+            lambda task: task == DIFFUSION,
+            ("model.classifier", "model.classifier_args", "model.classes"),
+            "nothing is classified",
+            "task = 'classification'",
+        ),
         Void("data.name", lambda name: name != "folder", ("data.path",), "no folder is read", "data.name = 'folder'"),
         Void(
             "data.name",
@@ -317,7 +349,7 @@ class Settings(Section):
         Void(
             "model.checkpoint",
             lambda checkpoint: checkpoint != NO_CHECKPOINT,
-            ("model.config", "model.unet", "model.factory", "model.factory_args"),
+            ("model.config", "model.unet", "model.factory", "model.factory_args", "model.classifier_args"),
             "the checkpoint brings its own network",
             "model.checkpoint = 'none'",
         ),
@@ -331,7 +363,13 @@ class Settings(Section):
         Void(
             "model.factory",
             lambda factory: factory is not None,
-            ("model.config", "model.unet", *(f"model.{key}" for key in _SHAPE)),
+            (
+                "model.config",
+                "model.unet",
+                "model.classifier",
+                "model.classifier_args",
+                *(f"model.{key}" for key in _SHAPE),
+            ),
             "its arguments describe the network",
             "model.factory unset; arguments go into model.factory_args",
         ),
@@ -413,14 +451,17 @@ class Settings(Section):
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
         """``file`` without what came with a choice that ``given`` replaces by another one.
 
-        That is the arguments of a name, the network's settings where a checkpoint now brings them, and a key of the
-        network under its other name.
+        That is the arguments of a name, the network where the task is now another one, the network's settings where a
+        checkpoint now brings them, and a key of the network under its other name.
         """
-        kept = drop_arguments(file, given, defaults_of(cls), cls.arguments_of)
-        before = look_up(file, "model.checkpoint", look_up(defaults_of(cls), "model.checkpoint"))
+        defaults = defaults_of(cls, look_up(given, "task", look_up(file, "task")))
+        kept = drop_arguments(file, given, defaults, cls.arguments_of)
+        if look_up(given, "task", look_up(file, "task", DIFFUSION)) != look_up(file, "task", DIFFUSION):
+            remove(kept, "model")
+        before = look_up(kept, "model.checkpoint", look_up(defaults, "model.checkpoint"))
         checkpoint = look_up(given, "model.checkpoint", before)
         for key in BROUGHT_BY_CHECKPOINT if checkpoint != NO_CHECKPOINT else ():
-            if checkpoint != before or look_up(kept, key) == look_up(defaults_of(cls), key):
+            if checkpoint != before or look_up(kept, key) == look_up(defaults, key):
                 remove(kept, key)
         for key in _SHAPE:  # two names of one thing: the override's counts
             for one, other in ((f"model.{key}", f"model.unet.{key}"), (f"model.unet.{key}", f"model.{key}")):
@@ -428,7 +469,14 @@ class Settings(Section):
                     remove(kept, other)
         return kept
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_task(cls, tree: Any) -> Any:
+        """Give what is unset the task's own default: no bundled model classifies, accuracy needs held-out images."""
+        return fill_in(tree, _OF_TASK.get(tree.get("task"), {})) if isinstance(tree, dict) else tree
+
     seed: Seed = 0
+    task: Literal["diffusion", "classification"] = DIFFUSION
     threat: Literal["private", "known"] = "private"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
@@ -462,6 +510,6 @@ def flower_run_directory(context: "Context") -> Path:
 
 
 @cache
-def defaults_of(cls: type[Settings]) -> Tree:
-    """The tree of all defaults."""
-    return cls().model_dump(mode="json")
+def defaults_of(cls: type[Settings], task: Any = DIFFUSION) -> Tree:
+    """The tree of all defaults with this value of ``task``; with one that there is not, those of diffusion."""
+    return cls.model_validate({"task": task} if task in _OF_TASK else {}).model_dump(mode="json")

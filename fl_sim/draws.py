@@ -7,7 +7,7 @@ timesteps).
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,12 @@ class Draw(NamedTuple):
         """The samples, ``size`` at a time."""
         for start in range(0, len(self.images), size):
             yield Draw(*(None if value is None else value[start : start + size] for value in self))  # type: ignore[arg-type]
+
+
+def concatenate(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """What several clients have, one after the other; None if they have nothing of the kind."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
 
 
 def derive_seed(root: int, *purpose: str | int) -> int:

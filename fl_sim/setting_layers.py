@@ -65,6 +65,12 @@ def look_up(tree: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return found
 
 
+def fill_in(tree: Tree, defaults: Tree) -> Tree:
+    """The tree, and what it lacks from ``defaults``; tables are filled in likewise."""
+    tables = {name: table for name, table in defaults.items() if isinstance(tree.get(name), dict)}
+    return defaults | tree | {name: fill_in(tree[name], table) for name, table in tables.items()}
+
+
 def has(tree: Mapping[str, Any], key: str) -> bool:
     """Whether the tree has a value for a dotted key."""
     return look_up(tree, key, _ABSENT) is not _ABSENT

@@ -37,7 +37,8 @@ def load_settings(
     file = _read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
     given = _with_overrides({}, overrides)
     kept = cls.without_outlived_arguments(file, given)
-    tree, refusals = drop_void(_with_overrides(kept, overrides), kept, given, defaults_of(cls), cls.void)
+    tree = _with_overrides(kept, overrides)
+    tree, refusals = drop_void(tree, kept, given, defaults_of(cls, tree.get("task")), cls.void)
     _refuse_nan(tree)
     _refuse_loose_types(cls, tree)
     try:
@@ -52,7 +53,8 @@ def load_settings(
 def dump_toml(settings: Settings) -> str:
     """The settings as TOML that ``load_settings`` reads back unchanged; what is unset or void is left out."""
     tree = settings.model_dump(mode="json", exclude_none=True)
-    void = [key for rule in settings.void if rule.applies(tree, defaults_of(type(settings))) for key in rule.keys]
+    defaults = defaults_of(type(settings), settings.task)
+    void = [key for rule in settings.void if rule.applies(tree, defaults) for key in rule.keys]
     if settings.model.checkpoint != NO_CHECKPOINT:
         given = {f"model.{name}" for name in settings.model.model_fields_set}
         void += [key for key in BROUGHT_BY_CHECKPOINT if key not in given]

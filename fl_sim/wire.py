@@ -4,7 +4,8 @@ The server's train message holds the global weights (``ARRAYS``), or what client
 (``CONFIG``) with the round and the training recipe as JSON. A client's reply holds one ArrayRecord (its gradient or its
 new weights), one MetricRecord, and a ConfigRecord (``CLIENT``) with side information that is public anyway: its
 partition index and the device it ran on.
-In the known threat model it also holds the labels (``LABELS``) with which a class-conditional network was trained.
+In the known threat model it also holds the labels (``LABELS``) with which a classifier, or a class-conditional network,
+was trained.
 Neither images, noise, timesteps nor the private seed have a name here.
 """
 
@@ -22,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fl_sim.diffusion import num_train_timesteps
+from fl_sim.diffusion import DiffusionTask, num_train_timesteps
 from fl_sim.draws import derive_seed, draw_noise_and_timesteps
-from fl_sim.network import LORA, LocalOptimizer, matching_names, misfit, num_classes, outline, trainable_names
+from fl_sim.network import LORA, LocalOptimizer, matching_names, misfit, outline, trainable_names
+from fl_sim.task import Task
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -49,26 +51,26 @@ _NPY_1_0 = b"\x93NUMPY\x01\x00"
 class Recipe(BaseModel):
     """How clients train, dictated by the server and therefore known to it.
 
-    ``noise_seed`` is set in the known threat model only: clients then draw noise and timesteps from it instead of from
-    their private seed. ``epochs``, if set, replaces ``local_steps``: a client takes as many steps as there are batches
-    in that many passes over its images. ``optimizer`` has the learning rate of round 1; with a ``lr_schedule`` it
-    falls towards 0 over ``rounds`` rounds. ``label_dropout`` is the probability with which a class-conditional network
-    is told its last class, which stands for none, in place of an image's own (classifier-free guidance).
+    ``task`` is what they train for. ``noise_seed`` is set in the known threat model only: clients then draw noise and
+    timesteps from it instead of from their private seed, and tell their labels. ``epochs``, if set, replaces
+    ``local_steps``: a client takes as many steps as there are batches in that many passes over its images.
+    ``optimizer`` has the learning rate of round 1; with a ``lr_schedule`` it falls towards 0 over ``rounds`` rounds.
+    ``label_dropout`` is the probability with which a class-conditional network is told its last class, which stands for
+    none, in place of an image's own (classifier-free guidance).
 
     ``trainable`` holds glob patterns of the parameters that clients train. If these are not all, or the model has
     adapters, only the trained parameters travel, in both directions. ``base`` is then a safetensors file with the whole
     model, which server and clients have from the start, like a pretrained model.
 
     A step's gradient is the mean over ``gradient_accumulation`` batches, which share its ``batch_size`` samples.
-    ``min_snr_gamma`` weighs the loss (fl_sim/diffusion/min_snr.py), ``noise_offset`` is that of the noise
-    (fl_sim/diffusion/offset_noise.py), and with ``ema_decay`` clients send the average of their weights over the local
-    steps (fl_sim/network/ema.py). What clients send is rounded to ``dtype`` (``round_reply``).
+    With ``ema_decay`` clients send the average of their weights over the local steps (fl_sim/network/ema.py). What
+    clients send is rounded to ``dtype`` (``round_reply``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: dict[str, Any]
-    scheduler: dict[str, Any]
+    task: Task
     image_shape: tuple[int, int, int]
     update: Literal["gradient", "weights"] = "gradient"
     batch_size: int = Field(1, ge=1)
@@ -83,8 +85,6 @@ class Recipe(BaseModel):
     base: str | None = None
     horizontal_flip: bool = False
     gradient_accumulation: int = Field(1, ge=1)
-    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
-    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
     ema_decay: float | None = Field(None, ge=0, lt=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
@@ -129,10 +129,17 @@ class Recipe(BaseModel):
         """Names of the parameters that clients train, in the model's own order; the model is not built in memory."""
         return matching_names(trainable_names(self.model), self.trainable)
 
+    def draw_noise(self, seed: int, samples: int) -> tuple[Tensor | None, Tensor | None]:
+        """Noise [samples,C,H,W] and timesteps int64 [samples] of a client's draw; None where the task has none."""
+        if not isinstance(self.task, DiffusionTask):
+            return None, None
+        timesteps = num_train_timesteps(self.task.scheduler)
+        return draw_noise_and_timesteps(seed, samples, self.image_shape, timesteps, self.task.noise_offset)
+
     @property
     def reveals_labels(self) -> bool:
-        """Whether clients tell the server their labels: in the known threat model, of a class-conditional network."""
-        return self.noise_seed is not None and num_classes(self.model) is not None
+        """Whether clients tell the server their labels: in the known threat model, where training uses labels."""
+        return self.noise_seed is not None and self.task.label_count(self.model) is not None
 
     @property
     def partial(self) -> bool:
@@ -254,10 +261,10 @@ def round_reply(reply: RecordDict, dtype: str) -> None:
                 arrays[name] = Array(value.to(kind).to(value.dtype))
 
 
-def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor, Tensor]:
+def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tensor | None, Tensor | None]:
     """What the server dictates to ``client`` in the known threat model: noise [N,C,H,W] and timesteps int64 [N].
 
-    N = batch size x local steps, in the order in which the local steps use them up.
+    N = batch size x local steps, in the order in which the local steps use them up. Both are None in classification.
 
     Raises:
         ValueError: if the recipe has no noise seed, that is, in the private threat model.
@@ -265,6 +272,4 @@ def dictated_draw(recipe: Recipe, client: int, server_round: int) -> tuple[Tenso
     if recipe.noise_seed is None:
         raise ValueError("the recipe has no noise_seed: noise and timesteps are the clients' own")
     seed = derive_seed(recipe.noise_seed, "noise", client, server_round)
-    samples = recipe.batch_size * recipe.local_steps
-    timesteps = num_train_timesteps(recipe.scheduler)
-    return draw_noise_and_timesteps(seed, samples, recipe.image_shape, timesteps, recipe.noise_offset)
+    return recipe.draw_noise(seed, recipe.batch_size * recipe.local_steps)

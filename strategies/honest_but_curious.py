@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, DefenceDisclosure, Observation, UpdateId
 from attacks.workers import AttackPool
-from fl_sim.diffusion import DiffusionTask
+from fl_sim.draws import concatenate
 from fl_sim.errors import explain
 from fl_sim.wire import (
     CLIENT,
@@ -212,12 +212,12 @@ def make_observation(
     noise, timesteps, labels = None, None, None
     if recipe.noise_seed is not None:
         draws = [dictated_draw(recipe, view.update_id.client, update_id.round) for view in views]
-        noise, timesteps = (torch.cat(parts) for parts in zip(*draws, strict=True))
+        noise, timesteps = (concatenate(parts) for parts in zip(*draws, strict=True))
     if recipe.reveals_labels:
         labels = torch.tensor([label for view in views for label in view.labels], dtype=torch.int64)
     return Observation(
         Circumstances(
-            task=DiffusionTask.on(recipe.scheduler, recipe.min_snr_gamma, recipe.noise_offset),
+            task=recipe.task,
             round=update_id.round,
             client=update_id.client,
             update="gradient" if recipe.update == "gradient" else "delta",

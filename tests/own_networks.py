@@ -126,10 +126,24 @@ def uses_a_layer_twice() -> nn.Module:
     return _UsesALayerTwice()
 
 
-def with_batch_norm() -> nn.Module:
+def with_batch_norm(running_statistics: bool = True) -> nn.Module:
     own = Own()
-    own.inner[0] = nn.BatchNorm2d(32)
+    own.inner[0] = nn.BatchNorm2d(32, track_running_stats=running_statistics)
     return own
+
+
+class _Counts(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x, t)
+
+
+def counts() -> nn.Module:
+    return _Counts()
 
 
 def with_dropout() -> nn.Module:
@@ -173,3 +187,8 @@ def with_hidden_randomness() -> nn.Module:
 
 def not_a_module() -> str:
     return "a network"
+
+
+def classifier_with_batch_norm(running_statistics: bool = True, num_classes: int = 10) -> nn.Module:
+    norm = nn.BatchNorm2d(4, track_running_stats=running_statistics)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), norm, nn.ReLU(), nn.Flatten(), nn.Linear(196, num_classes))

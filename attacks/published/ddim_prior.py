@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
 from fl_sim import diffusion, network
+from fl_sim.checkpoint import Checkpoint, read_checkpoint
 
 GLOBAL = "global"
 """Names the model that the client was sent as the prior."""
@@ -31,11 +32,11 @@ def load_prior(
         checkpoint = read_prior(source, problem.image_shape, problem.num_classes)
         labels = None if network.num_classes(checkpoint.model) is None else labels
         model = checkpoint.build().to(problem.device).eval()
-        scheduler = diffusion.build_scheduler(checkpoint.scheduler)
+        scheduler = checkpoint.diffusion.noise_schedule()
     return diffusion.DDIMSampler(model.requires_grad_(False), scheduler, steps, clip=False, labels=labels)
 
 
-def read_prior(source: str, image_shape: tuple[int, int, int], classes: int | None = None) -> diffusion.Checkpoint:
+def read_prior(source: str, image_shape: tuple[int, int, int], classes: int | None = None) -> Checkpoint:
     """The checkpoint at the path ``source``, in which ``~`` is the home folder.
 
     Raises:
@@ -43,8 +44,9 @@ def read_prior(source: str, image_shape: tuple[int, int, int], classes: int | No
             than the ``classes`` of the attacked network.
     """
     try:
-        checkpoint = diffusion.read_checkpoint(Path(source).expanduser())
+        checkpoint = read_checkpoint(Path(source).expanduser())
         checkpoint.check(image_shape)
+        checkpoint.diffusion.noise_schedule()
     except (network.ConfigError, RuntimeError) as error:  # RuntimeError: the home of nobody
         raise AttackError(f"prior {source!r} is no usable checkpoint: {error}") from error
     known = network.num_classes(checkpoint.model)

@@ -154,6 +154,7 @@ def _train(experiment: Experiment, sink: ObservationSink) -> tuple[dict[str, Ten
 def _attack(of: DefenceMeasurement, experiment: Experiment, update_id: UpdateId, seen: Observation | str) -> list[Row]:
     """A row for the attacker who knows of the defence and one for who does not; one alone if nothing is to be known."""
     truth = _truth(experiment, update_id)
+    assert truth.timesteps is not None  # what is measured here is diffusion
     seed = derive_seed(of.seed, "attack", of.attack, update_id.round, update_id.client)
     threat = ThreatModel(experiment.settings.threat)
     rows = []
@@ -183,7 +184,7 @@ def _truth(experiment: Experiment, update_id: UpdateId) -> Truth:
 
 
 def _figures(utility: Utility, weights: dict[str, Tensor]) -> dict[str, float | None]:
-    figures = {LOSS: utility.loss(weights)[LOSS], DISTANCE: utility.sample(weights)[1][DISTANCE]}
+    figures = {LOSS: utility.measure(weights)[LOSS], DISTANCE: utility.sample(weights)[1][DISTANCE]}
     return {name: _finite(value) for name, value in figures.items()}
 
 

@@ -13,7 +13,7 @@ import torch
 from experiments.run_directory import environment
 
 _SOFTWARE = ("fl-sim", "torch", "diffusers", "flwr")
-_GROUND_FLOOR = ("classification", "diffusion", "network")
+_GROUND_FLOOR = ("classification", "diffusion", "network", "task.py", "checkpoint.py")
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -41,8 +41,9 @@ def hash_source(root: Path) -> str:
 
 def _attack_files(root: Path) -> Iterator[Path]:
     yield from (root / "attacks").rglob("*.py")
-    for package in _GROUND_FLOOR:
-        yield from (root / "fl_sim" / package).rglob("*.py")
+    for name in _GROUND_FLOOR:
+        path = root / "fl_sim" / name
+        yield from path.rglob("*.py") if path.is_dir() else [path] if path.is_file() else []
 
 
 @cache

@@ -11,9 +11,10 @@ from torch import Tensor
 from attacks.observation import Circumstances, DefenceDisclosure, Observation, ThreatModel
 from experiments.bench.cases import NETWORKS, Case
 from experiments.checkpoint import load_checkpoint
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.client_app import local_training
 from fl_sim.config import DataSettings
-from fl_sim.diffusion import Checkpoint, DiffusionTask, scheduler_config
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
 from fl_sim.network import build_model, num_classes, trainable_names
@@ -50,7 +51,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     assert start.image_shape is not None  # the benchmark's networks say it
     recipe = Recipe(
         model=start.model,
-        scheduler=start.scheduler,
+        task=start.task,
         image_shape=start.image_shape,
         update="weights" if case.optimizer else "gradient",
         batch_size=case.batch_size,
@@ -69,7 +70,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     draw = Draw(held.decode(chosen, channels), noise, first + steps_from_first, labels)
     update, defence = _sent(case, recipe, start.weights, draw, derive_seed(seed, "defence", index))
     circumstances = Circumstances(
-        task=DiffusionTask.on(start.scheduler),
+        task=start.task,
         round=1,
         client=index if case.num_clients == 1 else -1,
         update="delta" if case.optimizer else "gradient",
@@ -85,7 +86,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     known = draw[1:] if case.threat is ThreatModel.KNOWN else ()
     observation = Observation(circumstances, start.weights, update, *known)
     photographs = tuple(held.photographs[i] for i in chosen)
-    return Victim(observation, (draw.images + 1) / 2, draw.timesteps, photographs, labels)
+    return Victim(observation, (draw.images + 1) / 2, first + steps_from_first, photographs, labels)
 
 
 def _draw_labels(start: Checkpoint, samples: int, seed: int) -> Tensor | None:
@@ -98,7 +99,7 @@ def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights", case.network, index))
         weights = build_model(config).state_dict()
-    return Checkpoint(weights, config, scheduler_config(), {})
+    return Checkpoint(weights, config, DiffusionTask.on(scheduler_config()), {})
 
 
 def _sent(

@@ -1,7 +1,7 @@
 """Classification as a task: cross-entropy over a number of classes."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from fl_sim.network.training_task import TrainingTask
 
 class ClassificationTask(TrainingTask):
     """A network learns to tell ``num_classes`` classes of images apart (``loss``); noise and timesteps are None."""
+
+    labels_named: ClassVar[str] = "model.classes"
 
     task: Literal["classification"] = "classification"
     num_classes: int = Field(ge=2)

@@ -1,10 +1,9 @@
 """The training loss of a classifier and its gradient."""
 
-import torch
 from torch import Tensor, nn
 
 from fl_sim.classification.network import predict
-from fl_sim.network import trainable_parameters
+from fl_sim.network import weight_gradient
 
 
 def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -18,7 +17,5 @@ def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def gradient_and_loss(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], float]:
     """dL/dw of ``loss`` by trainable parameter's name, and the loss itself; the model's ``.grad`` is untouched."""
-    parameters = trainable_parameters(model)
     value = loss(model, images, labels)
-    gradients = torch.autograd.grad(value, list(parameters.values()))
-    return dict(zip(parameters, gradients, strict=True)), value.item()
+    return weight_gradient(model, value), value.item()

@@ -10,16 +10,15 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fl_sim import diffusion
 from fl_sim.defences.privacy import Privacy
 from fl_sim.draws import Draw, derive_seed, seeded_generator
+from fl_sim.task import Task
 from fl_sim.wire import ARRAYS, CLIENT, CONFIG, PARTITION, ROUND, Recipe, arrays_in, read_update, replace_update
 
 Update = dict[str, Tensor]
@@ -47,17 +46,16 @@ class Defence(BaseModel):
     def batch_gradient(
         self,
         model: nn.Module,
-        scheduler: DDPMScheduler,
+        task: Task,
         batch: Draw,
         generator: torch.Generator,
-        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
         """The gradient of a batch that a client trains with or sends, by parameter, and the batch's loss.
 
-        Parameters that it leaves out are not trained. All randomness comes from ``generator``, a CPU generator. The
-        other arguments are those of ``diffusion.loss``.
+        ``task`` is what the model is trained for. Parameters that are left out are not trained. All randomness comes
+        from ``generator``, a CPU generator.
         """
-        return diffusion.gradient_and_loss(model, scheduler, *batch, min_snr_gamma=min_snr_gamma)
+        return task.gradient_and_loss(model, batch.images, *batch[1:])
 
     def disclosure(self, recipe: Recipe) -> dict[str, Any]:
         """What is known to an attacker who knows this defence: a capture's ``defence`` (docs/capture-format.md)."""

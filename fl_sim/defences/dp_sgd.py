@@ -4,18 +4,18 @@ import warnings
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from pydantic import Field
 from torch import nn
 from typing_extensions import override
 
-from fl_sim import diffusion, network
+from fl_sim import network
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.defences.privacy import Privacy, gaussian_privacy
 from fl_sim.draws import Draw
+from fl_sim.task import Task
 from fl_sim.wire import Recipe
 
 
@@ -46,10 +46,9 @@ class DPSGD(Defence):
     def batch_gradient(
         self,
         model: nn.Module,
-        scheduler: DDPMScheduler,
+        task: Task,
         batch: Draw,
         generator: torch.Generator,
-        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
         parameters = network.trainable_parameters(model)
         # Opacus' own rule for convolutions gives wrong gradients for the channels-last tensors behind an attention
@@ -65,7 +64,7 @@ class DPSGD(Defence):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss = diffusion.loss(per_image, scheduler, *batch, min_snr_gamma=min_snr_gamma)
+                loss = task.loss(per_image, batch.images, *batch[1:])
                 loss.backward()
             optimizer.pre_step()
             gradient = {name: parameter.grad.clone() for name, parameter in parameters.items()}  # type: ignore[union-attr]

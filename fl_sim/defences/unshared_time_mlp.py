@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal
 
 import torch
-from diffusers import DDPMScheduler
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from pydantic import Field
@@ -14,6 +13,7 @@ from fl_sim import network
 from fl_sim.config import SettingsError
 from fl_sim.defences.defence import Defence, Update
 from fl_sim.draws import Draw
+from fl_sim.task import Task
 from fl_sim.wire import ARRAYS, Recipe
 
 _STATE = "own-time-mlp"
@@ -60,12 +60,11 @@ class UnsharedTimeMLP(Defence):
     def batch_gradient(
         self,
         model: nn.Module,
-        scheduler: DDPMScheduler,
+        task: Task,
         batch: Draw,
         generator: torch.Generator,
-        min_snr_gamma: float | None = None,
     ) -> tuple[Update, float]:
-        gradient, loss = super().batch_gradient(model, scheduler, batch, generator, min_snr_gamma)
+        gradient, loss = super().batch_gradient(model, task, batch, generator)
         if self.keep == "own":
             return gradient, loss
         return {name: value for name, value in gradient.items() if not self.withholds(name)}, loss

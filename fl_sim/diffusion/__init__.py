@@ -1,4 +1,4 @@
-"""The denoising diffusion model: its noise schedule, training loss, sampler, checkpoints.
+"""The denoising diffusion model: its noise schedule, training loss, sampler.
 
 Honest clients and attacks both build on this package; it imports nothing of the project but ``fl_sim.network`` and
 ``fl_sim.errors``.
@@ -7,7 +7,6 @@ Notation follows DDPM (Ho et al. 2020, arXiv 2006.11239): ``x0`` is an image in 
 image. Batches are [B,C,H,W], timesteps [B].
 """
 
-from fl_sim.diffusion.checkpoint import Checkpoint, read_checkpoint
 from fl_sim.diffusion.diffusers_folder import read_network_config
 from fl_sim.diffusion.diffusion_task import DiffusionTask
 from fl_sim.diffusion.known_networks import KNOWN_NETWORKS
@@ -30,7 +29,6 @@ from fl_sim.diffusion.training_loss import gradient, gradient_and_loss, loss
 __all__ = [
     "KNOWN_NETWORKS",
     "PREDICTION_TYPES",
-    "Checkpoint",
     "DDIMSampler",
     "DiffusionTask",
     "add_noise",
@@ -45,7 +43,6 @@ __all__ = [
     "noise_from_target",
     "num_train_timesteps",
     "predict",
-    "read_checkpoint",
     "read_network_config",
     "scheduler_config",
     "signal_and_noise_scale",

@@ -1,7 +1,7 @@
 """Diffusion as a task: the DDPM loss under one noise schedule."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from diffusers import DDPMScheduler
 from pydantic import Field, model_validator
@@ -25,6 +25,8 @@ class DiffusionTask(TrainingTask):
     ``scheduler`` is the configuration of the noise schedule, ``prediction_type`` the same as in there; the loss is
     weighted by ``min_snr_gamma``, and the noise has the offset ``noise_offset``.
     """
+
+    labels_named: ClassVar[str] = "num_class_embeds"
 
     task: Literal["diffusion"] = "diffusion"
     prediction_type: PredictionType = "epsilon"

@@ -1,6 +1,5 @@
 """The DDPM training loss (arXiv 2006.11239, eq. 14) and its gradient."""
 
-import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -8,7 +7,7 @@ from fl_sim.diffusion.min_snr import min_snr_weights
 from fl_sim.diffusion.network import predict
 from fl_sim.diffusion.noise_schedule import add_noise
 from fl_sim.diffusion.prediction import target
-from fl_sim.network.parameters import trainable_parameters
+from fl_sim.network.parameters import weight_gradient
 
 
 def loss(
@@ -57,7 +56,5 @@ def gradient_and_loss(
     min_snr_gamma: float | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """``gradient``, and the loss itself."""
-    parameters = trainable_parameters(model)
     value = loss(model, scheduler, x0, noise, timesteps, labels, min_snr_gamma)
-    gradients = torch.autograd.grad(value, list(parameters.values()))
-    return dict(zip(parameters, gradients, strict=True)), value.item()
+    return weight_gradient(model, value), value.item()

@@ -1,4 +1,4 @@
-"""The number of each image's class, as a class-conditional network is told it."""
+"""The number of each image's class, as a classifier or a class-conditional network is told it."""
 
 import re
 from collections.abc import Collection
@@ -29,30 +29,55 @@ def order_classes(labels: Collection[str]) -> tuple[str, ...]:
     return (*names, *(name for name in UNLABELLED if name in labels))
 
 
+def count_classes(images: ImageSet) -> int:
+    """How many classes a classifier of these images has to tell apart.
+
+    Raises:
+        SettingsError: if images have no label, there is but one class, or a class has no image.
+    """
+    _check_labels(images, "task = 'classification'")
+    if len(set(images.labels)) == 1:
+        raise SettingsError(
+            f"task = 'classification': all images are of one class, {images.labels[0]!r}; allowed: two classes at "
+            f"least; {images.remedy}"
+        )
+    for name in images.classes:
+        if name not in images.labels:
+            among = f" among the first {len(images)} (data.limit)" if len(images) < images.found else ""
+            raise SettingsError(
+                f"task = 'classification': class {name!r} has no image{among}; allowed: one at least for each of "
+                f"{len(images.classes)} classes"
+            )
+    return len(images.classes)
+
+
 @lru_cache(maxsize=8)
-def class_numbers(images: ImageSet, rows: int, null_class: bool) -> tuple[int, ...]:
+def class_numbers(images: ImageSet, rows: int, key: str, null_class: bool) -> tuple[int, ...]:
     """For each image the number of its class, for a network that distinguishes ``rows`` classes.
 
-    With ``null_class`` the network's last class stands for a label that was dropped, and is no image's.
+    ``key`` is the setting that says how many, for messages. With ``null_class`` the network's last class stands for a
+    label that was dropped, and is no image's.
 
     Raises:
         SettingsError: if images have no label, or there are more classes than the network knows.
     """
-    if not images.labels or set(images.labels) == {NO_FOLDER}:
-        raise SettingsError(
-            f"num_class_embeds = {rows}: the network takes class labels, and the images have none; {images.remedy}"
-        )
-    for name in UNLABELLED:
-        if name in images.labels:
-            raise SettingsError(
-                f"data.name: an image has the label {name}; allowed: whole numbers from 0, or names, for every image"
-            )
+    _check_labels(images, f"{key} = {rows}")
     number = {name: place for place, name in enumerate(images.classes)}
     needed = len(set(images.classes) - set(UNLABELLED)) + null_class
     if needed > rows:
         null = ", of which the last is that of dropped labels (client.label_dropout)" if null_class else ""
         raise SettingsError(
-            f"num_class_embeds = {rows}: the images have {needed - null_class} classes; "
-            f"allowed: at least {needed}{null}"
+            f"{key} = {rows}: the images have {needed - null_class} classes; allowed: at least {needed}{null}"
         )
     return tuple(number[label] for label in images.labels)
+
+
+def _check_labels(images: ImageSet, setting: str) -> None:
+    """Refuse images without labels, because of ``setting``."""
+    if not images.labels or set(images.labels) == {NO_FOLDER}:
+        raise SettingsError(f"{setting}: the network takes class labels, and the images have none; {images.remedy}")
+    for name in UNLABELLED:
+        if name in images.labels:
+            raise SettingsError(
+                f"data.name: an image has the label {name}; allowed: whole numbers from 0, or names, for every image"
+            )

@@ -6,7 +6,7 @@ from statistics import median_low
 from fl_sim.config import Settings
 from fl_sim.images.folder import count_skipped
 from fl_sim.images.image_set import ImageSet
-from fl_sim.images.partition import partition
+from fl_sim.images.partition import held_out_images, partition
 from fl_sim.images.pixels import printable
 from fl_sim.images.sources import list_images
 
@@ -23,10 +23,15 @@ def describe_images(settings: Settings) -> list[str]:
         SettingsError: if the images cannot be listed or split among the clients.
     """
     images, clients = list_images(settings.data), settings.federation.clients
-    held = partition(settings.data, clients, settings.client.seed or 0)
-    used = set().union(*held)
+    seed = settings.client.seed or 0
+    held, aside = partition(settings.data, clients, seed), held_out_images(settings.data, seed)
+    used = aside.union(*held)
     sound = len(used - images.broken.keys())
-    return [_used(images, sound), _held([len(indices) for indices in held]) + _unheld(settings, images, used)]
+    held_out = f"; {len(aside)} are held out" if aside else ""
+    return [
+        _used(images, sound),
+        _held([len(indices) for indices in held]) + held_out + _unheld(settings, images, used),
+    ]
 
 
 def _used(images: ImageSet, used: int) -> str:

@@ -2,10 +2,11 @@
 
 import warnings
 from collections import defaultdict
+from collections.abc import Set
 from functools import cache
 
 from fl_sim.config import DataSettings, SettingsError
-from fl_sim.draws import derive_seed
+from fl_sim.draws import derive_seed, draw_image_indices
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import printable
 from fl_sim.images.sources import list_images
@@ -20,25 +21,51 @@ def partition(settings: DataSettings, clients: int, seed: int) -> tuple[tuple[in
     - ``photo`` gives client i all crops of photograph i, modulo the number of photographs.
     - ``folder`` gives client i the images in sub-folder i.
 
-    ``seed`` is the private one; ``photo`` and ``folder`` do not use it.
+    Nobody holds the images of ``held_out_images``. ``seed`` is the private one; ``photo`` and ``folder`` do not use it
+    but for these.
 
     Raises:
         SettingsError: if a client would be left without an image, or there is nothing to split by.
     """
-    images = list_images(settings)
+    images, held_out = list_images(settings), held_out_images(settings, seed)
     if settings.partition == "folder":
-        return _by_folder(clients, images)
+        return _without(held_out, _by_folder(clients, images))
     if settings.partition == "photo":
-        crops = _grouped(images.photographs)
+        crops = _without(held_out, tuple(_grouped(images.photographs)))
         return tuple(crops[client % len(crops)] for client in range(clients))
-    if clients > len(images):
+    if clients > len(images) - len(held_out):
+        aside = f", {len(held_out)} of them held out (data.held_out)" if held_out else ""
         raise SettingsError(
             f"federation.clients = {clients}: there are {len(images)} images for data.partition = "
-            f"{settings.partition!r}; allowed: at most as many clients as images"
+            f"{settings.partition!r}{aside}; allowed: at most as many clients as images"
         )
     if settings.partition == "dirichlet":
         _check_classes(settings, images)
-    return _deal(settings, clients, derive_seed(seed, "partition") % 2**32, images)
+    return _deal(settings, clients, derive_seed(seed, "partition") % 2**32, images, held_out)
+
+
+@cache
+def held_out_images(settings: DataSettings, seed: int) -> frozenset[int]:
+    """The indices of the share ``data.held_out`` of all images, drawn from the private ``seed``: no client holds them.
+
+    The evaluator measures the model on them.
+    """
+    count = len(list_images(settings))
+    number = round(settings.held_out * count)
+    if number == 0:
+        return frozenset()
+    return frozenset(draw_image_indices(derive_seed(seed, "held-out"), number, count).tolist())
+
+
+def _without(held_out: Set[int], held: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """What each client is left with."""
+    left = tuple(tuple(index for index in indices if index not in held_out) for indices in held)
+    for client, indices in enumerate(left):
+        if not indices:
+            raise SettingsError(
+                f"data.held_out: all {len(held[client])} images of client {client} are held out; lower it"
+            )
+    return left
 
 
 def _top_folder(name: str) -> str:
@@ -86,14 +113,17 @@ def _check_classes(settings: DataSettings, images: ImageSet) -> None:
         )
 
 
-def _deal(settings: DataSettings, clients: int, seed: int, images: ImageSet) -> tuple[tuple[int, ...], ...]:
+def _deal(
+    settings: DataSettings, clients: int, seed: int, images: ImageSet, held_out: Set[int]
+) -> tuple[tuple[int, ...], ...]:
     """Partition with flwr-datasets, imported here because it takes seconds that the other partitions spare."""
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
 
     numbers = {label: number for number, label in enumerate(dict.fromkeys(images.labels))}
-    classes = [numbers[label] for label in images.labels] or [0] * len(images)
-    dataset = Dataset.from_dict({"index": range(len(images)), "label": classes}).shuffle(seed=seed)
+    dealt = [index for index in range(len(images)) if index not in held_out]
+    classes = [numbers[images.labels[index]] if images.labels else 0 for index in dealt]
+    dataset = Dataset.from_dict({"index": dealt, "label": classes}).shuffle(seed=seed)
     partitioner: Partitioner = IidPartitioner(clients)
     if settings.partition == "dirichlet":
         partitioner = DirichletPartitioner(
@@ -106,6 +136,6 @@ def _deal(settings: DataSettings, clients: int, seed: int, images: ImageSet) -> 
             return tuple(tuple(partitioner.load_partition(client)[:]["index"]) for client in range(clients))
     except ValueError as error:
         raise SettingsError(
-            f"data.dirichlet_alpha = {settings.dirichlet_alpha}: no split of {len(images)} images leaves each of "
+            f"data.dirichlet_alpha = {settings.dirichlet_alpha}: no split of {len(dealt)} images leaves each of "
             f"{clients} clients one; raise it or lower federation.clients"
         ) from error

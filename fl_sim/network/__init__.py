@@ -20,7 +20,7 @@ from fl_sim.network.network import (
     outline,
     trainable_names,
 )
-from fl_sim.network.parameters import count_parameters, matching_names, misfit, trainable_parameters
+from fl_sim.network.parameters import count_parameters, matching_names, misfit, trainable_parameters, weight_gradient
 from fl_sim.network.safetensors_file import read_safetensors
 from fl_sim.network.training_mode import set_training_mode
 from fl_sim.network.training_task import TrainingTask
@@ -55,4 +55,5 @@ __all__ = [
     "trust",
     "trusted",
     "unet_config",
+    "weight_gradient",
 ]

@@ -4,12 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 
+import torch
 from torch import Tensor, nn
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that receive gradients, by name, in the model's own order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def weight_gradient(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """dL/dw by trainable parameter's name, of a scalar ``loss`` of the model; the model's ``.grad`` is untouched."""
+    parameters = trainable_parameters(model)
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True))
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from fl_sim.network.parameters import trainable_parameters
+from fl_sim.network.parameters import weight_gradient
 
 
 class TrainingTask(BaseModel, ABC):
@@ -19,6 +18,9 @@ class TrainingTask(BaseModel, ABC):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels_named: ClassVar[str]
+    """The setting that says how many labels there are, for messages."""
 
     @abstractmethod
     def check(self, model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
@@ -58,7 +60,5 @@ class TrainingTask(BaseModel, ABC):
         labels: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], float]:
         """dL/dw of ``loss`` by trainable parameter's name, and the loss itself; the model's ``.grad`` is untouched."""
-        parameters = trainable_parameters(model)
         value = self.loss(model, images, noise, timesteps, labels)
-        gradients = torch.autograd.grad(value, list(parameters.values()))
-        return dict(zip(parameters, gradients, strict=True)), value.item()
+        return weight_gradient(model, value), value.item()

@@ -13,7 +13,7 @@ from torch import Tensor
 import attacks
 import fl_sim
 
-GROUND_FLOOR = ("network", "diffusion", "classification")
+GROUND_FLOOR = ("network", "diffusion", "classification", "task.py", "checkpoint.py", "errors.py", "registry.py")
 TRUTH = ("fl_sim.images", "fl_sim.client_app", "fl_sim.config", "experiments", "skimage", "sklearn")
 
 GUARD = f"""
@@ -47,7 +47,7 @@ sys.stdout.buffer.write(result.images.numpy().tobytes())
 def readable(folder: Path) -> str:
     """The interpreter with its packages, the attacks, the ground floor, the system's devices and the folder."""
     floor = Path(fl_sim.__file__).parent
-    ground = [floor / name for name in ("__init__.py", "errors.py", "registry.py", *GROUND_FLOOR, "__pycache__")]
+    ground = [floor / name for name in ("__init__.py", *GROUND_FLOOR, "__pycache__")]
     roots = [sys.prefix, sys.base_prefix, Path(attacks.__file__).parent, *ground, "/proc", "/sys", "/dev", folder]
     return os.pathsep.join(os.path.realpath(root) for root in roots)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import ServerApp
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import Settings
 from fl_sim.local_grid import Client
+from fl_sim.wire import CONFIG, ROUND
 from tests.fl_sim.federations import LocalGrid
 
 
@@ -70,3 +72,20 @@ def run_in_process(path: Path, settings: ExperimentSettings, client: Client | No
         server_app = build_server_app(experiment, directory, display)
         federation_in_process(server_app, client or build_client_app(settings), settings)
     return directory
+
+
+class Tape:
+    """Keeps the clients' train replies by round and client, or plays them back."""
+
+    def __init__(self, settings: ExperimentSettings, recorded: "Tape | None" = None) -> None:
+        self.honest: Client = build_client_app(settings)
+        self.replies = recorded.replies if recorded else {}
+        self.plays_back = recorded is not None
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type != "train":
+            return self.honest(message, context)
+        who = int(message.content.config_records[CONFIG][ROUND]), int(context.node_config["partition-id"])
+        if not self.plays_back:
+            self.replies[who] = deepcopy(self.honest(message, context).content)
+        return Message(deepcopy(self.replies[who]), reply_to=message)

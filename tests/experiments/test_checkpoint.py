@@ -11,18 +11,20 @@ from experiments.checkpoint import find_checkpoint, load_checkpoint, save_checkp
 from experiments.experiment import prepare
 from experiments.leakage import TIME_COLUMNS
 from experiments.utility import Utility
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, scheduler_config
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.network import build_model, unet_config
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
 
 MODEL = unet_config(16, block_out_channels=(8, 8), norm_num_groups=4)
+TASK = DiffusionTask.on(scheduler_config())
 
 
 def checkpoint() -> Checkpoint:
-    return Checkpoint(build_model(MODEL).state_dict(), MODEL, scheduler_config(), {"photographs": ["china"]})
+    return Checkpoint(build_model(MODEL).state_dict(), MODEL, TASK, {"photographs": ["china"]})
 
 
 def truncated(path: Path) -> None:
@@ -40,11 +42,11 @@ def without_scheduler(path: Path) -> None:
 
 def of_another_model(path: Path) -> None:
     other = unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
-    save_checkpoint(path, Checkpoint(checkpoint().weights, other, scheduler_config(), {}))
+    save_checkpoint(path, Checkpoint(checkpoint().weights, other, TASK, {}))
 
 
 def of_a_strange_class(path: Path) -> None:
-    save_checkpoint(path, Checkpoint(checkpoint().weights, {"_class_name": "os.system"}, scheduler_config(), {}))
+    save_checkpoint(path, Checkpoint(checkpoint().weights, {"_class_name": "os.system"}, TASK, {}))
 
 
 def no_tensors_at_all(path: Path) -> None:
@@ -78,7 +80,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def save_network(path: Path, size: int = 16, **changes: Any) -> str:
     """A checkpoint of an untrained network; the setting that names it."""
     model = unet_config(size, block_out_channels=(8, 8, 8), norm_num_groups=4) | changes
-    save_checkpoint(path, Checkpoint(build_model(model).state_dict(), model, scheduler_config(), {}))
+    save_checkpoint(path, Checkpoint(build_model(model).state_dict(), model, TASK, {}))
     return f"model.checkpoint={path}"
 
 

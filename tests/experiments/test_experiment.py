@@ -9,9 +9,10 @@ from attacks.residual import Residual
 from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment, build_recipe, prepare
 from experiments.settings import ExperimentSettings
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, SettingsError, resolve
 from fl_sim.defences.registry import create
-from fl_sim.diffusion import Checkpoint, scheduler_config
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.network import build_model, unet_config
 from fl_sim.settings_file import dump_toml, load_settings
 from strategies.fed_sgd import FedSGD
@@ -133,7 +134,7 @@ def trained(tmp_path: Path) -> str:
     model = unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
     weights = build_model(model).state_dict()
     path = tmp_path / "trained.safetensors"
-    save_checkpoint(path, Checkpoint(weights, model, scheduler_config(50, "v_prediction"), {}))
+    save_checkpoint(path, Checkpoint(weights, model, DiffusionTask.on(scheduler_config(50, "v_prediction")), {}))
     return str(path)
 
 
@@ -146,7 +147,7 @@ def test_a_checkpoint_brings_its_own_network_and_noise_schedule(trained: str) ->
     experiment = beside(trained)
     kept = load_checkpoint(Path(trained))
     assert experiment.recipe.model == kept.model
-    assert experiment.recipe.scheduler == kept.scheduler
+    assert experiment.recipe.task == kept.task
     assert torch.equal(first_weight(experiment), kept.weights["conv_in.weight"])
     written = dump_toml(experiment.settings)
     assert not any(f"{key.partition('.')[2]} = " in written for key in BROUGHT_BY_CHECKPOINT)
@@ -284,7 +285,7 @@ def test_the_description_names_model_clients_defence_and_attacks() -> None:
 def test_a_checkpoint_in_another_type_is_said_to_be_trained_in_float32(tmp_path: Path) -> None:
     fresh = prepare(tiny_settings())
     half = {name: value.half() for name, value in fresh.weights.items()}
-    save_checkpoint(tmp_path / "half.safetensors", Checkpoint(half, fresh.recipe.model, fresh.recipe.scheduler, {}))
+    save_checkpoint(tmp_path / "half.safetensors", Checkpoint(half, fresh.recipe.model, fresh.recipe.task, {}))
     settings = load_settings(
         ExperimentSettings, {"client": {"seed": 1}}, [f"model.checkpoint={tmp_path / 'half.safetensors'}"]
     )
@@ -319,7 +320,7 @@ def test_clients_train_by_the_recipe_that_the_settings_describe() -> None:
         0.01,
     )
     assert (recipe.batch_size, recipe.gradient_accumulation) == (6, 3)
-    assert (recipe.horizontal_flip, recipe.min_snr_gamma, recipe.noise_offset) == (True, 5.0, 0.1)
+    assert (recipe.horizontal_flip, recipe.task.min_snr_gamma, recipe.task.noise_offset) == (True, 5.0, 0.1)
     assert (recipe.ema_decay, recipe.dtype) == (0.99, "bfloat16")
 
 

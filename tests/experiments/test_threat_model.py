@@ -4,14 +4,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import RecordDict
 from safetensors import safe_open
 from torch import Tensor
 
@@ -21,12 +20,12 @@ from experiments.checkpoint import BUNDLED, load_checkpoint
 from experiments.experiment import build_recipe
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings, load_run
-from fl_sim.client_app import build_client_app, private_draw
+from fl_sim.client_app import private_draw
 from fl_sim.draws import derive_seed
 from fl_sim.images.sources import list_images
 from fl_sim.network import build_model, trainable_parameters
-from fl_sim.wire import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, TRAIN_LOSS
-from tests.experiments.in_process import Client, run_in_process
+from fl_sim.wire import ARRAYS, CLIENT, METRICS, TRAIN_LOSS
+from tests.experiments.in_process import Tape, run_in_process
 from tests.experiments.made_up_run import tiny_settings
 
 SEED, OTHER_SEED = 7234567890123456781, 4876543210987654323
@@ -40,23 +39,6 @@ CLASS_CONDITIONAL = ("model.unet.num_class_embeds=5", "client.label_dropout=0.3"
 def settings_with(client_seed: int, *overrides: str) -> ExperimentSettings:
     attack = "attack.args.residual.max_evaluations=6"
     return tiny_settings(f"client.seed={client_seed}", "client.batch_size=2", attack, *CLASS_CONDITIONAL, *overrides)
-
-
-class Tape:
-    """Keeps the clients' train replies by round and client, or plays them back."""
-
-    def __init__(self, settings: ExperimentSettings, recorded: "Tape | None" = None) -> None:
-        self.honest: Client = build_client_app(settings)
-        self.replies = recorded.replies if recorded else {}
-        self.plays_back = recorded is not None
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        if message.metadata.message_type != "train":
-            return self.honest(message, context)
-        who = int(message.content.config_records[CONFIG][ROUND]), int(context.node_config["partition-id"])
-        if not self.plays_back:
-            self.replies[who] = deepcopy(self.honest(message, context).content)
-        return Message(deepcopy(self.replies[who]), reply_to=message)
 
 
 class Opened:
@@ -162,7 +144,7 @@ def test_a_capture_holds_nothing_but_the_update_and_what_the_server_knew(recorde
             num_examples=2,
             batch_size=2,
             image_shape=recipe.image_shape,
-            scheduler=recipe.scheduler,
+            task=recipe.task,
             model=recipe.model,
         )
         with safe_open(capture(recorded.directory, server_round, client), framework="pt") as file:

@@ -61,19 +61,19 @@ def test_a_broken_model_measures_worse_and_the_same_model_measures_the_same() ->
     generator = torch.Generator().manual_seed(0)
     broken = {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
     before = torch.get_rng_state()
-    loss, (samples, distance) = utility.loss(weights), utility.sample(weights)
-    assert utility.loss(weights) == loss
+    loss, (samples, distance) = utility.measure(weights), utility.sample(weights)
+    assert utility.measure(weights) == loss
     assert utility.sample(weights)[1] == distance
     assert torch.equal(torch.get_rng_state(), before), "a measurement must not move the federation's own draws"
     assert samples.shape == (16, 3, 16, 16)
-    assert all(utility.loss(broken)[name] > 1.05 * value for name, value in loss.items())
+    assert all(utility.measure(broken)[name] > 1.05 * value for name, value in loss.items())
     assert utility.sample(broken)[1][DISTANCE] > 2 * distance[DISTANCE]
 
 
 def test_a_model_of_nan_is_measured_as_such() -> None:
     utility, weights = bundled("utility.samples=1")
     nowhere = {name: torch.full_like(value, math.nan) for name, value in weights.items()}
-    assert math.isnan(utility.loss(nowhere)[LOSS])
+    assert math.isnan(utility.measure(nowhere)[LOSS])
     assert math.isnan(utility.sample(nowhere)[1][DISTANCE])
 
 
@@ -105,7 +105,7 @@ def test_nobody_holds_the_photographs_that_are_held_out() -> None:
     assert bundled()[0].photographs == HELD_OUT_PHOTOGRAPHS
     assert bundled('data.photographs=["ihc", "rocket"]')[0].photographs == ("hopper", "retina", "hubble")
     utility, weights = bundled(f"data.photographs={list(HELD_OUT_PHOTOGRAPHS)}")
-    assert utility.loss(weights) == {}
+    assert utility.measure(weights) == {}
     assert "clients hold all" in utility.not_computed()[LOSS]
 
 

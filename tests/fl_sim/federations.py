@@ -9,9 +9,10 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fl_sim import diffusion, local_grid, network
+from fl_sim import local_grid, network
 from fl_sim.client_app import build_client_app
 from fl_sim.config import Settings
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.local_grid import Client
 from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.settings_file import load_settings
@@ -25,7 +26,9 @@ def tiny_settings(*overrides: str) -> Settings:
 
 def tiny_recipe(**changes: Any) -> Recipe:
     model = network.unet_config(16, block_out_channels=(8, 16), norm_num_groups=4)
-    return Recipe(**{"model": model, "scheduler": diffusion.scheduler_config(), "image_shape": (3, 16, 16)} | changes)
+    return Recipe(
+        **{"model": model, "task": DiffusionTask.on(scheduler_config()), "image_shape": (3, 16, 16)} | changes
+    )
 
 
 def weights_recipe(steps: int = 2, optimizer: str = "sgd", momentum: float = 0.0) -> Recipe:

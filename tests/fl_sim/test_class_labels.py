@@ -56,9 +56,9 @@ def test_a_client_trains_with_its_labels_batch_by_batch() -> None:
     draw = private_draw(tiny_settings(), recipe, 1, 1)._replace(labels=torch.tensor([0, 3]))
     told: list[list[int]] = []
 
-    def spy(model, scheduler, batch, **options):  # type: ignore[no-untyped-def]
+    def spy(model, task, batch):  # type: ignore[no-untyped-def]
         told.append(batch.labels.tolist())
-        return plain_gradient(model, scheduler, batch, **options)
+        return plain_gradient(model, task, batch)
 
     after, _ = local_training(recipe, weights, draw, "cpu", spy)
     assert told == [[0], [3]]

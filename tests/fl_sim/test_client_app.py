@@ -159,7 +159,7 @@ def test_a_gradient_reply_is_the_gradient_of_the_draw() -> None:
     model = network.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     expected = diffusion.gradient(
-        model, diffusion.build_scheduler(recipe.scheduler), *private_draw(settings, recipe, 1, 1)
+        model, diffusion.build_scheduler(recipe.task.scheduler), *private_draw(settings, recipe, 1, 1)
     )
     assert list(update) == list(expected)
     torch.testing.assert_close(update, expected)
@@ -180,7 +180,7 @@ def test_a_weights_reply_is_what_torchs_optimiser_makes_of_the_batches(optimizer
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
     }[optimizer](model.parameters())
     for step in private_draw(settings, recipe, 1, 1).batches(1):
-        gradient = diffusion.gradient(model, diffusion.build_scheduler(recipe.scheduler), *step)
+        gradient = diffusion.gradient(model, diffusion.build_scheduler(recipe.task.scheduler), *step)
         for name, parameter in model.named_parameters():
             parameter.grad = gradient[name]
         reference.step()
@@ -199,7 +199,7 @@ def test_fed_proxs_term_and_the_largest_norm_are_honoured_in_every_step() -> Non
     for step in private_draw(settings, recipe, 1, 1).batches(1):
         reference.zero_grad()
         distance = sum((parameter - sent[name]).square().sum() for name, parameter in model.named_parameters())
-        (diffusion.loss(model, diffusion.build_scheduler(recipe.scheduler), *step) + 2.5 * distance).backward()
+        (diffusion.loss(model, diffusion.build_scheduler(recipe.task.scheduler), *step) + 2.5 * distance).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)))
         reference.step()
     assert max(norms) > 0.2
@@ -225,12 +225,10 @@ def test_the_average_of_the_weights_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize("update", ["gradient", "weights"])
 def test_batches_whose_gradients_are_accumulated_count_as_one(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = (tiny_recipe() if update == "gradient" else weights_recipe(2)).model_copy(update={"batch_size": 4})
-    settings, sizes, gradient = tiny_settings(), [], diffusion.gradient_and_loss
+    settings, sizes, gradient = tiny_settings(), [], diffusion.DiffusionTask.gradient_and_loss
     whole = reply_of(plain, settings)[ARRAYS].to_torch_state_dict()
     monkeypatch.setattr(
-        diffusion,
-        "gradient_and_loss",
-        lambda *args, **options: sizes.append(len(args[2])) or gradient(*args, **options),
+        diffusion.DiffusionTask, "gradient_and_loss", lambda *args: sizes.append(len(args[2])) or gradient(*args)
     )
     parts = reply_of(plain.model_copy(update={"gradient_accumulation": 2}), settings)[ARRAYS].to_torch_state_dict()
     assert sizes == [2, 2] * (1 if update == "gradient" else 2)
@@ -257,11 +255,15 @@ def test_images_are_mirrored_as_the_private_seed_says_and_nothing_else_changes()
     assert not torch.equal(one, other)  # also where the server dictates all that it can
 
 
+def with_loss(recipe: Recipe, **changes: float) -> Recipe:
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update=changes)})
+
+
 @pytest.mark.parametrize("noise_seed", [None, 3], ids=["private", "known"])
 def test_offset_noise_is_the_same_noise_with_moved_channels(noise_seed: int | None) -> None:
     recipe = tiny_recipe(batch_size=2, noise_seed=noise_seed)
     plain = private_draw(tiny_settings(), recipe, 1, 1)
-    offset = private_draw(tiny_settings(), recipe.model_copy(update={"noise_offset": 0.1}), 1, 1)
+    offset = private_draw(tiny_settings(), with_loss(recipe, noise_offset=0.1), 1, 1)
     moved = (offset[1] - plain[1]).flatten(2)
     torch.testing.assert_close(moved, moved[..., :1].expand_as(moved), rtol=0, atol=1e-5)
     assert moved.abs().amin() > 0
@@ -269,12 +271,12 @@ def test_offset_noise_is_the_same_noise_with_moved_channels(noise_seed: int | No
 
 
 def test_min_snr_weighs_what_a_client_sends() -> None:
-    recipe, settings = tiny_recipe(batch_size=2, min_snr_gamma=5.0), tiny_settings()
+    recipe, settings = with_loss(tiny_recipe(batch_size=2), min_snr_gamma=5.0), tiny_settings()
     update = reply_of(recipe, settings)[ARRAYS].to_torch_state_dict()
     model = network.build_model(recipe.model)
     model.load_state_dict(initial_arrays(recipe).to_torch_state_dict())
     draw = private_draw(settings, recipe, 1, 1)
-    expected = diffusion.gradient(model, diffusion.build_scheduler(recipe.scheduler), *draw, min_snr_gamma=5.0)
+    expected = diffusion.gradient(model, diffusion.build_scheduler(recipe.task.scheduler), *draw, min_snr_gamma=5.0)
     torch.testing.assert_close(update, expected)
 
 

@@ -72,7 +72,7 @@ def test_resolved_paths_mean_the_same_from_every_folder(tmp_path: Path, monkeypa
         ("client.batch_size=true", ["client.batch_size = true", "neither true nor false"]),
         ("client.trainable=foo", ["client.trainable = 'foo'", "should be a list"]),
         ("model.attention=1", ["model.attention = 1", "true or false"]),
-        ("no.such=1", ["no.such = 1", "unknown setting", "allowed here: seed, threat"]),
+        ("no.such=1", ["no.such = 1", "unknown setting", "allowed here: seed, task, threat"]),
         ("client=3", ["client = 3", "a table, not a value", "client.batch_size"]),
         ("client.update=gradiant", ["client.update = 'gradiant'", "'weights'", "did you mean 'gradient'?"]),
         ("data.image_size=10", ["data.image_size = 10", "greater than or equal to 11"]),

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ EXAMPLES: dict[str, Any] = {
     "data.label_column": "label",
     "data.strict": True,
     "data.dirichlet_alpha": 0.25,
+    "model.prediction_type": "sample",
+    "model.num_train_timesteps": 16,
+    "model.classifier": "LeNet",
+    "model.classifier_args": {"channels": [8]},
+    "model.classes": 3,
     "model.config": "paper",
     "model.unet": {"act_fn": "gelu"},
     "model.factory": "mine:build",
@@ -44,6 +50,9 @@ EXAMPLES: dict[str, Any] = {
     "client.lr": 0.5,
     "client.lr_schedule": "cosine",
     "client.max_grad_norm": 1.0,
+    "client.min_snr_gamma": 5.0,
+    "client.noise_offset": 0.1,
+    "client.label_dropout": 0.1,
     "client.lora.alpha": 2,
     "client.lora.targets": ["*.to_q"],
     "strategy.args.lr": 0.5,
@@ -59,6 +68,7 @@ EXAMPLES: dict[str, Any] = {
 """Of every setting that another one can make void a value that is not its default."""
 
 MAKES_VOID: dict[str, list[Any]] = {
+    "task": ["diffusion", "classification"],
     "model.checkpoint": ["bundled"],
     "model.config": ["small"],
     "model.factory": ["mine:build", None],
@@ -88,7 +98,7 @@ SUPPORT: dict[Any, dict[str, Any]] = {
 
 
 def tree(key: str, value: Any, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    result: dict[str, Any] = {table: dict(values) for table, values in (base or {}).items()}
+    result: dict[str, Any] = deepcopy(base or {})
     table = result
     *tables, leaf = key.split(".")
     for name in tables:

@@ -31,7 +31,7 @@ from experiments.bench import __main__ as rewriting
 from experiments.bench.cases import GPU_NETWORKS
 from experiments.cli import app
 from experiments.experiment import prepare
-from experiments.settings import ExperimentSettings
+from experiments.settings import ExperimentSettings, load_run, preset_names
 from fl_sim import registry
 from fl_sim.config import resolve
 from fl_sim.settings_file import load_settings
@@ -256,13 +256,19 @@ def _option(words: list[str], name: str) -> str:
     return words[words.index(name) + 1] if name in words else "-"
 
 
+def _attack_of(preset: str) -> str:
+    """The attack that a preset names; of a file, or of several, our own."""
+    name = load_run(preset).attack.name if preset in preset_names() else "residual"
+    return name if isinstance(name, str) else "residual"
+
+
 def _cheaper(words: list[str]) -> list[str]:
     """What is added to a command to make it cheap."""
     if "--help" in words:
         return []
     given = dict(word.split("=", 1) for word in words if re.match(r"[\w.]+=", word))
     if words[0] == "run":
-        name = given.get("attack.name", "residual")
+        name = given.get("attack.name", _attack_of(words[1]))
         args = CHEAPER_ATTACK.get(name, {}) | CHEAPER_RUN_ATTACK.get(name, {})
         short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]

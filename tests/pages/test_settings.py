@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from attacks.observation import Circumstances
 from attacks.registry import ATTACKS
 from experiments.settings import ExperimentSettings
+from fl_sim.task import TASKS
 from tests.pages.pages import HELP, REPOSITORY, Item, Page, help_page, pages
 
 PAGES = pages() | {HELP: help_page()}
@@ -23,10 +24,10 @@ OPEN = {"unset", "all", "drawn by the system", "the only one", "see below"}
 TABLES = "|".join(
     name for name, field in ExperimentSettings.model_fields.items() if hasattr(field.annotation, "model_fields")
 )
-NAMED = re.compile(rf"((?:{TABLES})(?:\.[\w<>*-]+)+|seed|threat)(?: ?= ?(.+))?")
-FILE_NAMES = (".json", ".py", ".toml")
+NAMED = re.compile(rf"((?:{TABLES})(?:\.[\w<>*-]+)+|task|seed|threat)(?: ?= ?(.+))?")
+FILE_NAMES = (".json", ".py", ".safetensors", ".toml")
 PLACEHOLDERS = ("key", "<argument>")
-FREE = ("strategy.args", "defence.args", "attack.args", "model.factory_args")
+FREE = ("strategy.args", "defence.args", "attack.args", "model.factory_args", "model.classifier_args")
 """Tables whose keys depend on a name."""
 
 
@@ -94,7 +95,8 @@ def test_every_argument_of_an_attack_is_in_its_table_with_its_default() -> None:
 
 def test_the_capture_formats_defaults_are_those_that_are_read() -> None:
     table = dict(rows("docs/capture-format.md", "key")["Metadata"])
-    fields = Circumstances.model_fields
+    of_tasks = {name: field for task in TASKS.values() for name, field in task.model_fields.items()}
+    fields = of_tasks | Circumstances.model_fields | {"task": TASKS["diffusion"].model_fields["task"]}
     assert table.keys() - {"format"} == fields.keys() - {"format"}
     for key, field in fields.items():
         if key in table:

@@ -121,12 +121,17 @@ def test_what_a_strategy_tells_the_clients_to_do_is_known_to_the_attacker():
 
 @pytest.mark.parametrize("recipe", [GRADIENTS, WEIGHTS], ids=["gradient", "weights"])
 def test_how_clients_train_is_known_to_the_attacker(recipe: Recipe):
-    training = {"min_snr_gamma": 5.0, "noise_offset": 0.1, "ema_decay": 0.9, "dtype": "bfloat16"}
+    loss = {"min_snr_gamma": 5.0, "noise_offset": 0.1}
+    training = {"ema_decay": 0.9, "dtype": "bfloat16"}
     notes = Notes()
     accumulated = {"batch_size": 4, "gradient_accumulation": 2, "horizontal_flip": True}
-    run(HonestButCurious(FedAvg(), sink=notes), recipe.model_copy(update=training | accumulated), rounds=1)
+    run(
+        HonestButCurious(FedAvg(), sink=notes),
+        recipe.model_copy(update=training | accumulated | {"task": recipe.task.model_copy(update=loss)}),
+        rounds=1,
+    )
     seen = notes.seen[1, 0].circumstances.model_dump()
-    expected = training | {"batch_size": 4} | ({"ema_decay": None} if recipe is GRADIENTS else {})
+    expected = loss | training | {"batch_size": 4} | ({"ema_decay": None} if recipe is GRADIENTS else {})
     assert {key: seen[key] for key in expected} == expected
 
 

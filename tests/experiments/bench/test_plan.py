@@ -9,8 +9,9 @@ from experiments.bench.cases import CLASS_CONDITIONAL, CONTENDERS, KNOWN, NETWOR
 from experiments.bench.plan import Options, make_plan
 from experiments.bench.suites import SUITES
 from experiments.checkpoint import BUNDLED, save_checkpoint
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import SettingsError
-from fl_sim.diffusion import Checkpoint, scheduler_config
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.network import build_model, count_parameters, unet_config
 
 
@@ -89,7 +90,9 @@ def test_a_gpu_has_all_networks() -> None:
 
 
 def saved_checkpoint(path: Path, config: dict[str, Any]) -> Path:
-    save_checkpoint(path, Checkpoint(dict(build_model(config).state_dict()), config, scheduler_config(), {}))
+    save_checkpoint(
+        path, Checkpoint(dict(build_model(config).state_dict()), config, DiffusionTask.on(scheduler_config()), {})
+    )
     return path
 
 

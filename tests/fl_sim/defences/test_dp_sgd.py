@@ -18,6 +18,7 @@ from fl_sim.wire import ARRAYS
 from tests.fl_sim.defences.stub import flat, train_message
 from tests.fl_sim.federations import node_context, tiny_recipe, tiny_settings, weights_recipe
 
+TASK = diffusion.DiffusionTask.on(diffusion.scheduler_config())
 SCHEDULER = diffusion.build_scheduler(diffusion.scheduler_config())
 
 
@@ -40,7 +41,7 @@ def one_by_one(model: nn.Module) -> Iterator[Tensor]:
 
 
 def private_gradient(model: nn.Module, defence: Defence, seed: int = 2, samples: int = 3) -> Tensor:
-    gradient, _ = defence.batch_gradient(model, SCHEDULER, batch(samples), torch.Generator().manual_seed(seed))
+    gradient, _ = defence.batch_gradient(model, TASK, batch(samples), torch.Generator().manual_seed(seed))
     return flat(gradient)
 
 
@@ -63,7 +64,7 @@ def test_without_noise_it_is_the_mean_of_every_images_clipped_gradient(changes: 
 def test_without_clipping_or_noise_it_is_the_gradient_and_the_loss() -> None:
     model, defence = network(), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
     expected, expected_loss = diffusion.gradient_and_loss(model, SCHEDULER, *batch())
-    found, loss = defence.batch_gradient(model, SCHEDULER, batch(), torch.Generator())
+    found, loss = defence.batch_gradient(model, TASK, batch(), torch.Generator())
     assert list(found) == list(expected)
     torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
     assert loss == pytest.approx(expected_loss)
@@ -73,7 +74,7 @@ def test_labels_of_a_class_conditional_network_take_part() -> None:
     model, defence = network(num_class_embeds=4), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
     told = batch(labels=torch.tensor([2, 0, 2]))
     expected, _ = diffusion.gradient_and_loss(model, SCHEDULER, *told)
-    found, _ = defence.batch_gradient(model, SCHEDULER, told, torch.Generator())
+    found, _ = defence.batch_gradient(model, TASK, told, torch.Generator())
     torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
     assert found["class_embedding.weight"].any(dim=1).tolist() == [True, False, True, False]
 
@@ -83,7 +84,7 @@ def test_with_dropout_it_is_the_gradient_under_the_masks_of_the_loss() -> None:
     torch.manual_seed(3)
     expected, expected_loss = diffusion.gradient_and_loss(model, SCHEDULER, *batch())
     torch.manual_seed(3)
-    found, loss = defence.batch_gradient(model, SCHEDULER, batch(), torch.Generator())
+    found, loss = defence.batch_gradient(model, TASK, batch(), torch.Generator())
     torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
     assert loss == pytest.approx(expected_loss)
     assert loss != pytest.approx(diffusion.gradient_and_loss(model, SCHEDULER, *batch())[1])
@@ -135,7 +136,8 @@ def test_accumulated_gradients_are_refused() -> None:
 def test_without_clipping_or_noise_it_is_the_weighted_gradient() -> None:
     model, defence = network(), create("dp-sgd", {"clip_norm": 1e6, "noise_multiplier": 0.0})
     expected = diffusion.gradient(model, SCHEDULER, *batch(), min_snr_gamma=5.0)
-    found, _ = defence.batch_gradient(model, SCHEDULER, batch(), torch.Generator(), min_snr_gamma=5.0)
+    weighted = TASK.model_copy(update={"min_snr_gamma": 5.0})
+    found, _ = defence.batch_gradient(model, weighted, batch(), torch.Generator())
     torch.testing.assert_close(flat(found), flat(expected), rtol=1e-3, atol=1e-6)
 
 

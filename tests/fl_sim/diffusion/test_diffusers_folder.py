@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl_sim.diffusion import build_scheduler, read_checkpoint
+from fl_sim.checkpoint import read_checkpoint
+from fl_sim.diffusion import build_scheduler
 from fl_sim.diffusion.diffusers_folder import SCHEDULERS, ddpm_config
 from fl_sim.network import ConfigError, build_model, unet_config
 
@@ -55,7 +56,7 @@ def test_the_noise_schedule_comes_with_the_pipeline_also_for_its_network_alone(t
     folder = save_pipeline(tmp_path / "saved")
     expected = diffusers.DDIMScheduler(num_train_timesteps=500, beta_schedule="squaredcos_cap_v2").alphas_cumprod
     for place in (folder, folder / "unet"):
-        assert torch.equal(build_scheduler(read_checkpoint(place).scheduler).alphas_cumprod, expected)
+        assert torch.equal(build_scheduler(read_checkpoint(place).diffusion.scheduler).alphas_cumprod, expected)
 
 
 def test_half_precision_is_read_and_said(tmp_path: Path) -> None:

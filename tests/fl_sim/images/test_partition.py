@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
 from fl_sim.config import DataSettings, SettingsError
-from fl_sim.images.partition import partition
+from fl_sim.images.partition import held_out_images, partition
 from fl_sim.images.sources import list_images
 
 
@@ -22,6 +22,22 @@ def test_every_image_goes_to_one_client_and_the_split_follows_the_private_seed(k
     partition.cache_clear()
     assert partition(settings, 4, 7) == parts
     assert partition(settings, 4, 8) != parts
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "photo"])
+def test_an_image_is_held_out_or_held_by_one_client_and_the_private_seed_says_which(kind: str) -> None:
+    settings = DataSettings(partition=kind, held_out=0.25)
+    held_out = held_out_images(settings, 7)
+    assert len(held_out) == 22
+    assert sorted([*held_out, *(index for part in partition(settings, 4, 7) for index in part)]) == list(range(88))
+    assert held_out_images(settings, 8) != held_out
+    assert held_out_images(DataSettings(partition=kind), 7) == frozenset()
+
+
+def test_a_client_whose_images_are_all_held_out_is_one_line(folder: Path) -> None:
+    settings = DataSettings(name="folder", path=folder, partition="folder", held_out=0.9)
+    with pytest.raises(SettingsError, match=r"data\.held_out: all .* images of client . are held out; lower it"):
+        partition(settings, 2, 0)
 
 
 def test_dirichlet_skews_the_photographs_and_iid_does_not() -> None:

@@ -4,21 +4,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from fl_sim.diffusion import Checkpoint, read_checkpoint, scheduler_config
+from fl_sim.checkpoint import Checkpoint, read_checkpoint
+from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.network import ConfigError, build_model, unet_config
 
 MODEL = unet_config(16, block_out_channels=(8, 8), norm_num_groups=4)
+TASK = DiffusionTask.on(scheduler_config())
 
 
 def checkpoint() -> Checkpoint:
-    return Checkpoint(build_model(MODEL).state_dict(), MODEL, scheduler_config(), {"photographs": ["china"]})
+    return Checkpoint(build_model(MODEL).state_dict(), MODEL, TASK, {"photographs": ["china"]})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     saved = checkpoint()
     saved.save(tmp_path / "model.safetensors")
     loaded = read_checkpoint(tmp_path / "model.safetensors")
-    assert (loaded.model, loaded.scheduler, loaded.notes) == (saved.model, saved.scheduler, saved.notes)
+    assert (loaded.model, loaded.task, loaded.notes) == (saved.model, saved.task, saved.notes)
     assert loaded.image_shape == (3, 16, 16)
     assert all(torch.equal(loaded.weights[name], value) for name, value in saved.weights.items())
 
@@ -26,7 +28,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_are_trained_in_float32_and_it_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
     stored = {name: value.to(dtype) for name, value in checkpoint().weights.items()}
-    Checkpoint(stored, MODEL, scheduler_config(), {}).save(tmp_path / "model.safetensors")
+    Checkpoint(stored, MODEL, TASK, {}).save(tmp_path / "model.safetensors")
     loaded = read_checkpoint(tmp_path / "model.safetensors")
     assert f"torch.{loaded.dtype}" == str(dtype)
     assert all(torch.equal(loaded.weights[name], value.float()) for name, value in stored.items())
@@ -34,19 +36,19 @@ def test_weights_of_another_precision_are_trained_in_float32_and_it_is_told(tmp_
 
 
 def test_a_configuration_that_leaves_the_schedule_to_diffusers_runs(tmp_path: Path) -> None:
-    Checkpoint(checkpoint().weights, MODEL, {}, {}).save(tmp_path / "model.safetensors")
+    Checkpoint(checkpoint().weights, MODEL, DiffusionTask.on({}), {}).save(tmp_path / "model.safetensors")
     loaded = read_checkpoint(tmp_path / "model.safetensors")
-    assert loaded.scheduler == {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    assert loaded.task.scheduler == {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
 
 
 def of_nan(path: Path) -> None:
     spoilt = {name: value * torch.nan for name, value in checkpoint().weights.items()}
-    Checkpoint(spoilt, MODEL, scheduler_config(), {}).save(path)
+    Checkpoint(spoilt, MODEL, TASK, {}).save(path)
 
 
 def with_a_prefix(path: Path) -> None:
     weights = {f"unet.{name}": value for name, value in checkpoint().weights.items()}
-    Checkpoint(weights, MODEL, scheduler_config(), {}).save(path)
+    Checkpoint(weights, MODEL, TASK, {}).save(path)
 
 
 @pytest.mark.parametrize(

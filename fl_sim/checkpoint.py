@@ -1,7 +1,8 @@
 """The checkpoint file: a trained model's weights with all it takes to rebuild it, and what it was trained on.
 
-A safetensors file of the model's state dict; the metadata key ``checkpoint`` holds JSON with ``model`` and
-``scheduler`` (diffusers configurations), ``photographs`` (what it was trained on) and whatever else its maker noted.
+A safetensors file of the model's state dict; the metadata key ``checkpoint`` holds JSON with ``model`` (its
+configuration), ``scheduler`` (the noise schedule's, of diffusers) or ``task`` "classification" with ``num_classes``,
+``photographs`` (what it was trained on) and whatever else its maker noted.
 """
 
 import json
@@ -13,13 +14,15 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fl_sim.classification import ClassificationTask
+from fl_sim.diffusion import DiffusionTask
 from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
-from fl_sim.diffusion.network_check import check_network
 from fl_sim.diffusion.noise_schedule import build_scheduler
 from fl_sim.network.configuration import ConfigError
 from fl_sim.network.network import build_model, image_shape, outline
 from fl_sim.network.parameters import misfit
 from fl_sim.network.safetensors_file import read_safetensors
+from fl_sim.task import Task
 
 CHECKPOINT = "checkpoint"
 """Metadata key of a checkpoint file."""
@@ -27,14 +30,14 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model: its weights by name, its configuration, its noise schedule, and notes such as ``photographs``.
+    """A model: its weights by name, its configuration, what it was trained for, and notes such as ``photographs``.
 
     ``dtype``: the types of the weights in the file; here they are float32.
     """
 
     weights: dict[str, Tensor]
     model: dict[str, Any]
-    scheduler: dict[str, Any]
+    task: Task
     notes: dict[str, Any]
     dtype: str = "float32"
 
@@ -48,8 +51,15 @@ class Checkpoint:
         shape = self.image_shape
         if shape is not None and shape[1:] != wanted[1:]:
             own, other = ("x".join(map(str, sides)) for sides in (shape[1:], wanted[1:]))
-            raise ConfigError(f"it makes images of {own} pixels, not of {other}")
-        check_network(self.model, self.scheduler, wanted)
+            raise ConfigError(f"it is for images of {own} pixels, not of {other}")
+        self.task.check(self.model, wanted)
+
+    @property
+    def diffusion(self) -> DiffusionTask:
+        """What a diffusion model was trained for; ConfigError if it is a classifier."""
+        if not isinstance(self.task, DiffusionTask):
+            raise ConfigError("it is a classifier; allowed: a diffusion model")
+        return self.task
 
     def build(self) -> nn.Module:
         """The network with these weights."""
@@ -59,7 +69,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        facts = {"model": self.model, "scheduler": self.scheduler, **self.notes}
+        facts = {"model": self.model, **_task_facts(self.task), **self.notes}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
         save_file(tensors, path, metadata={CHECKPOINT: json.dumps(facts)})
 
@@ -74,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         weights, model, scheduler, types = read_diffusers_folder(path)
         image_shape(model)
         _check_weights(weights, outline(model))
-        return Checkpoint(weights, model, scheduler, {}, types)
+        return Checkpoint(weights, model, DiffusionTask.on(scheduler), {}, types)
     if path.is_dir():
         raise ConfigError(
             "it is a folder without model_index.json and config.json; allowed: a safetensors file, or a folder that "
@@ -82,15 +92,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     tensors, metadata = read_safetensors(path)
     facts = _checkpoint_facts(metadata)
-    schedule = build_scheduler(facts["scheduler"]).config
-    settled = {"num_train_timesteps": schedule.num_train_timesteps, "prediction_type": schedule.prediction_type}
+    task = _task_of(facts)
     weights = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     network = outline(facts["model"])
     image_shape(facts["model"])
     _check_weights(weights, network)
     types = ", ".join(sorted({_type(value) for value in tensors.values()}))
-    model, scheduler = facts.pop("model"), facts.pop("scheduler") | settled
-    return Checkpoint(weights, model, scheduler, facts, types)
+    notes = {key: value for key, value in facts.items() if key not in ("model", *_task_facts(task))}
+    return Checkpoint(weights, facts["model"], task, notes, types)
+
+
+def _task_facts(task: Task) -> dict[str, Any]:
+    """What a checkpoint stores of its task; in diffusion the schedule alone, as it has always been."""
+    return {"scheduler": task.scheduler} if isinstance(task, DiffusionTask) else task.model_dump(mode="json")
+
+
+def _task_of(facts: Mapping[str, Any]) -> Task:
+    """The task that ``_task_facts`` stored."""
+    if facts.get("task", "diffusion") == "classification":
+        classes = facts.get("num_classes")
+        if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
+            raise ConfigError(f"its num_classes is {classes!r}; allowed: the number of classes, from 2")
+        return ClassificationTask(num_classes=classes)
+    schedule = build_scheduler(facts["scheduler"]).config
+    settled = {"num_train_timesteps": schedule.num_train_timesteps, "prediction_type": schedule.prediction_type}
+    return DiffusionTask.on(facts["scheduler"] | settled)
 
 
 def _checkpoint_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -103,7 +129,8 @@ def _checkpoint_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         facts = json.loads(metadata[CHECKPOINT])
     except json.JSONDecodeError as error:
         raise ConfigError(f"its metadata {CHECKPOINT!r} is not JSON: {error}") from error
-    for key in ("model", "scheduler"):
+    classifier = isinstance(facts, dict) and facts.get("task") == "classification"
+    for key in ("model",) if classifier else ("model", "scheduler"):
         if not isinstance(facts, dict) or not isinstance(facts.get(key), dict):
             raise ConfigError(
                 f"its metadata {CHECKPOINT!r} has no table {key!r}, the configuration as diffusers has it"
