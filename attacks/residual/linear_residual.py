@@ -35,6 +35,9 @@ Weighing = Callable[[Tensor], Tensor]
 class LinearResidual:
     """A search for r at a held x_t; it can be continued, as an ``LBFGSRun`` can.
 
+    A step is a gradient of the training loss with respect to some layers' weights, and the derivative of D. It counts as
+    one evaluation.
+
     Args:
         problem: the gradient.
         unknowns: what r is an unknown of; its units count.
@@ -63,15 +66,15 @@ class LinearResidual:
         self._parameters = [problem.parameters[name] for name in weighing]
         self._observed = [problem.gradient[name] for name in weighing]
         weighed = [weigh(value) for weigh, value in zip(self._weighing, self._observed, strict=True)]
-        self._scale = 1 / _dot(self._observed, weighed)
+        energy = _dot(self._observed, weighed)
+        self._scale = 1 / energy.clamp_min(torch.finfo(energy.dtype).tiny)
         with sdpa_kernel(SDPBackend.MATH):  # other kernels of attention cannot be derived twice
             self._prediction = diffusion.predict(problem.model, x_t, unknowns.timesteps, unknowns.labels)
         self._any = torch.zeros_like(x_t, requires_grad=True)
         slope = unknowns.loss_slope(self._any)
         self._gradient = torch.autograd.grad(self._prediction, self._parameters, slope, create_graph=True)
         self._left: Tensor | None = None
-        self._direction: Tensor | None = None
-        self._square = 0.0
+        self._direction, self._square = torch.zeros_like(x_t), math.inf
 
     def advance(self, evaluations: int) -> float:
         """Search a slice of ``evaluations`` and return ``loss``.
@@ -85,11 +88,13 @@ class LinearResidual:
             steps -= 1
         for _ in range(steps):
             square = float(left.square().sum())
-            if square == 0:
+            if not square > 0:  # nothing is left, or not a number
                 break
-            conjugate = 0 if self._direction is None else square / self._square * self._direction
-            self._direction, self._square = left + conjugate, square
+            self._direction = left + square / self._square * self._direction
+            self._square = square
             energy, [curved] = self._evaluate(self._energy, self._direction)
+            if not energy > 0:
+                break
             step = square / float(energy)
             self.point = [self.point[0] + step * self._direction]
             left = left - step * curved

@@ -7,6 +7,7 @@ from attacks.inversion.lbfgs import LBFGSRun
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure
 from attacks.registry import create
+from attacks.residual.linear_residual import LinearResidual
 from attacks.residual.minimiser import Candidate
 from attacks.residual.subspace_init import SubspaceInit, SubspaceObjective, has_duplicates
 from fl_sim import diffusion, network
@@ -153,3 +154,16 @@ def test_one_image_twice_is_told_from_two():
     assert has_duplicates(torch.stack([images[0], images[0] + 0.01 * images[1]]), 0.1)
     assert not has_duplicates(images, 0.1)
     assert not has_duplicates(images[:1], 0.1)
+
+
+def test_x_t_and_the_residual_take_turns_until_they_solve_the_candidate(monkeypatch):
+    """Where r is first solved for at an x_t that is not good enough."""
+    victim, starts = make_victim((300,), model_config=MODEL), []
+    build = LinearResidual.__init__
+    monkeypatch.setattr(LinearResidual, "__init__", lambda *given: starts.append(given[4].norm()) or build(*given))
+    early = {"first_starts": {"subspace_init": {"solved_below": 1e-4, "slice_evaluations": 10}}}
+    result = create("residual", {"max_evaluations": 1200, **early}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 60
+    assert len(starts) > 1
+    assert starts[0] == 0
+    assert min(starts[1:]) > 0
