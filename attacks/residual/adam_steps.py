@@ -143,6 +143,6 @@ def side_by_side(steps: Sequence[Candidate]) -> Outcome:
     found = [step.outcome() for step in steps]
     return Outcome(
         torch.cat([step.images for step in found]),
-        torch.cat([step.timesteps for step in found]),
+        torch.cat([step.unknowns.reported_timesteps for step in steps]),
         sum(step.matching_loss for step in found) / len(found),
     )
