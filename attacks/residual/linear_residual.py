@@ -35,8 +35,8 @@ Weighing = Callable[[Tensor], Tensor]
 class LinearResidual:
     """A search for r at a held x_t; it can be continued, as an ``LBFGSRun`` can.
 
-    A step is a gradient of the training loss with respect to some layers' weights, and a derivative of D. It counts as one
-    evaluation.
+    A step is a gradient of the training loss with respect to some layers' weights, and the derivative of D. It counts
+    as one evaluation.
 
     Args:
         problem: the gradient.
