@@ -10,16 +10,16 @@ from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import ATTACKS, create
 from fl_sim import registry
 from fl_sim.network import LocalOptimizer
-from tests.attacks.conftest import MODEL, Victim, make_victim, psnr, summed
+from tests.attacks.conftest import MODEL, Victim, make_classification_victim, make_victim, psnr, summed
 from tests.attacks.toy_attacks import Guess
 
 _GRADIENT = Needs.GRADIENT | Needs.MAGNITUDES
 BUILT_IN = {
     "dlg": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
     "gidm": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
-    "gidm-plus": _GRADIENT,
+    "gidm-plus": Needs.DIFFUSION_TASK | _GRADIENT,
     "inverting-gradients": Needs.NOISE_AND_TIMESTEPS | Needs.GRADIENT | Needs.OWN_SIGNS,
-    "residual": Needs.LOCAL_STEPS | Needs.OWN_SIGNS,
+    "residual": Needs.DIFFUSION_TASK | Needs.LOCAL_STEPS | Needs.OWN_SIGNS,
 }
 
 
@@ -90,6 +90,8 @@ def test_what_came_from_settings_is_named_as_there():
 def observation_lacking(need: Needs) -> Observation:
     if need is Needs.NOISE_AND_TIMESTEPS:
         return make_victim().observation
+    if need is Needs.DIFFUSION_TASK:
+        return make_classification_victim().observation
     if need is Needs.MAGNITUDES:
         return make_victim(known=True, defence=DefenceDisclosure(signs=True)).observation
     if need is Needs.OWN_SIGNS:
