@@ -3,9 +3,11 @@
 import re
 from hashlib import sha256
 
+import torch
 from torch import Tensor
 
 from fl_sim.config import DataSettings, ImageSource, SettingsError
+from fl_sim.draws import seeded_generator
 from fl_sim.images.sources import list_images
 
 _KEY = re.compile(rf"\bdata\.(?=({'|'.join(ImageSource.model_fields)})\b)")
@@ -51,6 +53,12 @@ def check_disjoint(public: Tensor, private: Tensor, subject: str = "public image
         raise SettingsError(
             f"{subject}: {shared} of {len(public)} are private images as well; allowed: images that no client holds"
         )
+
+
+def draw_blindly(public: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` of the public images [M,C,H,W] in [-1, 1], in [0, 1]: what somebody finds who only guesses."""
+    drawn = torch.randint(len(public), (count,), generator=seeded_generator(seed))
+    return (public[drawn] + 1) / 2
 
 
 def _named(source: ImageSource) -> str:

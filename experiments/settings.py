@@ -69,6 +69,7 @@ class InversionSettings(Section):
     name: str = NO_INVERSION
     every: int = Field(0, ge=0)
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    evaluator_steps: int = Field(500, ge=1)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class ExperimentSettings(Settings):
         Void(
             "inversion.name",
             lambda name: name == NO_INVERSION,
-            ("inversion.every", *_PUBLIC),
+            ("inversion.every", "inversion.evaluator_steps", *_PUBLIC),
             "no classifier is inverted",
             "a model inversion's name",
         ),

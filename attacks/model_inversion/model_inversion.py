@@ -91,7 +91,7 @@ class ModelInversion(Arguments, ABC):
         """
 
     def chosen_classes(self, num_classes: int) -> list[int]:
-        """The classes to reconstruct of a classifier that has so many.
+        """The classes to reconstruct of a classifier that has so many, without repetition.
 
         Raises:
             AttackError: if it lacks one of ``classes``.
@@ -103,4 +103,4 @@ class ModelInversion(Arguments, ABC):
                     f"model inversion {self.name!r}: classes = {number}; the classifier has {num_classes}, "
                     f"allowed: 0 to {num_classes - 1}"
                 )
-        return list(classes)
+        return list(dict.fromkeys(classes))

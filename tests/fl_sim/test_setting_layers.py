@@ -66,6 +66,7 @@ EXAMPLES: dict[str, Any] = {
     "attack.timeout": 5.0,
     "inversion.name": "max-margin",
     "inversion.every": 2,
+    "inversion.evaluator_steps": 5,
     "inversion.args": {"mine:Inversion": {"depth": 5}},
     "data.public.name": "faces",
     "data.public.path": "/photos",
