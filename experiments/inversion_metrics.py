@@ -63,7 +63,7 @@ def image_figures(
     _, known = _logits_and_features(evaluator, private)
     probabilities = classification.predict(target, 2 * images - 1).softmax(dim=1)
     distances, there = nearest_distances(features, labels, known, private_labels), torch.isin(labels, private_labels)
-    psnr_of_known = torch.full((len(images),), torch.nan)
+    psnr_of_known = torch.full((len(images),), torch.nan, dtype=torch.double)
     psnr_of_known[there] = best_psnr(images[there], labels[there], private, private_labels)
     return {
         "evaluator_top1": among_largest(logits, labels, 1),

@@ -52,10 +52,12 @@ def inverted_rounds(
 ) -> list[InvertedRound]:
     """What to show of every round in the table, beside the ``private`` images of a class where there are any."""
     summaries, shown = summarise_inversions(table), []
-    for (server_round, method), rows in table[table["method"] != BLIND].groupby(["round", "method"], sort=False):
-        of_round = [summary for summary in summaries if summary.round == server_round]
-        classes = _classes(directory, server_round, method, rows, private)
-        shown.append(InvertedRound(server_round, method, of_round, classes))
+    for attack in summaries:
+        if attack.method != BLIND:
+            of_round = [summary for summary in summaries if summary.round == attack.round]
+            rows = table[(table["round"] == attack.round) & (table["method"] == attack.method)]
+            classes = _classes(directory, attack.round, attack.method, rows, private)
+            shown.append(InvertedRound(attack.round, attack.method, of_round, classes))
     return shown
 
 
@@ -77,9 +79,12 @@ def _classes(
         return []
     return [
         ClassRow(
-            str(of_class["class_name"].iloc[0]), private.get(number, []), _uris(images), of_class.to_dict("records")
+            name=of_class["class_name"].iloc[0],
+            private=private.get(of_class["class"].iloc[0], []),
+            found=_uris(images),
+            figures=of_class.to_dict("records"),
         )
-        for (number, of_class), images in zip(rows.groupby("class", sort=False), found, strict=True)
+        for (_, of_class), images in zip(rows.groupby("class", sort=False), found, strict=True)
     ]
 
 
