@@ -1,6 +1,6 @@
 """What a run starts from: everything that can be wrong with its settings is found here, before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from attacks.model_inversion.registry import INVERSIONS
 from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
 from experiments.checkpoint import find_checkpoint, load_checkpoint
-from experiments.settings import ExperimentSettings
+from experiments.public_images import public_images
+from experiments.settings import NO_INVERSION, ExperimentSettings, InversionSettings
 from experiments.utility import Utility
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.classification import ClassificationTask
@@ -56,7 +58,8 @@ from fl_sim.wire import Recipe
 class Experiment:
     """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates.
 
-    ``stored_as``: in which type the checkpoint holds the weights; here they are float32.
+    ``stored_as``: in which type the checkpoint holds the weights; here they are float32. ``public``: the images
+    [M,C,H,W] in [-1, 1] that a model inversion has; None where there is none.
     """
 
     settings: ExperimentSettings
@@ -65,6 +68,7 @@ class Experiment:
     defence: Defence
     strategy: Strategy
     stored_as: str = "float32"
+    public: Tensor | None = None
 
     def disclosure(self) -> DefenceDisclosure | None:
         """What the attacker knows of how clients protect their updates; None if nothing."""
@@ -89,6 +93,7 @@ class Experiment:
         """What the run is going to do: a line or two each for the model, the images, the rounds and the attacks."""
         settings, recipe = self.settings, self.recipe
         federation, client, attack, defence = settings.federation, settings.client, settings.attack, settings.defence
+        inversion = settings.inversion
         model = "an untrained network" if settings.model.checkpoint == NO_CHECKPOINT else settings.model.checkpoint
         classes = f", {recipe.task.num_classes} classes" if isinstance(recipe.task, ClassificationTask) else ""
         stored = "" if self.stored_as == "float32" else f", stored in {self.stored_as}, trained in float32"
@@ -106,6 +111,12 @@ class Experiment:
         if defence.name != "none":
             lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
         lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
+        if self.public is not None:
+            often = f"every {inversion.every} rounds and " if inversion.every else ""
+            lines.append(
+                f"model inversion: {inversion.name} of the global weights {often}after the last round, with "
+                f"{len(self.public)} public images"
+            )
         return lines
 
 
@@ -116,6 +127,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
         SettingsError, StrategyError, AttackError, ConfigError: naming the setting that is wrong and what is allowed.
     """
     _check_attacks(settings)
+    _check_inversion_arguments(settings.inversion)
     _trust_own_factory(settings.model)
     checkpoint = _starting_checkpoint(settings)
     recipe = _recipe(settings, checkpoint)
@@ -125,7 +137,8 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     defence.check(recipe)
     _check_trainable(recipe)
     settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
-    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype)
+    public = _public_images(settings, recipe)
+    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype, public)
 
 
 def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
@@ -134,6 +147,17 @@ def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:
     except ConfigError as error:
         size = _as_typed(settings.data.image_size)
         raise SettingsError(f"the model on images of data.image_size = {size}: {error}") from error
+
+
+def _public_images(settings: ExperimentSettings, recipe: Recipe) -> Tensor | None:
+    """What a model inversion is given beside the global weights, its settings checked; None where there is none."""
+    inversion = settings.inversion
+    if inversion.name == NO_INVERSION:
+        return None
+    assert isinstance(recipe.task, ClassificationTask)
+    chosen = INVERSIONS.create(inversion.name, inversion.arguments, "inversion")
+    chosen.chosen_classes(recipe.task.num_classes)
+    return public_images(settings.data, recipe.image_shape[0])
 
 
 def build_recipe(settings: ExperimentSettings) -> Recipe:
@@ -407,15 +431,27 @@ def _check_attacks(settings: ExperimentSettings) -> None:
                 "the tables; give one of the classes another name"
             )
     for name in attack.args.keys() - set(attack.names):
-        if name not in ATTACKS.names():
-            known = sorted({*ATTACKS.names(), *attack.names})
-            raise SettingsError(
-                f"attack.args.{name}: unknown attack; available: {', '.join(known)}{nearest(name, known)}"
-            )
+        _check_known("attack", name, {*ATTACKS.names(), *attack.names}, "attack")
         raise SettingsError(
             f"attack.args.{name}: attack.name = {_as_typed(attack.name)!r} does not name it; allowed: "
             f"attack.args of {', '.join(attack.names) or 'no attack'}, or name it in attack.name, which may be a list"
         )
+
+
+def _check_inversion_arguments(inversion: InversionSettings) -> None:
+    for name in inversion.args.keys() - {inversion.name}:
+        _check_known("inversion", name, {*INVERSIONS.names()}, "model inversion")
+        raise SettingsError(
+            f"inversion.args.{name}: inversion.name = {inversion.name!r} does not name it; allowed: inversion.args of "
+            "the one that is named"
+        )
+
+
+def _check_known(table: str, name: str, known: Collection[str], kind: str) -> None:
+    """Refuse arguments of a name that there is not."""
+    if name not in known:
+        available = ", ".join(sorted(known))
+        raise SettingsError(f"{table}.args.{name}: unknown {kind}; available: {available}{nearest(name, known)}")
 
 
 def _as_typed(value: Any) -> Any:

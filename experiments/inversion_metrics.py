@@ -18,6 +18,8 @@ from fl_sim import classification
 
 NEIGHBOURS = 3
 """k of coverage and density."""
+BATCH = 256
+"""Images that go through the evaluation classifier at once."""
 
 
 @torch.no_grad()
@@ -29,8 +31,8 @@ def evaluate(
     ``private`` [M,C,H,W] with classes int64 [M] are the images of which those classes were learnt; all images are in
     [0, 1]. ``knn_successes`` is None where the evaluator names no image's class.
     """
-    logits, features = classification.logits_and_features(evaluator, 2 * images - 1)
-    known = classification.features(evaluator, 2 * private - 1)
+    logits, features = _logits_and_features(evaluator, images)
+    _, known = _logits_and_features(evaluator, private)
     nearest = nearest_distances(features, labels, known, private_labels)
     named = logits.argmax(dim=1) == labels
     classes = labels.unique().tolist()
@@ -48,10 +50,46 @@ def evaluate(
     }
 
 
-def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of rows of ``logits`` [N,K] whose label, int64 [N], is among the ``k`` largest; 1 where K <= k."""
+@torch.no_grad()
+def image_figures(
+    images: Tensor, labels: Tensor, private: Tensor, private_labels: Tensor, target: nn.Module, evaluator: nn.Module
+) -> dict[str, Tensor]:
+    """The figures that every single image has, each [N]; arguments as those of ``evaluate``.
+
+    ``evaluator_top1`` and ``evaluator_top5`` say whether its class is among the evaluator's first. Where there is no
+    private image of the class, ``knn_distance`` and ``psnr`` are NaN.
+    """
+    logits, features = _logits_and_features(evaluator, images)
+    _, known = _logits_and_features(evaluator, private)
+    probabilities = classification.predict(target, 2 * images - 1).softmax(dim=1)
+    distances, there = nearest_distances(features, labels, known, private_labels), torch.isin(labels, private_labels)
+    psnr_of_known = torch.full((len(images),), torch.nan, dtype=torch.double)
+    psnr_of_known[there] = best_psnr(images[there], labels[there], private, private_labels)
+    return {
+        "evaluator_top1": among_largest(logits, labels, 1),
+        "evaluator_top5": among_largest(logits, labels, 5),
+        "target_probability": probabilities.gather(1, labels[:, None])[:, 0],
+        "knn_distance": distances.masked_fill(~there, torch.nan),
+        "psnr": psnr_of_known,
+    }
+
+
+def _logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Of images in [0, 1], some at a time."""
+    parts = [classification.logits_and_features(model, 2 * batch - 1) for batch in images.split(BATCH)]
+    logits, features = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(features)
+
+
+def among_largest(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """For each row of ``logits`` [N,K] whether its label, int64 [N], is among the ``k`` largest; true where K <= k."""
     largest = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (largest == labels[:, None]).any(dim=1).float().mean().item()
+    return (largest == labels[:, None]).any(dim=1)
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of rows of ``logits`` [N,K] whose label, int64 [N], is among the ``k`` largest."""
+    return among_largest(logits, labels, k).float().mean().item()
 
 
 def nearest_distances(features: Tensor, labels: Tensor, private: Tensor, private_labels: Tensor) -> Tensor:

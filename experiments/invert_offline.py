@@ -14,6 +14,7 @@ from attacks.observation import Observation
 from experiments.attack_offline import trusted_factories
 from experiments.commands import choose_device
 from experiments.pictures import save_grid
+from experiments.public_images import read_all
 from experiments.run_directory import make_empty_folder
 from fl_sim import network
 from fl_sim.checkpoint import read_checkpoint
@@ -21,7 +22,6 @@ from fl_sim.classification import ClassificationTask
 from fl_sim.config import Settings, SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
-from fl_sim.images.sources import list_images
 from fl_sim.network import ConfigError, read_safetensors
 from fl_sim.settings_file import load_settings, parse_overrides
 
@@ -108,10 +108,6 @@ def read_public(folder: Path, shape: tuple[int, int, int]) -> Tensor:
     channels, *sides = shape
     settings = {"data": {"name": "folder", "path": str(folder), "image_size": sides, "channels": channels}}
     try:
-        images = list_images(load_settings(Settings, settings).data)
+        return read_all(load_settings(Settings, settings).data, channels)
     except SettingsError as error:
         raise SettingsError(str(error).replace("data.path =", "--public")) from error
-    sound = [index for index in range(len(images)) if images.is_sound(index)]
-    if not sound:
-        raise SettingsError(f"--public {str(folder)!r}: none of its {len(images)} images can be read")
-    return images.decode(sound, channels)

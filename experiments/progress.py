@@ -89,6 +89,10 @@ class Progress:
         for row in rows:
             self._note(row)
 
+    def inverted(self, line: str) -> None:
+        """Show what a model inversion found."""
+        self._say(f"  {line}")
+
     def _note(self, row: dict[str, Any]) -> None:
         by = "" if row["observer"] == SERVER else f" seen by {row['observer']}"
         where = f"round {row['round']} client {row['client']}{by} image {row['image']} {row['attack']}"

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from statistics import fmean
 
 from flwr.app import ArrayRecord
@@ -72,7 +73,10 @@ class Recorder:
             self._keep_initial(weights, utility)
             self._display.step("training round 1")
             return
-        if server_round == self._experiment.settings.federation.rounds:
+        settings = self._experiment.settings
+        if settings.inversion.due(server_round, settings.federation.rounds):
+            self._save_model(self._directory.global_model(server_round), server_round, weights)
+        if server_round == settings.federation.rounds:
             utility |= self._keep_final(server_round, weights)
         if len(self._logs) < server_round:
             raise FederationError(f"round {server_round}: the strategy asked no client to train")
@@ -97,17 +101,20 @@ class Recorder:
 
     def _keep_final(self, server_round: int, weights: dict[str, Tensor]) -> dict[str, float]:
         """Write the final model and a picture of its samples; returns how far they are from the clients' images."""
-        recipe = self._experiment.recipe
-        notes = {"rounds": server_round, "run": self._evaluator.run}
-        save_checkpoint(self._directory.model, Checkpoint(weights, recipe.model, recipe.task, notes))
+        self._save_model(self._directory.model, server_round, weights)
         if self._average is not None:
-            average = Checkpoint(self._average.weights, recipe.model, recipe.task, notes)
-            save_checkpoint(self._directory.model_average, average)
+            self._save_model(self._directory.model_average, server_round, self._average.weights)
         if not self._utility.samples_wanted:
             return {}
         samples, distance = self._utility.sample(weights)
         write_atomically(self._directory.samples, lambda file: save_grid(file, samples))
         return distance
+
+    def _save_model(self, path: Path, server_round: int, weights: dict[str, Tensor]) -> None:
+        """Write global weights after a round as a checkpoint."""
+        recipe = self._experiment.recipe
+        notes = {"rounds": server_round, "run": self._evaluator.run}
+        save_checkpoint(path, Checkpoint(weights, recipe.model, recipe.task, notes))
 
 
 def _round(log: RoundLog, arrays: ArrayRecord, spent: Mapping[int, Privacy], utility: dict[str, float]) -> Round:

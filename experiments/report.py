@@ -16,6 +16,10 @@ from attacks.observation import UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from experiments import figures
 from experiments.experiment import build_recipe
+from experiments.inversion_judge import Judge
+from experiments.inversion_section import InvertedRound, inverted_rounds, private_examples
+from experiments.inversion_section import problems as inversion_problems
+from experiments.inversion_table import read_inversions
 from experiments.leakage import OK, SERVER, Truth, match, observing_peer, read_leakage, summed_truth
 from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
@@ -72,6 +76,7 @@ class Run:
     rounds: pd.DataFrame
     utility: dict[str, Any]
     environment: dict[str, Any]
+    inversion: pd.DataFrame
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -86,6 +91,7 @@ class Run:
             _read_rounds(directory.rounds),
             _read_json(directory.utility),
             _read_json(directory.environment),
+            _read(directory.inversion, read_inversions),
         )
 
     @property
@@ -142,24 +148,38 @@ def build_report(path: Path) -> Path:
     """
     run = Run.read(path)
     gallery, absent = _gallery(run)
+    inversions, not_shown = _inversions(run)
     html = _render(
         "report.html.j2",
         run=run,
         gallery=gallery,
         blank=describe_blank(len(blank_originals(run.leakage))),
         dropout_caveat=run.dropout_caveat(),
-        problems=_problems(run) + absent,
+        problems=_problems(run) + absent + not_shown,
         by_round=_figure(figures.psnr_by_round, run.evidence()),
         by_timestep=_figure(figures.psnr_by_timestep, run.evidence()) if run.denoises else None,
         server=SERVER,
         utility=_utility(run),
         definitions=definitions(run.settings.task),
         accuracy_by_round=data_uri(figures.accuracy_by_round(run.rounds)) if ACCURACY in run.rounds else None,
+        inversions=inversions,
         samples=data_uri(run.directory.samples.read_bytes()) if run.directory.samples.is_file() else None,
         config=run.directory.config.read_text(encoding="utf-8"),
     )
     write_atomically(run.directory.report, lambda file: file.write_text(html, encoding="utf-8"))
     return run.directory.report
+
+
+def _inversions(run: Run) -> tuple[list[InvertedRound], list[tuple[str, str]]]:
+    """What model inversion found, by round; and what cannot be shown beside it, with the reason."""
+    private: dict[int, list[str]] = {}
+    absent = []
+    if len(run.inversion):
+        try:
+            private = private_examples(Judge(run.settings, run.recipe), run.inversion)
+        except SettingsError as error:
+            absent.append(("Private images beside those of the model inversion", str(error)))
+    return inverted_rounds(run.directory, run.inversion, private), absent
 
 
 def build_comparison(paths: Sequence[Path], out: Path) -> Path:
@@ -284,6 +304,7 @@ def _problems(run: Run) -> list[tuple[str, str]]:
     blank = blank_originals(run.leakage)
     if len(blank):
         problems.append((f"{len(blank)} original{'s' * (len(blank) > 1)} as evidence", _blank_because(blank)))
+    problems += inversion_problems(run.inversion)
     planned, seen = run.settings.federation.rounds, len(run.rounds)
     if seen < planned:
         problems.append((f"{planned - seen} of {planned} rounds", "the run was stopped, or is still going on"))

@@ -18,6 +18,8 @@ from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.experiment import Experiment, prepare
 from experiments.headline import headline
+from experiments.inversion import invert_rounds
+from experiments.inversion_table import read_inversions, summarise_inversions
 from experiments.leakage import read_leakage
 from experiments.progress import Progress, run_progress
 from experiments.recorder import Recorder
@@ -51,6 +53,8 @@ def launch(preset: str, overrides: Sequence[str], out: Path, console: Console, v
         run_federation(server_app, build_client_app(settings), settings, _attack_resources(settings), verbose)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
+    for summary in summarise_inversions(read_inversions(directory.inversion)):
+        console.print(summary.line(), highlight=False, soft_wrap=True)
     console.print(f"report: [bold]{directory.report}[/bold]", soft_wrap=True)
 
 
@@ -100,6 +104,7 @@ def run_on(grid: Grid, experiment: Experiment, directory: RunDirectory, display:
     sink = _attacking_sink(experiment.settings, directory, recorder, display, repeatable)
     with closing(recorder):
         federate(experiment, repeatable, sink, recorder.after_round)
+    invert_rounds(experiment, directory, display)
     display.step("writing the report")
     build_report(directory.path)
 

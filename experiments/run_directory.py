@@ -97,6 +97,21 @@ class RunDirectory:
         return self.path / "model.safetensors"
 
     @property
+    def models(self) -> Path:
+        """The folder of the global models that a model inversion attacks."""
+        return self.path / "models"
+
+    @property
+    def inversion(self) -> Path:
+        """What the model inversion found, one row per image."""
+        return self.path / "inversion.parquet"
+
+    @property
+    def inversions(self) -> Path:
+        """The folder of what the model inversion found."""
+        return self.path / "inversions"
+
+    @property
     def utility(self) -> Path:
         """Utility of the model before the first round, and the held-out photographs."""
         return self.path / "utility.json"
@@ -114,6 +129,14 @@ class RunDirectory:
     def reconstruction(self, round_number: int, client: int, attack: str, observer: int | None = None) -> Path:
         """The file of one reconstruction, by the server or by the curious peer ``observer``."""
         return self.reconstructions / f"{UpdateId(round_number, client, observer).stem}-{attack}.safetensors"
+
+    def global_model(self, round_number: int) -> Path:
+        """The global model after one round."""
+        return self.models / f"round-{round_number:04d}.safetensors"
+
+    def class_reconstructions(self, round_number: int, method: str) -> Path:
+        """The file of what a model inversion found in the global model after one round."""
+        return self.inversions / f"round-{round_number:04d}-{method}.safetensors"
 
     def settings(self) -> ExperimentSettings:
         """The settings that the run was started with."""

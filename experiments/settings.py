@@ -7,13 +7,24 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from experiments.package_data import data_file
-from fl_sim.config import Seconds, Section, Settings, SettingsError, expand_home, resolve
+from fl_sim.config import (
+    DIFFUSION,
+    PublicSettings,
+    Seconds,
+    Section,
+    Settings,
+    SettingsError,
+    defaults_of,
+    expand_home,
+    resolve,
+)
 from fl_sim.errors import nearest
 from fl_sim.setting_layers import Tree, Void, look_up
 from fl_sim.settings_file import load_settings
 
 PRESETS = data_file("presets")
 NO_ATTACK = "none"
+NO_INVERSION = "none"
 
 
 class AttackSettings(Section):
@@ -52,6 +63,31 @@ def _names(name: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in names if isinstance(each, str) and each != NO_ATTACK))
 
 
+class InversionSettings(Section):
+    """Which model inversion attacks the global classifier, and after which rounds."""
+
+    name: str = NO_INVERSION
+    every: int = Field(0, ge=0)
+    args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    evaluator_steps: int = Field(500, ge=1)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the one that is named."""
+        return self.args.get(self.name, {})
+
+    def due(self, server_round: int, rounds: int) -> bool:
+        """Whether it attacks the global weights of this round of so many; those of the last always."""
+        if self.name == NO_INVERSION:
+            return False
+        return server_round == rounds or (self.every > 0 and server_round % self.every == 0)
+
+
+_PUBLIC = tuple(f"data.public.{key}" for key in PublicSettings.model_fields)
+"""Only a model inversion uses them."""
+_INVERSION = (*(f"inversion.{key}" for key in InversionSettings.model_fields), *_PUBLIC)
+
+
 class UtilitySettings(Section):
     """How often the evaluator measures the model, and how many images it samples."""
 
@@ -86,8 +122,23 @@ class ExperimentSettings(Settings):
             "a defence's name",
         ),
         Void(
+            "inversion.name",
+            lambda name: name == NO_INVERSION,
+            ("inversion.every", "inversion.evaluator_steps", *_PUBLIC),
+            "no classifier is inverted",
+            "a model inversion's name",
+        ),
+        Void("task", lambda task: task == DIFFUSION, _INVERSION, "nothing is classified", "task = 'classification'"),
+        Void(
+            "federation.topology",
+            lambda topology: topology != "server",
+            _INVERSION,
+            "nobody holds a global model",
+            "federation.topology = 'server'",
+        ),
+        Void(
             "task",
-            lambda task: task != "diffusion",
+            lambda task: task != DIFFUSION,
             ("utility.samples",),
             "nothing is sampled",
             "task = 'diffusion'",
@@ -103,21 +154,34 @@ class ExperimentSettings(Settings):
 
     @classmethod
     def without_outlived_arguments(cls, file: Tree, given: Tree) -> Tree:
-        """As in ``Settings``, and without the arguments of attacks that are no longer named.
+        """As in ``Settings``, and without the arguments of attacks and inversions that are no longer named.
 
-        Arguments of unknown attacks stay, to be refused later.
+        Arguments of unknown ones stay, to be refused later.
         """
-        from attacks.registry import ATTACKS  # imported here: it brings in torch, which fl-sim --help does without
+        # Imported here: they bring in torch, which fl-sim --help does without.
+        from attacks.model_inversion.registry import INVERSIONS
+        from attacks.registry import ATTACKS
 
         kept = super().without_outlived_arguments(file, given)
-        named = _names(look_up(given, "attack.name", look_up(file, "attack.name", cls().attack.name)))
-        arguments = look_up(kept, "attack.args")
-        if isinstance(arguments, dict):
-            others = {*ATTACKS.names(), *_names(look_up(file, "attack.name"))} - set(named)
-            kept["attack"]["args"] = {name: values for name, values in arguments.items() if name not in others}
+        for table, registered in (("attack", ATTACKS.names()), ("inversion", INVERSIONS.names())):
+            key, arguments = f"{table}.name", look_up(kept, f"{table}.args")
+            named = _names(look_up(given, key, look_up(file, key, look_up(defaults_of(cls), key))))
+            if isinstance(arguments, dict):
+                others = {*registered, *_names(look_up(file, key))} - set(named)
+                kept[table]["args"] = {name: values for name, values in arguments.items() if name not in others}
         return kept
 
+    @model_validator(mode="after")
+    def _inversion_has_public_images(self) -> Self:
+        if self.inversion.name != NO_INVERSION and self.data.public.name is None:
+            raise ValueError(
+                f"data.public.name is not set; inversion.name = {self.inversion.name!r} needs images that no client "
+                "holds: a folder, a bundled set or a dataset"
+            )
+        return self
+
     attack: AttackSettings = AttackSettings()
+    inversion: InversionSettings = InversionSettings()
     utility: UtilitySettings = UtilitySettings()
 
 

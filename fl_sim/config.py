@@ -6,6 +6,7 @@ Every key is described in docs/settings.md. A user's mistake is one line: the ke
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -29,6 +30,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 S = TypeVar("S", bound="Settings")
 T = TypeVar("T", bound="Section")
+Source = TypeVar("Source", bound="ImageSource")
 
 
 def expand_home(path: Any) -> Any:
@@ -93,10 +95,10 @@ _SHAPE = ("block_out_channels", "layers_per_block", "norm_num_groups", "attentio
 """Settings of [model] that describe the network."""
 
 
-class DataSettings(Section):
-    """Which images the clients hold, and how they are split among them."""
+class ImageSource(Section):
+    """Where images are from."""
 
-    name: UserPath = "bundled"
+    name: UserPath | None = None
     path: Annotated[Path | None, BeforeValidator(expand_home)] = None
     config: str | None = None
     split: str = "train"
@@ -104,6 +106,22 @@ class DataSettings(Section):
     photographs: tuple[str, ...] = Field(("astronaut", "chelsea", "coffee", "rocket"), min_length=1)
     tiles_per_side: int = Field(4, ge=1, le=64)
     image_column: str | None = None
+
+
+class PublicSettings(ImageSource):
+    """Images that no client holds and anybody can have; none without a ``name``."""
+
+    @model_validator(mode="after")
+    def _folder_has_path(self) -> Self:
+        if self.name == "folder" and self.path is None:
+            raise ValueError("data.public.path is not set; data.public.name = 'folder' needs the path of a folder")
+        return self
+
+
+class DataSettings(ImageSource):
+    """Which images the clients hold, how they are split among them, and which are public."""
+
+    name: UserPath = "bundled"
     label_column: str | None = None
     image_size: ImageSize = 16
     channels: Literal[1, 3] | None = None
@@ -111,6 +129,7 @@ class DataSettings(Section):
     partition: Literal["iid", "dirichlet", "photo", "folder"] = "iid"
     dirichlet_alpha: Positive = 0.5
     held_out: float = Field(0.0, ge=0, lt=1)
+    public: PublicSettings = PublicSettings()
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -294,6 +313,26 @@ BROUGHT_BY_CHECKPOINT = tuple(f"model.{key}" for key in (*_SCHEDULE, *_SHAPE, "c
 """What a checkpoint decides: these settings, where they are given beside one, must agree with it."""
 
 
+def _of_source(table: str, of_dataset: tuple[str, ...] = ()) -> Iterator[Void]:
+    """What the name of an image source makes void in its table; ``of_dataset``: more settings of a dataset alone."""
+    name = f"{table}.name"
+    yield Void(name, lambda name: name != "folder", (f"{table}.path",), "no folder is read", f"{name} = 'folder'")
+    yield Void(
+        name,
+        lambda name: name != "bundled",
+        (f"{table}.photographs", f"{table}.tiles_per_side"),
+        "no bundled photograph is used",
+        f"{name} = 'bundled'",
+    )
+    yield Void(
+        name,
+        lambda name: name is None or name in NOT_DATASETS,
+        tuple(f"{table}.{key}" for key in ("config", "split", "image_column", *of_dataset)),
+        "there is no Hugging Face dataset",
+        f"a dataset's name as {name}",
+    )
+
+
 class Settings(Section):
     """Everything that defines a federation."""
 
@@ -325,21 +364,8 @@ class Settings(Section):
             "nothing is classified",
             "task = 'classification'",
         ),
-        Void("data.name", lambda name: name != "folder", ("data.path",), "no folder is read", "data.name = 'folder'"),
-        Void(
-            "data.name",
-            lambda name: name != "bundled",
-            ("data.photographs", "data.tiles_per_side"),
-            "no bundled photograph is used",
-            "data.name = 'bundled'",
-        ),
-        Void(
-            "data.name",
-            lambda name: name in NOT_DATASETS,
-            ("data.config", "data.split", "data.image_column", "data.label_column"),
-            "there is no Hugging Face dataset",
-            "a dataset's name as data.name",
-        ),
+        *_of_source("data", ("label_column",)),
+        *_of_source("data.public"),
         Void(
             "data.name",
             lambda name: name in BUNDLED_SETS,
@@ -493,13 +519,19 @@ def resolve(settings: S) -> S:
     client, data, model = settings.client, settings.data, settings.model
     if client.seed is None:
         client = client.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
-    if data.path is not None:
-        data = data.model_copy(update={"path": data.path.absolute()})
-    data = _with_absolute(data, "name", os.sep in data.name and Path(data.name).exists())
+    data = _with_absolute_source(data.model_copy(update={"public": _with_absolute_source(data.public)}))
     trained = model.checkpoint not in (NO_CHECKPOINT, "bundled")
     model = _with_absolute(model, "checkpoint", trained and Path(model.checkpoint).exists())
     model = _with_absolute(model, "config", model.config is not None and Path(model.config).suffix == ".json")
     return settings.model_copy(update={"client": client, "data": data, "model": model})
+
+
+def _with_absolute_source(source: Source) -> Source:
+    """The image source with absolute paths."""
+    if source.path is not None:
+        source = source.model_copy(update={"path": source.path.absolute()})
+    name = source.name or ""
+    return _with_absolute(source, "name", os.sep in name and Path(name).exists())
 
 
 def _with_absolute(section: T, key: str, is_path: bool) -> T:

@@ -66,7 +66,7 @@ class ModelInversion(Arguments, ABC):
     def invert(self, target: Target) -> ClassReconstructions:
         """The same for a target that several inversions may share: what two of them compute alike is computed once."""
         started, before = time.perf_counter(), target.evaluations
-        classes = self._classes_of(target)
+        classes = torch.tensor(self.chosen_classes(target.num_classes))
         labels = classes.repeat_interleave(self.images_per_class).to(target.device)
         with repeatable_arithmetic():
             images = self.search(target, labels)
@@ -90,12 +90,17 @@ class ModelInversion(Arguments, ABC):
         All randomness comes from ``target.generator``.
         """
 
-    def _classes_of(self, target: Target) -> Tensor:
-        classes = range(target.num_classes) if self.classes is None else self.classes
+    def chosen_classes(self, num_classes: int) -> list[int]:
+        """The classes to reconstruct of a classifier that has so many, without repetition.
+
+        Raises:
+            AttackError: if it lacks one of ``classes``.
+        """
+        classes = range(num_classes) if self.classes is None else self.classes
         for number in classes:
-            if number >= target.num_classes:
+            if number >= num_classes:
                 raise AttackError(
-                    f"model inversion {self.name!r}: classes = {number}; the classifier has {target.num_classes}, "
-                    f"allowed: 0 to {target.num_classes - 1}"
+                    f"model inversion {self.name!r}: classes = {number}; the classifier has {num_classes}, "
+                    f"allowed: 0 to {num_classes - 1}"
                 )
-        return torch.tensor(list(classes))
+        return list(dict.fromkeys(classes))

@@ -21,7 +21,7 @@ from experiments.bench.tables import Table
 from experiments.classifier_training import train_classifier
 from experiments.inversion_metrics import evaluate, top_k_accuracy
 from experiments.pictures import grid, png_of
-from experiments.public_images import check_disjoint
+from experiments.public_images import check_disjoint, draw_blindly
 from fl_sim.classification import predict
 from fl_sim.config import DataSettings, SettingsError
 from fl_sim.draws import derive_seed, seeded_generator
@@ -135,7 +135,8 @@ class InversionMeasurement(Measurement):
         config, target, evaluator = self._classifiers(split, scale.classifier_steps)
         attacked = Target(TrainedClassifier(config, target.state_dict()), split.public, self._seed("attack"))
         found = {CEILING: _some_of_each(split.held_out, split.held_out_labels, scale.images_per_class)}
-        found[CHANCE] = _any(split.public, attacked.num_classes, scale.images_per_class, self._seed("chance"))
+        guessed = torch.arange(attacked.num_classes).repeat_interleave(scale.images_per_class)
+        found[CHANCE] = draw_blindly(split.public, len(guessed), self._seed("chance")), guessed
         evaluations = {}
         for label, (method, arguments) in METHODS.items():
             given = {"images_per_class": scale.images_per_class, **scale.arguments.get(method, {}), **arguments}
@@ -222,12 +223,6 @@ def _some_of_each(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, T
     """At most ``count`` images of every class, in [0, 1], with their classes."""
     chosen = torch.cat([(labels == c).nonzero()[:count, 0] for c in labels.unique()])
     return (images[chosen] + 1) / 2, labels[chosen]
-
-
-def _any(public: Tensor, classes: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Public images drawn blindly, in [0, 1], ``count`` for every class."""
-    drawn = torch.randint(len(public), (classes * count,), generator=seeded_generator(seed))
-    return (public[drawn] + 1) / 2, torch.arange(classes).repeat_interleave(count)
 
 
 def _accuracy(model: nn.Module, split: Split) -> float:

@@ -9,6 +9,7 @@ from experiments.inversion_metrics import (
     coverage_and_density,
     evaluate,
     frechet_distance,
+    image_figures,
     nearest_distances,
     top_k_accuracy,
 )
@@ -92,3 +93,21 @@ def test_without_any_success_there_is_no_distance_of_successes() -> None:
     found = evaluate(grey(0.9, 0.1), torch.tensor([0, 1]), private, classes, Brightness(0.0), Brightness(0.0))
     assert found["top1"] == 0
     assert found["knn_successes"] is None
+
+
+def test_every_image_has_figures_of_its_own_and_none_to_private_images_that_are_not_there() -> None:
+    private, classes = grey(0.0, 0.2), torch.tensor([0, 0])
+    images, labels = grey(0.2, 0.6, 0.9), torch.tensor([0, 0, 1])
+    found = image_figures(images, labels, private, classes, target=Brightness(0.6), evaluator=Brightness(0.0))
+    assert found["evaluator_top1"].tolist() == [True, False, True]
+    assert found["evaluator_top5"].tolist() == [True] * 3
+    # The attacked classifier's logits are 0.6 - b and b - 0.6 of brightness b in [-1, 1].
+    assert found["target_probability"].tolist() == pytest.approx([_sigmoid(2.4), _sigmoid(0.8), _sigmoid(0.4)])
+    assert found["knn_distance"][:2].tolist() == pytest.approx([0, 0.8**2], abs=1e-6)
+    assert found["psnr"][1].item() == pytest.approx(-20 * math.log10(0.4), abs=1e-4)
+    assert found["knn_distance"][2].isnan()
+    assert found["psnr"][2].isnan()
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))

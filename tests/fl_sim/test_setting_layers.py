@@ -64,6 +64,18 @@ EXAMPLES: dict[str, Any] = {
     "attack.gpus_per_worker": 0.5,
     "attack.threads": 2,
     "attack.timeout": 5.0,
+    "inversion.name": "max-margin",
+    "inversion.every": 2,
+    "inversion.evaluator_steps": 5,
+    "inversion.args": {"mine:Inversion": {"depth": 5}},
+    "data.public.name": "faces",
+    "data.public.path": "/photos",
+    "data.public.config": "small",
+    "data.public.split": "test",
+    "data.public.limit": 5,
+    "data.public.photographs": ["rocket"],
+    "data.public.tiles_per_side": 2,
+    "data.public.image_column": "picture",
 }
 """Of every setting that another one can make void a value that is not its default."""
 
@@ -73,6 +85,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "model.config": ["small"],
     "model.factory": ["mine:build", None],
     "data.name": ["bundled", "digits", "folder", "some/dataset"],
+    "data.public.name": ["faces", "some/photos"],
     "data.partition": ["iid", "photo"],
     "federation.topology": ["server", "ring"],
     "client.update": ["gradient", "weights"],
@@ -81,6 +94,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "client.lora.rank": [0],
     "utility.every": [0],
     "attack.name": ["none"],
+    "inversion.name": ["none"],
     "defence.name": ["none"],
 }
 SUPPORT: dict[Any, dict[str, Any]] = {
@@ -88,6 +102,8 @@ SUPPORT: dict[Any, dict[str, Any]] = {
     "mine:build": {"model": {"checkpoint": "none"}},
     None: {"model": {"checkpoint": "none"}},
     "folder": {"data": {"path": "/photos"}},
+    "faces": {"task": "classification", "inversion": {"name": "max-margin"}},
+    "some/photos": {"task": "classification", "inversion": {"name": "max-margin"}},
     "ring": {"strategy": {"name": "Gossip"}},
     3: {"client": {"update": "weights"}},
     "adam": {"client": {"update": "weights"}},

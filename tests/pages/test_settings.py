@@ -28,9 +28,9 @@ TABLES = "|".join(
     name for name, field in ExperimentSettings.model_fields.items() if hasattr(field.annotation, "model_fields")
 )
 NAMED = re.compile(rf"((?:{TABLES})(?:\.[\w<>*-]+)+|task|seed|threat)(?: ?= ?(.+))?")
-FILE_NAMES = (".json", ".py", ".safetensors", ".toml")
+FILE_NAMES = (".json", ".parquet", ".py", ".safetensors", ".toml")
 PLACEHOLDERS = ("key", "<argument>")
-FREE = ("strategy.args", "defence.args", "attack.args", "model.factory_args", "model.classifier_args")
+FREE = ("strategy.args", "defence.args", "attack.args", "inversion.args", "model.factory_args", "model.classifier_args")
 """Tables whose keys depend on a name."""
 
 
@@ -73,7 +73,8 @@ def means(cell: str, default: Any) -> bool:
 
 def test_every_setting_is_in_the_table_with_its_default() -> None:
     table = dict(row for rows_of_one in rows("docs/settings.md", "key").values() for row in rows_of_one)
-    table["attack.args"] = table.pop("attack.args.<name>")
+    for name in ("attack.args", "inversion.args"):
+        table[name] = table.pop(f"{name}.<name>")
     assert table.keys() == SETTINGS.keys()
     wrong = {
         key: cell
