@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from experiments.train_checkpoint import main, scaled_photographs
-from fl_sim.diffusion import Checkpoint
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS
 from tests.experiments.test_cli import assert_refused
 

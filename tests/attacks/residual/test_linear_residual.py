@@ -6,10 +6,10 @@ import torch
 from attacks.inversion.problem import InversionProblem
 from attacks.residual.linear_residual import LinearResidual, of_entries, of_outputs
 from attacks.residual.unknowns import NoisyImageAndResidual
-from fl_sim import diffusion
+from fl_sim.network import unet_config
 from tests.attacks.conftest import MODEL, Victim, make_victim, true_unknowns
 
-ATTENTION = diffusion.unet_config(8, block_out_channels=(16, 16), norm_num_groups=4, attention=True)
+ATTENTION = unet_config(8, block_out_channels=(16, 16), norm_num_groups=4, attention=True)
 EVERY_LAYER = 1e9
 """Equations per unknown that no network has."""
 
