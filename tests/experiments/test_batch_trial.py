@@ -68,7 +68,7 @@ def test_a_client_that_cannot_train_is_one_line(monkeypatch: pytest.MonkeyPatch)
     def fails(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
-    monkeypatch.setattr(client_app.diffusion, "build_scheduler", fails)
+    monkeypatch.setattr(client_app, "local_training", fails)
     with pytest.raises(SettingsError, match="client 0 cannot train its first batch: OutOfMemoryError: CUDA") as caught:
         tried()
     assert "\n" not in str(caught.value)
