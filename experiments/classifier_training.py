@@ -1,6 +1,6 @@
 """Train a classifier on images with labels, in one place: what a benchmark attacks, and what it judges by."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,11 +22,16 @@ def train_classifier(config: Mapping[str, Any], images: Tensor, labels: Tensor, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         model = build_model(config)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     generator = seeded_generator(derive_seed(seed, "batches"))
-    for _ in range(steps):
-        batch = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
-        optimizer.zero_grad()
-        classification.loss(model, images[batch], labels[batch]).backward()
-        optimizer.step()
+    drawn = (torch.randint(len(images), (BATCH_SIZE,), generator=generator) for _ in range(steps))
+    fit(model, ((images[batch], labels[batch]) for batch in drawn))
     return model.eval().requires_grad_(False)
+
+
+def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """One step of Adam on each of ``batches``, images [B,C,H,W] in [-1, 1] and labels int64 [B]; ``model`` changes."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    for images, labels in batches:
+        optimizer.zero_grad()
+        classification.loss(model, images, labels).backward()
+        optimizer.step()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, Observation
 from experiments.bench.victims import DEFENCES, PHOTOGRAPHS, Update
+from experiments.classifier_training import fit
 from fl_sim import classification
 from fl_sim.classification import ClassificationTask
 from fl_sim.config import DataSettings
@@ -145,11 +146,7 @@ def _trained(case: ClassifierCase, seed: int) -> Update:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights", case.classifier, case.data))
         model = build_model(case.network)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for images, labels in _training_batches(case, seed):
-        optimizer.zero_grad()
-        classification.loss(model, images, labels).backward()
-        optimizer.step()
+    fit(model, _training_batches(case, seed))
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 

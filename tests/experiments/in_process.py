@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -89,3 +90,17 @@ class Tape:
         if not self.plays_back:
             self.replies[who] = deepcopy(self.honest(message, context).content)
         return Message(deepcopy(self.replies[who]), reply_to=message)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run in this process, and the replies of its clients."""
+
+    directory: RunDirectory
+    tape: Tape
+
+
+def record(path: Path, settings: ExperimentSettings) -> Recorded:
+    """Run a federation into ``path`` and keep the clients' replies."""
+    tape = Tape(settings)
+    return Recorded(run_in_process(path, settings, tape), tape)

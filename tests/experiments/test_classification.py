@@ -1,6 +1,5 @@
 """A federation of a classifier, from its settings to the tables; the attack on it is a guess."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from fl_sim.client_app import local_training, private_draw
 from fl_sim.config import SettingsError
 from fl_sim.network import build_model
 from fl_sim.settings_file import dump_toml, load_settings
-from tests.experiments.in_process import Tape, run_in_process
+from tests.experiments.in_process import Recorded, Tape, record, run_in_process
 from tests.own_networks import HERE, trusting
 
 GUESS = "tests.attacks.toy_attacks:Guess"
@@ -43,16 +42,9 @@ def settings(*overrides: str) -> ExperimentSettings:
     return load_settings(ExperimentSettings, BASE, overrides)
 
 
-@dataclass
-class Recorded:
-    directory: RunDirectory
-    tape: Tape
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    tape = Tape(settings())
-    return Recorded(run_in_process(tmp_path_factory.mktemp("recorded") / "run", settings(), tape), tape)
+    return record(tmp_path_factory.mktemp("recorded") / "run", settings())
 
 
 def captures(directory: RunDirectory) -> list[Path]:

@@ -1,7 +1,6 @@
 """Model inversion during a run, by a search of few steps."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +24,7 @@ from experiments.settings import ExperimentSettings, load_run
 from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.settings_file import load_settings
-from tests.experiments.in_process import Tape, run_in_process
+from tests.experiments.in_process import Recorded, Tape, record, run_in_process
 
 ARGUMENTS = {"iterations": 2, "images_per_class": 2, "classes": [1, 4, 7], "augmentation": {"copies": 1}}
 BASE: dict[str, Any] = {
@@ -43,16 +42,9 @@ def settings(*overrides: str) -> ExperimentSettings:
     return load_settings(ExperimentSettings, BASE, overrides)
 
 
-@dataclass
-class Recorded:
-    directory: RunDirectory
-    tape: Tape
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    tape = Tape(settings())
-    return Recorded(run_in_process(tmp_path_factory.mktemp("recorded") / "run", settings(), tape), tape)
+    return record(tmp_path_factory.mktemp("recorded") / "run", settings())
 
 
 def found_in(directory: RunDirectory, server_round: int) -> torch.Tensor:
