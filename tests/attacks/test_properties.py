@@ -139,6 +139,7 @@ def lacking(needs: Needs, known: bool, training: str, signs: bool, num_clients: 
         or (training == "one Adam step" and several),
         Needs.OWN_SIGNS: signs and several,
         Needs.MAGNITUDES: signs,
+        Needs.DIFFUSION_TASK: False,
     }
     return [need.name or "" for need in needs if lacks[need]]
 
