@@ -4,10 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from experiments.bench import bench, defences, inversion, many_clients, timesteps
+from experiments.bench import bench, classification, defences, inversion, labels, many_clients, timesteps
 
 BENCHMARKS = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (bench, defences, inversion, many_clients, timesteps)
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (bench, classification, defences, inversion, labels, many_clients, timesteps)
 }
 
 
