@@ -1,11 +1,12 @@
-"""The tables of the benchmark of the attacks: one per suite, and the race to 40 dB."""
+"""The tables of the benchmark of the attacks: one per suite, one over all its timesteps, and the race to 40 dB."""
 
 from collections.abc import Sequence
 
 from attacks.observation import ThreatModel
 from experiments.bench.attack_measurement import REACHED_DB
+from experiments.bench.benchmark import Row
 from experiments.bench.cases import Case
-from experiments.bench.summary import Summary
+from experiments.bench.summary import Summary, pool_timesteps, summarise
 from experiments.bench.tables import Table
 from experiments.summary import RECOGNISABLE_DB
 
@@ -13,13 +14,24 @@ BASELINE = "gidm-published"
 """The contender that the others' speed is compared with."""
 
 
-def tables(summaries: Sequence[Summary]) -> list[Table]:
-    """One table per suite, contenders of one case side by side, and the race to 40 dB of the suite ``speed``."""
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """One table per suite, contenders of one case side by side; then the suites' ranges of timesteps pooled, and the
+    race to 40 dB of the suite ``speed``.
+    """
+    summaries = summarise(rows)
+    races = [s for s in summaries if s.case.suite == "speed" and s.case.threat is ThreatModel.KNOWN]
+    return [
+        *_suite_tables(summaries),
+        *_suite_tables(summarise(pool_timesteps(rows)), ", over all timesteps"),
+        *_races(races),
+    ]
+
+
+def _suite_tables(summaries: Sequence[Summary], suffix: str = "") -> list[Table]:
     cases = list(dict.fromkeys(summary.case for summary in summaries))
     summaries = sorted(summaries, key=lambda summary: cases.index(summary.case))
     suites = dict.fromkeys(summary.case.suite for summary in summaries)
-    shown = [_suite_table(suite, [s for s in summaries if s.case.suite == suite]) for suite in suites]
-    return [*shown, *_races([s for s in summaries if s.case.suite == "speed" and s.case.threat is ThreatModel.KNOWN])]
+    return [_suite_table(suite + suffix, [s for s in summaries if s.case.suite == suite]) for suite in suites]
 
 
 _HEADINGS = (

@@ -61,6 +61,23 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     return [_summarise(group) for group in cells.values()]
 
 
+def pool_timesteps(rows: Iterable[Row]) -> list[Row]:
+    """The rows of cells that differ in their range of timesteps alone, as of one cell with the range that spans them.
+
+    Rows of a cell that no other is like are left out.
+    """
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(json.dumps(row["cell"] | {"timesteps": None}), []).append(row)
+    pooled = []
+    for group in alike.values():
+        ranges = {tuple(row["cell"]["timesteps"]) for row in group}
+        if len(ranges) > 1:
+            spanning = [min(first for first, _ in ranges), max(last for _, last in ranges)]
+            pooled += [row | {"cell": row["cell"] | {"timesteps": spanning}} for row in group]
+    return pooled
+
+
 def _summarise(rows: Sequence[Row]) -> Summary:
     psnr = np.concatenate([row["psnr"] for row in rows])
     least, lower, median, upper = np.quantile(psnr, [0, 0.25, 0.5, 0.75]).tolist()

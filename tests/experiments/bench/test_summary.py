@@ -60,7 +60,7 @@ def test_cells_stay_apart_and_in_order() -> None:
 
 def test_the_table_tells_failures_and_what_was_given() -> None:
     rows = [row([50.0, 30.0]), failed(2), row([41.0], "dlg", threat="known", timesteps_verdict=None)]
-    (table,) = tables(summarise(rows))
+    (table,) = tables(rows)
     page = markdown(table)
     where = "| trained 16, t 0-800"
     assert (
@@ -74,8 +74,25 @@ def test_the_table_tells_failures_and_what_was_given() -> None:
     assert "residual: 1 of 2 failed: timesteps cannot be read off" in page
 
 
+def test_ranges_of_timesteps_are_pooled_where_nothing_else_differs() -> None:
+    def single(psnr: float, timesteps: list[int], attack: str = "residual") -> dict[str, Any]:
+        made = row([psnr], attack)
+        return made | {"cell": made["cell"] | {"timesteps": timesteps}}
+
+    early, late, other = single(50.0, [0, 20]), single(30.0, [501, 800]), single(9.0, [0, 20], "dlg")
+    each, pooled = tables([early, other, late, single(20.0, [501, 800])])
+    assert [line[1:4] for line in each.rows] == [
+        ("residual", "1", "50.0"),
+        ("dlg", "1", "9.0"),
+        ("residual", "2", "25.0"),
+    ]
+    assert pooled.title == "batch, over all timesteps"
+    assert [line[:4] for line in pooled.rows] == [("trained 16, t 0-800, private, B = 1", "residual", "3", "30.0")]
+    assert early["cell"]["timesteps"] == [0, 20]
+
+
 def test_a_narrow_terminal_has_the_most_important_figures() -> None:
-    (table,) = tables(summarise([row([50.0])]))
+    (table,) = tables([row([50.0])])
     shown = {width: [column.header for column in rich_table(table, width).columns] for width in (80, 160)}
     assert shown[160] == list(table.headings)
     assert shown[80] == ["case", "attack", "dB", ">= 30 dB", "timesteps", "to 40 dB"]
@@ -87,7 +104,7 @@ def test_the_race_is_one_row_that_names_the_winner() -> None:
         return row([50.0], attack, suite="speed", threat="known", **facts)
 
     runners = [runner("residual", 3.0, 100), runner("dlg", None, None), runner("gidm-published", 600.0, 4000)]
-    race = tables(summarise(runners))[-1]
+    race = tables(runners)[-1]
     assert race.headings == ("residual", "dlg", "gidm-published", "winner")
     assert race.rows == [("100 in 3.0 s", "-", "4000 in 600.0 s", "residual")]
     assert race.notes == ["times as fast as gidm-published: residual 200.0, gidm-published 1.0"]
