@@ -1,7 +1,7 @@
 """How much the images of a model inversion look like the private images of their class.
 
-All but PSNR are taken by an evaluation classifier, which the attacker never sees: what fools the attacked classifier
-alone counts for nothing here. Feature vectors are what its last layer takes in.
+All but PSNR use an evaluation classifier, which the attacker never sees. An image that fools only the attacked
+classifier scores no better here. Feature vectors are the inputs of the evaluation classifier's last layer.
 
 Accuracy and KNN distance are those of Zhang et al. 2020 (arXiv 1911.07135, section 4), the Frechet distance is that of
 Heusel et al. 2017 (arXiv 1706.08500, section 4) with this classifier's features in the place of Inception's, coverage

@@ -1,6 +1,6 @@
 """The strategy, asked before the run whom it would train, on a Grid whose clients never answer.
 
-No client trains in this; one does afterwards, for a batch, without the strategy (experiments/batch_trial.py).
+No client trains here. Afterwards one client trains on one batch, without the strategy (experiments/batch_trial.py).
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Train a small checkpoint, such as the demo's, on photographs that the demo's clients do not hold.
 
 ``python -m experiments.train_checkpoint`` makes ``experiments/checkpoints/demo.safetensors`` again; on one CPU core it
-takes about a quarter of an hour. ``--help`` shows the options for other networks. Random crops at several scales, a
+takes about twenty minutes. ``--help`` shows the options for other networks. Random crops at several scales, a
 DDPM with linear noise schedule (arXiv 2006.11239), Adam with warm-up and cosine decay, an exponential moving average
 of the weights.
 """

@@ -3,14 +3,14 @@
 Both figures are computed offline, on small images, from fixed draws: equal weights give equal figures on every run.
 
 - The held-out loss is the training loss on images that no client holds: the share ``data.held_out`` of the images, else
-  photographs that the bundled checkpoint has not seen either. In diffusion it comes in strata of the timestep: a model
-  may be spoilt at one end of the noise schedule and look sound on average.
+  photographs that the bundled checkpoint has not seen either. In diffusion it is given for
+  ranges of the timestep too: a model may be bad at one end of the noise schedule and good on average.
 - The held-out accuracy of a classifier is the share of those images whose class it names.
 - The patch distance compares the model's samples with the clients' images: the Fréchet distance between Gaussians
   fitted to their small patches. It sees colours, contrast and texture, not whether a picture shows anything.
 
-A class-conditional model is told the classes of held-out images, but every class in turn with photographs, which are of
-none of them, and for samples.
+A class-conditional model gets the classes of held-out images. The photographs belong to none of its classes: for them,
+and for samples, it gets every class in turn.
 """
 
 import math

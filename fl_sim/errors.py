@@ -1,6 +1,6 @@
-"""What a user can cause and mend: one base class, and the words that its messages are made of.
+"""Errors that a user can cause and correct: one base class, and functions that word its messages.
 
-It imports nothing of the project, so that every room may use it.
+It imports nothing of the project, so that every package may use it.
 """
 
 import difflib

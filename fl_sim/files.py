@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing: a file is complete or does not exist."""
 
 import errno
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The errors of this room."""
+"""Errors of the strategies."""
 
 from fl_sim.errors import UserError
 

@@ -6,7 +6,8 @@ What peers send decides the algorithm:
   (Lian et al. 2017, arXiv 1705.09056), in the order adapt-then-combine of decentralised federated averaging (Sun et al.
   2021, arXiv 2104.11375);
 - gradients: x_i <- x_i - lr sum_j W_ij g_j, where g_j is the gradient at peer j's own weights. The average model takes
-  the step that FedSGD takes, but nothing pulls the peers' models together: they drift apart by what W leaves unmixed.
+  the step that FedSGD takes, but nothing pulls the peers' models together: they drift apart, because one
+  multiplication by W does not mix the gradients completely.
 
 W is doubly stochastic (strategies/topology.py), so every peer's update weighs the same in the average of all models.
 """

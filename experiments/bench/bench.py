@@ -1,4 +1,4 @@
-"""The benchmark of the attacks: every attack on the same victims, who reconstructs what, and how fast.
+"""The benchmark of the attacks: every attack on the same victims, what it reconstructs, and how fast.
 
 A row is one attack on one victim, a summary one attack in one case.
 """

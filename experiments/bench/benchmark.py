@@ -1,6 +1,6 @@
 """What all benchmarks do: measurements -> rows.jsonl -> figures -> NAME.json, and tables -> NAME.md.
 
-Several measurements are made side by side, none twice, and every row is on the disk as soon as it is there.
+Measurements run in parallel, none is made twice, and every row is written as soon as it is measured.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""What the benchmark measures: cases, and the attacks that contend.
+"""What the benchmark measures: cases, and the attacks that are compared.
 
-A case says everything about a client's update and about what the attacker knows of it. With a contender it makes a
+A case says everything about a client's update and about what the attacker knows of it. A case and an attack make a
 cell of the benchmark, which is measured on several victims.
 """
 

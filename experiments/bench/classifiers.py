@@ -1,7 +1,7 @@
 """The benchmark's classifying victims: clients whose classifier learns from digits or from crops of photographs.
 
-Digits have their own ten classes. Crops of photographs have one of a hundred drawn labels: what a label says of an
-image is nothing to an untrained classifier, and one that was trained learned drawn labels of other photographs.
+Digits have their own ten classes. A crop of a photograph has one of a hundred labels, drawn at random. An untrained
+classifier knows no relation between label and image; a trained one learned random labels of other photographs.
 """
 
 from collections.abc import Iterator

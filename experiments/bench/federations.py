@@ -1,6 +1,6 @@
 """One measurement of the benchmark of the defences: a federation is trained, attacked, and its model evaluated.
 
-Nothing of it is played: client, defence, strategy and curious server are those of a run, in one process.
+Client, defence, strategy and curious server are those of a run; all work in one process, without Ray.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The benchmark of many clients on a small machine: does the federation end, its memory grow, an attack hold it up?
+"""The benchmark of many clients on a small machine: does it end, does its memory grow, do attacks delay it?
 
 Federations without and with attacks take turns: one core for the only client process and the server,
 one for the only attack worker, whose queue is full all the time. Rounds are compared from the fifth on.

@@ -1,4 +1,4 @@
-"""The benchmark of timestep recovery: how often it is exact, silent or wrong, and by what margin."""
+"""The benchmark of timestep recovery: how often it is exact, unknown or wrong, and by what margin."""
 
 import statistics
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a classifier makes of images."""
+"""Logits of a classifier, and the features that its last layer gets."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Whether a network can be trained to classify images of a shape; of one of CLASSIFIERS found out without memory."""
+"""Whether a network can be trained to classify images of a shape. One of CLASSIFIERS is run on meta tensors."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Keep back the layers whose only input is the timestep: their gradients reveal it (docs/attacks.md)."""
+"""Clients keep the layers whose only input is the timestep: the gradients of these reveal it (docs/attacks.md)."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""What the network makes of noisy images."""
+"""The network's prediction for noisy images."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Whether a network can be trained on images of a shape; of one of diffusers found out without memory or time."""
+"""Whether a network can be trained on images of a shape. One of diffusers is run on meta tensors."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the network is trained to predict, and what such a target says of the image and of the noise.
+"""What the network is trained to predict, and how image and noise follow from such a target.
 
 With a = sqrt(alphas_cumprod[t]), s = sqrt(1 - alphas_cumprod[t]) and x_t = a x0 + s noise (arXiv 2006.11239, eq. 4):
 

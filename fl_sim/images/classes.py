@@ -1,4 +1,4 @@
-"""The number of each image's class, as a classifier or a class-conditional network is told it."""
+"""The number of each image's class, as classifiers and class-conditional networks use it."""
 
 import re
 from collections.abc import Collection

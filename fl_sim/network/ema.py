@@ -1,7 +1,7 @@
 """The exponential moving average (EMA) of a client's weights over its local steps, as diffusers' ``EMAModel`` has it.
 
 After step k = 1..K it is d_k ema + (1 - d_k) w_k, with d_1 = 0 and d_k = min(decay, k / (9 + k)) from then on: the
-decay warms up, so that the average of few steps is not the start.
+decay warms up, so that after few steps the average is not dominated by the initial weights.
 """
 
 

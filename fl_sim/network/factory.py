@@ -1,4 +1,4 @@
-"""Networks of anyone's own: the key ``_factory`` of a model's configuration names the function that builds one.
+"""Networks of a user's own: the key ``_factory`` of a model's configuration names the function that builds one.
 
 ``{"_factory": "package.module:build", …}``: the function is called with all keys that do not begin with ``_`` and
 returns a ``torch.nn.Module``. For diffusion it has ``forward(x_t, timesteps)``, or ``forward(x_t, timesteps, labels)``

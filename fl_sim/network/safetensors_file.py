@@ -1,4 +1,4 @@
-"""The one reader of files from outside: safetensors only, and a plain reason where a file is something else."""
+"""The one reader of files from outside: safetensors only, and a clear error for any other file."""
 
 from pathlib import Path
 

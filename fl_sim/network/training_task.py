@@ -1,4 +1,4 @@
-"""The interface of a task: what a network is trained for, and how its loss comes about."""
+"""The interface of a task: what a network is trained for, and how its loss is computed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
