@@ -1,4 +1,4 @@
-"""What the terminal says about a run's leakage at its end."""
+"""What the terminal says at the end of a run: its leakage, and a classifier's accuracy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +16,7 @@ from experiments.summary import (
     dropout_caveat,
     summarise,
 )
+from experiments.utility import ACCURACY
 
 
 def headline(leakage: pd.DataFrame, model: Mapping[str, Any]) -> list[RenderableType]:
@@ -35,6 +36,15 @@ def headline(leakage: pd.DataFrame, model: Mapping[str, Any]) -> list[Renderable
         table.add_row(*_cells(summary, told))
     remarks = [describe_blank(len(blank_originals(leakage))), dropout_caveat(model)]
     return [table, *(remark for remark in remarks if remark)]
+
+
+def accuracy_line(rounds: pd.DataFrame) -> list[str]:
+    """A classifier's latest accuracy on held-out images, from the table of rounds; nothing if none was measured."""
+    measured = rounds.dropna(subset=[ACCURACY]) if ACCURACY in rounds else rounds.head(0)
+    return [
+        f"held-out accuracy after round {row['round']}: {100 * row[ACCURACY]:.1f} %"
+        for row in measured.tail(1).to_dict("records")
+    ]
 
 
 def _cells(summary: Summary, told: Sequence[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import pandas as pd
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -17,7 +18,7 @@ from rich.console import Console
 from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.experiment import Experiment, prepare
-from experiments.headline import headline
+from experiments.headline import accuracy_line, headline
 from experiments.inversion import invert_rounds
 from experiments.inversion_table import read_inversions, summarise_inversions
 from experiments.leakage import read_leakage
@@ -53,6 +54,8 @@ def launch(preset: str, overrides: Sequence[str], out: Path, console: Console, v
         run_federation(server_app, build_client_app(settings), settings, _attack_resources(settings), verbose)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
+    for line in accuracy_line(pd.read_parquet(directory.rounds)):
+        console.print(line, highlight=False)
     for summary in summarise_inversions(read_inversions(directory.inversion)):
         console.print(summary.line(), highlight=False, soft_wrap=True)
     console.print(f"report: [bold]{directory.report}[/bold]", soft_wrap=True)

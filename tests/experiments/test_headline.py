@@ -1,9 +1,10 @@
 import io
 import math
 
+import pandas as pd
 from rich.console import Console
 
-from experiments.headline import headline
+from experiments.headline import accuracy_line, headline
 from tests.experiments.test_summary import table
 
 
@@ -42,3 +43,9 @@ def test_dropout_is_said_below_the_table() -> None:
 
 def test_without_attacks_nothing_is_printed() -> None:
     assert printed(dropout=0.3) == []
+
+
+def test_the_latest_accuracy_is_said_if_one_was_measured() -> None:
+    rounds = pd.DataFrame({"round": [1, 2, 3], "heldout_accuracy": [0.5, 0.9714, math.nan]})
+    assert accuracy_line(rounds) == ["held-out accuracy after round 2: 97.1 %"]
+    assert accuracy_line(rounds.tail(1)) == accuracy_line(rounds[["round"]]) == []
