@@ -10,6 +10,7 @@ import typer
 
 from experiments.bench.cli import app as bench
 from experiments.commands import (
+    Device,
     comparison_file,
     console,
     expand_home,
@@ -90,7 +91,7 @@ def attack(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result, new or empty.", show_default="runs/attack-…")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[
         int,
         typer.Option(
@@ -156,7 +157,7 @@ def invert(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result, new or empty.", show_default="runs/invert-…")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.")] = 1,
     trusted: Annotated[
         list[str],

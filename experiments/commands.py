@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from experiments.stopping import stoppable
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+"""The option that ``choose_device`` reads."""
 
 
 @contextmanager

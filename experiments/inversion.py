@@ -19,7 +19,6 @@ from experiments.pictures import save_grid
 from experiments.progress import Progress
 from experiments.public_images import draw_blindly
 from experiments.run_directory import RunDirectory
-from experiments.settings import InversionSettings
 from fl_sim.checkpoint import read_checkpoint
 from fl_sim.classification import ClassificationTask
 from fl_sim.draws import derive_seed
@@ -27,20 +26,6 @@ from fl_sim.errors import explain
 from fl_sim.files import write_atomically
 
 Row = dict[str, Any]
-
-
-def reconstruct(
-    inversion: InversionSettings, classifier: TrainedClassifier, public: Tensor, seed: int
-) -> ClassReconstructions:
-    """What the inversion of these settings finds: it gets the global weights, public images and the public seed.
-
-    The same as ``fl-sim invert`` on the same classifier and images.
-
-    Raises:
-        AttackError, ConfigError: as ``ModelInversion.reconstruct``.
-    """
-    chosen = create(inversion.name, inversion.arguments, "inversion")
-    return chosen.reconstruct(classifier, public, derive_seed(seed, "inversion", chosen.name), choose_device("auto"))
 
 
 def invert_rounds(experiment: Experiment, directory: RunDirectory, display: Progress) -> None:
@@ -77,7 +62,8 @@ def _rows_of_round(
     try:
         checkpoint = read_checkpoint(directory.global_model(server_round))
         classifier = TrainedClassifier(checkpoint.model, checkpoint.weights)
-        found = reconstruct(settings.inversion, classifier, public, settings.seed)
+        seed = derive_seed(settings.seed, "inversion", chosen.name)  # as fl-sim invert derives it
+        found = chosen.reconstruct(classifier, public, seed, choose_device("auto"))
         _save(directory, server_round, found)
         target = classifier.build()
         blind = draw_blindly(public, len(labels), derive_seed(settings.seed, BLIND))

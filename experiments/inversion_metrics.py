@@ -38,9 +38,9 @@ def evaluate(
     classes = labels.unique().tolist()
     pairs = [coverage_and_density(known[private_labels == c], features[labels == c]) for c in classes]
     return {
-        "top1": top_k_accuracy(logits, labels, 1),
-        "top5": top_k_accuracy(logits, labels, 5),
-        "target_top1": top_k_accuracy(classification.predict(target, 2 * images - 1), labels, 1),
+        "top1": classification.accuracy(logits, labels),
+        "top5": among_largest(logits, labels, 5).float().mean().item(),
+        "target_top1": classification.accuracy(classification.predict(target, 2 * images - 1), labels),
         "knn_all": nearest.mean().item(),
         "knn_successes": nearest[named].mean().item() if named.any() else None,
         "feature_frechet": frechet_distance(features, known[torch.isin(private_labels, labels)]),
@@ -85,11 +85,6 @@ def among_largest(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """For each row of ``logits`` [N,K] whether its label, int64 [N], is among the ``k`` largest; true where K <= k."""
     largest = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (largest == labels[:, None]).any(dim=1)
-
-
-def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of rows of ``logits`` [N,K] whose label, int64 [N], is among the ``k`` largest."""
-    return among_largest(logits, labels, k).float().mean().item()
 
 
 def nearest_distances(features: Tensor, labels: Tensor, private: Tensor, private_labels: Tensor) -> Tensor:

@@ -3,18 +3,36 @@
 Like experiments/cli.py, this imports nothing slow.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from experiments.commands import choose_device, console, expand_home, one_line_errors, output_folder
+from experiments.commands import Device, choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
     help="Measure attacks, defences, the recovery of timesteps and labels, and model inversion on drawn victims.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+
+Out = Annotated[
+    Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
+]
+VictimSeed = Annotated[int, typer.Option(min=0, help="Of the victims.")]
+VictimAndAttackSeed = Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")]
+CaseVictims = Annotated[int, typer.Option(min=1, help="Victims a case.")]
+CaseJobs = Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")]
+
+
+@contextmanager
+def _resumable(out: Path | None, with_ray: bool = False) -> Iterator[Path]:
+    """The folder of a benchmark; its errors are one line, and a stopped one says how to go on."""
+    directory = output_folder(out, "bench")
+    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here", with_ray):
+        yield directory
 
 
 @app.command(
@@ -74,20 +92,17 @@ def bench_attacks(
         list[Path],
         typer.Option(metavar="FILE", help="A trained model of one of the networks; may be repeated."),
     ] = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")] = 61681,
+    seed: VictimAndAttackSeed = 61681,
     jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each; 1 for fair seconds.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    device: Device = "auto",
+    out: Out = None,
 ) -> None:
     """Run every attack on the same victims and show who reconstructs what, and how fast.
 
     A [bold]cell[/bold] is one attack in one case: model, timesteps, what the client did, what the attacker knows.
     Per cell: PSNR (median, quartiles, least), timesteps recovered, evaluations and seconds, also those up to 40 dB.
     """
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+    with _resumable(out) as directory:
         from experiments.bench.bench import bench_attacks as run_benchmark
         from experiments.bench.plan import Options
 
@@ -135,9 +150,7 @@ def bench_defences(
     seed: Annotated[int, typer.Option(min=0, help="Of the federations and of the attacks.")] = 40961,
     jobs: Annotated[int, typer.Option(min=1, help="Federations side by side, one thread each.")] = 1,
     device: Annotated[str, typer.Option(help="Of the attacks: cpu, cuda, or auto: cuda where there is one.")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Train the same federation under every defence and show what still leaks, and what the defence costs.
 
@@ -146,8 +159,7 @@ def bench_defences(
     not[/bold]. Beside that: the model's held-out loss and the distance of its samples from the clients' images,
     before and after training, and the (epsilon, delta) spent. A defence that merely breaks training shows as one.
     """
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+    with _resumable(out) as directory:
         from experiments.bench.defences import Options
         from experiments.bench.defences import bench_defences as run_benchmark
 
@@ -166,16 +178,13 @@ def bench_defences(
 
 @app.command()
 def timesteps(
-    victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 40961,
-    jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    victims: CaseVictims = 100,
+    seed: VictimSeed = 40961,
+    jobs: CaseJobs = 1,
+    out: Out = None,
 ) -> None:
     """Read the timesteps off many updates and count the exact, the unknown and the wrong."""
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+    with _resumable(out) as directory:
         from experiments.bench.timesteps import bench_timesteps
 
         bench_timesteps(victims, seed, jobs, directory, console)
@@ -184,16 +193,13 @@ def timesteps(
 
 @app.command()
 def labels(
-    victims: Annotated[int, typer.Option(min=1, help="Victims a case.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of the victims.")] = 61681,
-    jobs: Annotated[int, typer.Option(min=1, help="Cases side by side, one thread each.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    victims: CaseVictims = 40,
+    seed: VictimSeed = 61681,
+    jobs: CaseJobs = 1,
+    out: Out = None,
 ) -> None:
     """Read the labels off many classifiers' gradients and count the exact, the unknown and the wrong."""
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+    with _resumable(out) as directory:
         from experiments.bench.labels import bench_labels
 
         bench_labels(victims, seed, jobs, directory, console)
@@ -204,15 +210,12 @@ def labels(
 def classification(
     victims: Annotated[int, typer.Option(min=1, help="Victims an attack and case.")] = 16,
     quick: Annotated[bool, typer.Option("--quick", help="DLG alone.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the victims and of the attacks.")] = 61681,
+    seed: VictimAndAttackSeed = 61681,
     jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Attack classifiers as DLG and Inverting Gradients were published: one image of an untrained LeNet, a ResNet."""
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+    with _resumable(out) as directory:
         from experiments.bench.classification import bench_classification
 
         bench_classification(victims, quick, seed, jobs, directory, console)
@@ -225,13 +228,10 @@ def many_clients(
     per_round: Annotated[int, typer.Option(min=1, help="How many of them train in a round.")] = 10,
     rounds: Annotated[int, typer.Option(min=6, help="Of every federation; figures are from the fifth on.")] = 20,
     turns: Annotated[int, typer.Option(min=1, help="Pairs of federations, without attacks and with.")] = 2,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Run a federation of many clients and see whether its memory grows or attacks hold up its rounds."""
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here", with_ray=True):
+    with _resumable(out, with_ray=True) as directory:
         from experiments.bench.many_clients import bench_many_clients
 
         bench_many_clients(clients, per_round, rounds, turns, directory, console)
@@ -253,17 +253,14 @@ def inversion(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, classifiers and attacks.")] = 71993,
     jobs: Annotated[int, typer.Option(min=1, help="Targets side by side, one thread each.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, new or of a benchmark to go on with.", show_default="runs/bench-TIME")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Train classifiers on private images and invert them with public ones, by Diff-MI, its parts, and baselines.
 
     Another classifier, which the attacker never sees, judges the images. Beside them stand
     [bold]random public images[/bold], the level of chance, and [bold]other private images[/bold], the best to hope for.
     """
-    directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here"):
+    with _resumable(out) as directory:
         from experiments.bench.inversion import bench_inversion
 
         bench_inversion(quick, _names_in(only), repetitions, seed, jobs, directory, console)

@@ -19,10 +19,10 @@ from attacks.model_inversion.target import Target, TrainedClassifier
 from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row, RowFile
 from experiments.bench.tables import Table
 from experiments.classifier_training import train_classifier
-from experiments.inversion_metrics import evaluate, top_k_accuracy
+from experiments.inversion_metrics import evaluate
 from experiments.pictures import grid, png_of
 from experiments.public_images import check_disjoint, draw_blindly
-from fl_sim.classification import predict
+from fl_sim.classification import accuracy, predict
 from fl_sim.config import DataSettings, SettingsError
 from fl_sim.draws import derive_seed, seeded_generator
 from fl_sim.errors import nearest
@@ -227,7 +227,7 @@ def _some_of_each(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, T
 
 def _accuracy(model: nn.Module, split: Split) -> float:
     """On images that it was not trained on."""
-    return top_k_accuracy(predict(model, split.held_out), split.held_out_labels, 1)
+    return accuracy(predict(model, split.held_out), split.held_out_labels)
 
 
 def _picture(found: Mapping[str, tuple[Tensor, Tensor]]) -> str:

@@ -1,6 +1,7 @@
 """Images of a Hugging Face dataset: a hub id, a local folder in one of its formats, or what ``save_to_disk`` wrote."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 from fl_sim.config import NOT_DATASETS, DataSettings, SettingsError
 from fl_sim.errors import nearest, one_line, quiet
 from fl_sim.images.classes import order_classes
+from fl_sim.images.hub import cached_if_unreachable, is_hub_id
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import BrokenImageError, centre_crop, printable, read_rgb
 
@@ -59,18 +61,22 @@ def _load(settings: DataSettings) -> "Dataset":
             f"data.name = {settings.name!r}: a format, not a dataset: give the folder's path as data.name"
         )
     folder = Path(settings.name)
+    if not folder.is_dir() and not is_hub_id(settings.name):
+        raise _not_loaded(settings, "there is no such folder, and an id on the hub is namespace/name")
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if saved and settings.config is not None:
         raise SettingsError(
             f"data.config = {settings.config!r}: what save_to_disk wrote has no configurations; allowed: unset"
         )
-    try:
-        if not saved:
-            with quiet("huggingface_hub"):
+    with quiet("huggingface_hub"), nullcontext() if folder.is_dir() else cached_if_unreachable():
+        try:
+            if not saved:
                 return datasets.load_dataset(settings.name, settings.config, split=settings.split)
-        loaded = datasets.load_from_disk(folder)
-    except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
-        raise _not_loaded(settings, one_line(error)) from error
+            loaded = datasets.load_from_disk(folder)
+        except ConnectionError as error:
+            raise _not_loaded(settings, "the hub cannot be reached") from error
+        except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
+            raise _not_loaded(settings, one_line(error)) from error
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if settings.split not in splits:
         raise SettingsError(

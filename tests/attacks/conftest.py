@@ -72,9 +72,6 @@ def make_victim(
     ``defend`` changes the update before it is sent, ``defence`` is what the server knows of that. Attack with another
     seed than those near ``seed``: a start that repeats the client's noise would be a hint.
     """
-    torch.manual_seed(seed)
-    model = network.build_model(model_config)
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     scheduler_config = diffusion.scheduler_config(prediction_type=prediction_type)
     if zero_snr:
         scheduler_config["rescale_betas_zero_snr"] = True
@@ -88,22 +85,7 @@ def make_victim(
     classes = None if labels is None else torch.tensor(labels)
     task = DiffusionTask.on(scheduler_config, recipe.pop("min_snr_gamma", None), recipe.pop("noise_offset", 0.0))
     draw = Draw(images, noise, steps, classes)
-    update = train(task, model, draw, local_steps, optimizer, **recipe)
-    circumstances = Circumstances(
-        task=task,
-        round=1,
-        client=0,
-        update="gradient" if optimizer is None else "delta",
-        batch_size=len(timesteps) // local_steps,
-        local_steps=local_steps,
-        local_optimizer=optimizer,
-        defence=defence,
-        image_shape=SHAPE,
-        model=model_config,
-        **recipe,
-    )
-    dictated = {"noise": noise, "timesteps": steps, "labels": classes} if known else {}
-    return Victim(Observation(circumstances, weights, defend(update), **dictated), images, noise, steps, classes)
+    return observe(task, model_config, draw, seed, known, local_steps, optimizer, defend, defence, **recipe)
 
 
 def train(
@@ -159,30 +141,45 @@ def make_classification_victim(
 
     The rest is as in ``make_victim``; ``known``: it reveals the labels.
     """
-    torch.manual_seed(seed)
-    config = classifier_config(classifier, num_classes)
-    model = network.build_model(config)
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if images is None:
         images = draw_images(torch.Generator().manual_seed(seed + 1), len(labels))
-    classes = torch.tensor(labels)
-    task = ClassificationTask(num_classes=num_classes)
-    update = train(task, model, Draw(images, labels=classes), local_steps, optimizer, **recipe)
+    task, draw = ClassificationTask(num_classes=num_classes), Draw(images, labels=torch.tensor(labels))
+    config = classifier_config(classifier, num_classes)
+    return observe(task, config, draw, seed, known, local_steps, optimizer, defend, defence, **recipe)
+
+
+def observe(
+    task: TrainingTask,
+    model_config: dict[str, Any],
+    draw: Draw,
+    seed: int,
+    known: bool,
+    local_steps: int,
+    optimizer: LocalOptimizer | None,
+    defend: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    defence: DefenceDisclosure | None,
+    **recipe: Any,
+) -> Victim:
+    """Train the network that ``seed`` initialises on ``draw``; the arguments are as in ``make_victim``."""
+    torch.manual_seed(seed)
+    model = network.build_model(model_config)
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    update = train(task, model, draw, local_steps, optimizer, **recipe)
     circumstances = Circumstances(
         task=task,
         round=1,
         client=0,
         update="gradient" if optimizer is None else "delta",
-        batch_size=len(labels) // local_steps,
+        batch_size=len(draw.images) // local_steps,
         local_steps=local_steps,
         local_optimizer=optimizer,
         defence=defence,
         image_shape=SHAPE,
-        model=config,
+        model=model_config,
         **recipe,
     )
-    revealed = {"labels": classes} if known else {}
-    return Victim(Observation(circumstances, weights, defend(update), **revealed), images, labels=classes)
+    dictated = {"noise": draw.noise, "timesteps": draw.timesteps, "labels": draw.labels} if known else {}
+    return Victim(Observation(circumstances, weights, defend(update), **dictated), *draw)
 
 
 def summed(observation: Observation) -> Observation:

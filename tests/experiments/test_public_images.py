@@ -1,8 +1,10 @@
+import re
+
 import pytest
 import torch
 
-from experiments.public_images import check_disjoint
-from fl_sim.config import SettingsError
+from experiments.public_images import check_disjoint, public_images
+from fl_sim.config import DataSettings, SettingsError
 
 
 def images(count: int, seed: int) -> torch.Tensor:
@@ -14,3 +16,12 @@ def test_a_private_image_among_the_public_ones_is_one_line() -> None:
     check_disjoint(images(7, 1), private)
     with pytest.raises(SettingsError, match="public images: 2 of 9 are private images as well"):
         check_disjoint(torch.cat([images(7, 1), private[[1, 3]]]), private)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("digit", "; did you mean 'digits'?"), ("some/digits", "")])
+def test_a_mistyped_name_of_public_images_is_named_under_its_own_key(
+    name: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(SettingsError, match=rf"^data\.public\.name = '{name}': .*{re.escape(hint)}$"):
+        public_images(DataSettings.model_validate({"public": {"name": name}}), 1)

@@ -1,4 +1,4 @@
-import logging
+import time
 from pathlib import Path
 
 import datasets
@@ -14,6 +14,12 @@ from fl_sim.images.image_set import ImageSet
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub at a port where nobody listens."""
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +172,37 @@ def test_a_dataset_that_is_nowhere_is_named_and_what_would_do(tmp_path: Path) ->
         list_dataset(DataSettings(name=str(tmp_path / "empty")))
 
 
-def test_a_name_of_our_own_that_is_mistyped(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def unreachable(*_: object, **__: object) -> Dataset:
-        logging.getLogger("huggingface_hub").warning("Retrying in 1s")
-        raise ConnectionError("Couldn't reach 'digit' on the Hub")
+@pytest.mark.parametrize("name", ["digit", "./digit", "photos/of/digits"])
+def test_what_is_no_folder_and_no_id_is_not_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("looked up"))
+    with pytest.raises(SettingsError, match=rf"data\.name = '{name}': .*an id on the hub is namespace/name; allowed"):
+        list_dataset(DataSettings(name=name))
 
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(SettingsError, match=r"Couldn't reach .*allowed without a network: .*did you mean 'digits'"):
+
+def test_a_name_of_our_own_that_is_mistyped() -> None:
+    with pytest.raises(SettingsError, match=r"allowed without a network: .*did you mean 'digits'\?$"):
         list_dataset(DataSettings(name="digit"))
+
+
+def test_an_id_on_a_hub_that_is_out_of_reach_is_one_line_at_once(
+    unreachable_hub: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(SettingsError, match=r"data\.name = 'some/digits': .*the hub cannot be reached; allowed"):
+        list_dataset(DataSettings(name="some/digits"))
+    assert time.monotonic() - start < 10, "the library's own attempts take 23 s"
     assert not caplog.records, "one line is enough"
+
+
+def test_without_the_hub_the_cache_still_has_what_was_loaded_before(
+    unreachable_hub: None, encoded: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    table(encoded, label=classes(0, 1, 1, 2)).to_parquet(tmp_path / "set" / "train.parquet")
+    datasets.load_dataset(str(tmp_path / "set"))
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    (cache / "set").rename(cache / "some___set")  # where it is if it came from the hub
+    assert list_dataset(DataSettings(name="some/set")).labels == ("0", "1", "1", "2")
 
 
 def test_parquet_files_are_a_local_form(encoded: bytes, tmp_path: Path) -> None:
@@ -221,4 +249,4 @@ def test_a_dataset_without_images_or_rows_is_refused(tmp_path: Path, monkeypatch
         listed(Dataset.from_dict({"text": ["a"]}), tmp_path / "text")
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"image": []}))
     with pytest.raises(SettingsError, match="no rows in split 'train'"):
-        list_dataset(DataSettings(name="empty"))
+        list_dataset(DataSettings(name="some/empty"))
