@@ -1,4 +1,4 @@
-"""Train a classifier on images with labels, in one place: what a benchmark attacks, and what it judges by."""
+"""Train a classifier on images with labels, in one place: what a benchmark attacks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,6 @@
 """Judges what a model inversion found, by the private images and by a classifier that the attacker never sees."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.classifier_training import train_classifier
+from experiments.evaluator import evaluator_network, train_evaluator
 from experiments.inversion_metrics import image_figures
 from experiments.settings import ExperimentSettings
 from experiments.utility import ACCURACY, classifier_figures
@@ -43,7 +42,9 @@ class Judge:
         images, labels = self._private
         seed = derive_seed(self._seed, "evaluator")
         steps = self.settings.inversion.evaluator_steps
-        return train_classifier(_another_network(self.recipe), 2 * images - 1, labels, steps, seed)
+        assert isinstance(self.recipe.task, ClassificationTask)
+        network = evaluator_network(self.recipe.model, self.recipe.task.num_classes, self.recipe.image_shape)
+        return train_evaluator(network, 2 * images - 1, labels, steps, seed)
 
     @cached_property
     def accuracy(self) -> float:
@@ -89,13 +90,3 @@ class Judge:
         if not sound:
             return torch.empty(0, *self.recipe.image_shape), labels
         return (images.decode(sound, self.recipe.image_shape[0]) + 1) / 2, labels
-
-
-def _another_network(recipe: Recipe) -> Mapping[str, Any]:
-    """A classifier for the same images and classes that is not of the clients' architecture."""
-    assert isinstance(recipe.task, ClassificationTask)
-    channels, *sides = recipe.image_shape
-    shape = {"num_classes": recipe.task.num_classes, "image_size": sides, "in_channels": channels}
-    if recipe.model.get("_class_name") == "ResNet":
-        return {"_class_name": "ConvNet", **shape}
-    return {"_class_name": "ResNet", "channels": [16, 32], **shape}

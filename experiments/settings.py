@@ -69,7 +69,7 @@ class InversionSettings(Section):
     name: str = NO_INVERSION
     every: int = Field(0, ge=0)
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    evaluator_steps: int = Field(500, ge=1)
+    evaluator_steps: int = Field(800, ge=1)
 
     @property
     def arguments(self) -> dict[str, Any]:

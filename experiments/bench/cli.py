@@ -246,7 +246,11 @@ def inversion(
     quick: Annotated[bool, typer.Option("--quick", help="Small diffusion models, three targets a case.")] = False,
     only: Annotated[
         str,
-        typer.Option(metavar="CASE,…", help="digits-overlapping, digits-disjoint, faces.", show_default="all of them"),
+        typer.Option(
+            metavar="CASE,…",
+            help="digits-overlapping, digits-disjoint, digits-class-per-client, faces.",
+            show_default="all of them",
+        ),
     ] = "",
     repetitions: Annotated[
         int | None, typer.Option(min=1, help="Targets of every case.", show_default="5, with --quick 3")

@@ -1,6 +1,7 @@
 """The benchmark of model inversion: what a trained classifier gives away, by Diff-MI, its parts, and baselines.
 
 A row is one target: a classifier trained on private images, attacked by every method, judged by another classifier.
+In the case of clients with one class each, it is a federation's global classifier.
 """
 
 import base64
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from attacks.model_inversion.registry import create
 from attacks.model_inversion.target import Target, TrainedClassifier
 from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row, RowFile
+from experiments.bench.one_class_each import train_one_class_each
 from experiments.bench.tables import Table
 from experiments.classifier_training import train_classifier
-from experiments.inversion_metrics import evaluate
+from experiments.evaluator import evaluator_network, train_evaluator
+from experiments.inversion_metrics import evaluate, image_figures
 from experiments.pictures import grid, png_of
 from experiments.public_images import check_disjoint, draw_blindly
 from fl_sim.classification import accuracy, predict
@@ -43,6 +46,8 @@ class Case:
         public: where the public images are from; None: from ``data``, of the same classes.
         public_classes: the names of the classes that public images are of.
         description: for the title of the table.
+        one_class_each: whether every class is a client, and FedAvg trains the classifier; else it is trained in one
+            place.
     """
 
     data: DataSettings
@@ -50,6 +55,7 @@ class Case:
     public: DataSettings | None
     public_classes: tuple[str, ...]
     description: str
+    one_class_each: bool = False
 
 
 DIGITS = DataSettings(name="digits", image_size=12, channels=1)
@@ -58,6 +64,9 @@ PHOTOGRAPHS = ("chelsea", "coffee", "rocket")
 CASES = {
     "digits-overlapping": Case(DIGITS, LOW + HIGH, None, LOW + HIGH, "digits 0-9; public: other digits 0-9"),
     "digits-disjoint": Case(DIGITS, LOW, DIGITS, HIGH, "digits 0-4; public: digits 5-9"),
+    "digits-class-per-client": Case(
+        DIGITS, LOW, DIGITS, HIGH, "digits 0-4, every client holds one of them; public: digits 5-9", one_class_each=True
+    ),
     "faces": Case(
         DataSettings(name="faces", image_size=16, channels=1),
         ("face", "other"),
@@ -83,19 +92,26 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is spent on a case."""
+    """How much is spent on a case.
+
+    A target is trained for ``classifier_steps`` in one place, or for ``rounds`` by a federation.
+    """
 
     repetitions: int
     images_per_class: int
     classifier_steps: int
+    rounds: int
+    evaluator_steps: int
     arguments: Mapping[str, dict[str, Any]]
 
 
-QUICK = Scale(repetitions=3, images_per_class=8, classifier_steps=200, arguments={})
+QUICK = Scale(repetitions=3, images_per_class=8, classifier_steps=200, rounds=60, evaluator_steps=800, arguments={})
 WHOLE = Scale(
     repetitions=5,
     images_per_class=20,
     classifier_steps=1000,
+    rounds=60,
+    evaluator_steps=2000,
     arguments={
         "diff-mi": {"training": {"steps": 3000, "block_out_channels": [32, 64]}, "fine_tuning": {"epochs": 30}},
         "max-margin": {"iterations": 1000},
@@ -128,11 +144,14 @@ class InversionMeasurement(Measurement):
         return asdict(self)
 
     def measure(self) -> Row:
-        """The figures of every method and of both reference lines, the classifiers' accuracy, and a picture."""
+        """The figures of every method and of both reference lines, the classifiers' accuracy, and a picture.
+
+        ``by_class`` has, for every method, those of CLASS_FIGURES for each class in order.
+        """
         scale = QUICK if self.quick else WHOLE
         split = split_images(CASES[self.case], self._seed("split"))
         check_disjoint(split.public, torch.cat([split.private, split.held_out]))
-        config, target, evaluator = self._classifiers(split, scale.classifier_steps)
+        config, target, evaluator = self._classifiers(split, scale)
         attacked = Target(TrainedClassifier(config, target.state_dict()), split.public, self._seed("attack"))
         found = {CEILING: _some_of_each(split.held_out, split.held_out_labels, scale.images_per_class)}
         guessed = torch.arange(attacked.num_classes).repeat_interleave(scale.images_per_class)
@@ -148,12 +167,17 @@ class InversionMeasurement(Measurement):
             label: evaluate(images, labels, private, split.labels, target, evaluator)
             for label, (images, labels) in found.items()
         }
+        by_class = {
+            label: _means_by_class(image_figures(images, labels, private, split.labels, target, evaluator), labels)
+            for label, (images, labels) in found.items()
+        }
         return {
             "accuracy": _accuracy(target, split),
             "evaluator_accuracy": _accuracy(evaluator, split),
             "private_images": len(split.private),
             "public_images": len(split.public),
             "figures": figures,
+            "by_class": by_class,
             "evaluations": evaluations,
             "picture": _picture(found),
         }
@@ -161,13 +185,21 @@ class InversionMeasurement(Measurement):
     def _seed(self, purpose: str) -> int:
         return derive_seed(self.seed, "inversion", self.case, self.repetition, purpose)
 
-    def _classifiers(self, split: Split, steps: int) -> tuple[dict[str, Any], nn.Module, nn.Module]:
+    def _classifiers(self, split: Split, scale: Scale) -> tuple[dict[str, Any], nn.Module, nn.Module]:
         """The target's configuration, the target, and the evaluator: another architecture, its weights unlike."""
-        shape = {"image_size": list(split.private.shape[2:]), "in_channels": split.private.shape[1]}
-        config = {"_class_name": "ConvNet", "num_classes": int(split.labels.max()) + 1, **shape}
-        judge = {**config, "_class_name": "ResNet", "channels": [16, 32]}
-        target = train_classifier(config, split.private, split.labels, steps, self._seed("target"))
-        return config, target, train_classifier(judge, split.private, split.labels, steps, self._seed("evaluator"))
+        channels, height, width = split.private.shape[1:]
+        classes = len(CASES[self.case].classes)
+        shape = {"num_classes": classes, "image_size": [height, width], "in_channels": channels}
+        config = {"_class_name": "ConvNet", **shape}
+        train, spent = (
+            (train_one_class_each, scale.rounds)
+            if CASES[self.case].one_class_each
+            else (train_classifier, scale.classifier_steps)
+        )
+        target = train(config, split.private, split.labels, spent, self._seed("target"))
+        judge = evaluator_network(config, classes, (channels, height, width))
+        seed = self._seed("evaluator")
+        return config, target, train_evaluator(judge, split.private, split.labels, scale.evaluator_steps, seed)
 
 
 def bench_inversion(
@@ -225,6 +257,12 @@ def _some_of_each(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, T
     return (images[chosen] + 1) / 2, labels[chosen]
 
 
+def _means_by_class(figures: Mapping[str, Tensor], labels: Tensor) -> dict[str, list[float]]:
+    """The mean of each of CLASS_FIGURES, [N] like ``labels`` int64, over the images of every class."""
+    classes = labels.unique()
+    return {name: [figures[name][labels == c].double().mean().item() for c in classes] for name in CLASS_FIGURES}
+
+
 def _accuracy(model: nn.Module, split: Split) -> float:
     """On images that it was not trained on."""
     return accuracy(predict(model, split.held_out), split.held_out_labels)
@@ -268,8 +306,15 @@ SHOWN = {
 """Columns of the tables: which figure, in which format."""
 
 
+CLASS_FIGURES = {"evaluator_top1": ".2f", "knn_distance": ".1f", "psnr": ".1f"}
+"""What is shown of every client: the keys that ``image_figures`` has, and formats."""
+
+
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """A table for every case: methods in rows, with the range over the repetitions where there are several."""
+    """A table for every case: methods in rows, with the range over the repetitions where there are several.
+
+    Where every class is a client, a second table says what each of them lost.
+    """
     shown = []
     for case in dict.fromkeys(row["case"] for row in rows):
         of_case = [row for row in rows if row["case"] == case]
@@ -285,7 +330,28 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         ]
         brief = ("method", "evaluator top-1", "KNN, all", "coverage")
         shown.append(Table(f"{case}: {CASES[case].description}", ("method", *SHOWN), lines, notes, brief))
+        if CASES[case].one_class_each:
+            shown.append(_client_table(case, of_case))
     return shown
+
+
+def _client_table(case: str, rows: Sequence[Row]) -> Table:
+    """Methods in rows, clients in columns: the median over the targets of each of CLASS_FIGURES."""
+    clients = CASES[case].classes
+    lines = []
+    for method in rows[0]["by_class"]:
+        cells = []
+        for client in range(len(clients)):
+            values = {name: [row["by_class"][method][name][client] for row in rows] for name in CLASS_FIGURES}
+            cells.append(
+                ", ".join(format(statistics.median(values[name]), form) for name, form in CLASS_FIGURES.items())
+            )
+        lines.append((method, *cells))
+    notes = [
+        "evaluator top-1, KNN over all images, PSNR in dB; nobody else in the federation holds images of that class"
+    ]
+    headings = tuple(f"client {number}: {name}" for number, name in enumerate(clients))
+    return Table(f"{case}: what each client lost", ("method", *headings), lines, notes)
 
 
 def _cell(spread: Sequence[float] | None, form: str) -> str:

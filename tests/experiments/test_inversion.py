@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from attacks.attack import AttackError
+from attacks.model_inversion.diff_mi import DiffMI
 from attacks.model_inversion.max_margin import MaxMargin
 from attacks.model_inversion.reconstructions_file import load_reconstructions
 from attacks.model_inversion.target import TrainedClassifier
@@ -24,6 +25,7 @@ from experiments.settings import ExperimentSettings, load_run
 from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.settings_file import load_settings
+from tests.attacks.model_inversion.conftest import TINY
 from tests.experiments.in_process import Recorded, Tape, record, run_in_process
 
 ARGUMENTS = {"iterations": 2, "images_per_class": 2, "classes": [1, 4, 7], "augmentation": {"copies": 1}}
@@ -94,6 +96,23 @@ def test_another_private_seed_with_the_same_global_weights_changes_nothing_that_
         assert torch.equal(found_in(recorded.directory, server_round), found_in(replayed, server_round))
     judged = [pd.read_parquet(run.inversion)["knn_distance"] for run in (recorded.directory, replayed)]
     assert (judged[0] != judged[1]).all(), "the evaluator has other images and other weights"
+
+
+def test_diff_mi_inverts_a_run_as_the_library_does(tmp_path: Path) -> None:
+    arguments = {**TINY, "classes": [1, 4]}
+    chosen = settings("inversion.name=diff-mi", "inversion.every=0", "federation.rounds=1")
+    section = chosen.inversion.model_copy(update={"args": {"diff-mi": arguments}})
+    directory = run_in_process(tmp_path / "run", chosen.model_copy(update={"inversion": section}))
+    table = pd.read_parquet(directory.inversion)
+    assert set(table["method"]) == {"diff-mi", BLIND}
+    assert (table["status"] == "ok").all()
+    found = load_reconstructions(directory.class_reconstructions(1, "diff-mi"))
+    assert found.images.shape == (2, 2, 1, 16, 16)
+    checkpoint = load_checkpoint(directory.global_model(1))
+    classifier = TrainedClassifier(checkpoint.model, checkpoint.weights)
+    seed = derive_seed(0, "inversion", "diff-mi")
+    expected = DiffMI(**arguments).reconstruct(classifier, public_images(chosen.data, 1), seed)
+    assert torch.equal(found.images, expected.images)
 
 
 def test_a_failure_is_a_status_and_not_the_end_of_the_run(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.experiments.in_process import PoolInThisProcess, federation_in_proces
 
 CASES, LABEL_CASES = list(timesteps.cases())[:2], list(labels.cases())[:2]
 CELLS = list(classification.cells(quick=True))[:1]
-CHEAP_INVERSIONS = Scale(1, 2, 2, {"diff-mi": INVERSION, "max-margin": {"iterations": 1}})
+CHEAP_INVERSIONS = Scale(1, 2, 2, 1, 2, {"diff-mi": INVERSION, "max-margin": {"iterations": 1}})
 TINY = {"checkpoint": "none", "block_out_channels": [8, 16], "norm_num_groups": 4}
 
 

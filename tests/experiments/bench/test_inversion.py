@@ -11,7 +11,7 @@ from experiments.public_images import check_disjoint
 from fl_sim.config import SettingsError
 from tests.attacks.model_inversion.conftest import TINY
 
-SCALE = Scale(1, 2, 3, {"diff-mi": {**TINY, "variant": "public-images"}, "max-margin": {"iterations": 2}})
+SCALE = Scale(1, 2, 3, 1, 3, {"diff-mi": {**TINY, "variant": "public-images"}, "max-margin": {"iterations": 2}})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -37,6 +37,9 @@ def test_every_method_and_both_references_are_measured(monkeypatch: pytest.Monke
     (row,) = written["rows"]
     assert set(row["figures"]) == {CEILING, CHANCE, *methods}
     assert {line["method"] for line in written["figures"]} == set(row["figures"])
+    for method, by_class in row["by_class"].items():
+        mean = sum(by_class["psnr"]) / 2
+        assert mean == pytest.approx(row["figures"][method]["psnr"]), method
     assert row["evaluations"]["classifier, no prior (max-margin)"] == 2 * 4 * 4
     assert (out / "inversion-faces-0.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "inversion.md").read_text()
@@ -73,3 +76,24 @@ def test_a_table_shows_the_median_and_the_range_over_the_targets() -> None:
 def test_a_case_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--only digit-disjoint: unknown; .*did you mean 'digits-disjoint'?"):
         bench_inversion(True, ["digit-disjoint"], None, 1, 1, tmp_path / "out", Console(quiet=True))
+
+
+def test_what_each_client_lost_is_shown_where_every_class_is_a_client() -> None:
+    names = [name for name, _ in inversion.SHOWN.values()]
+
+    def row(case: str, distance: float) -> dict[str, object]:
+        by_class = {"evaluator_top1": [0.0, 0.25, 0.5, 0.75, 1.0], "knn_distance": [distance] * 5, "psnr": [12.0] * 5}
+        figures = {"Diff-MI": dict.fromkeys(names, 1.0)}
+        return {
+            "case": case,
+            "accuracy": 0.9,
+            "evaluator_accuracy": 0.9,
+            "figures": figures,
+            "by_class": {"Diff-MI": by_class},
+        }
+
+    case = "digits-class-per-client"
+    whole, clients, other = tables([row(case, 1.0), row(case, 3.0), row(case, 8.0), row("digits-disjoint", 1.0)])
+    assert [table.title.partition(":")[0] for table in (whole, clients, other)] == [case, case, "digits-disjoint"]
+    assert clients.headings == ("method", *(f"client {number}: {number}" for number in range(5)))
+    assert clients.rows == [("Diff-MI", *(f"{top1:.2f}, 3.0, 12.0" for top1 in (0.0, 0.25, 0.5, 0.75, 1.0)))]
