@@ -6,11 +6,13 @@ from pathlib import Path
 
 from experiments.package_data import data_file
 from fl_sim.checkpoint import Checkpoint, read_checkpoint
-from fl_sim.config import SettingsError
+from fl_sim.config import BUNDLED_CHECKPOINTS, SettingsError
 from fl_sim.files import write_atomically
 from fl_sim.network import ConfigError, outline
 
 BUNDLED = data_file("checkpoints/demo.safetensors")
+"""For 16x16 pixels; the demo's is for 32x32."""
+BUNDLED_FILES = dict(zip(BUNDLED_CHECKPOINTS, (BUNDLED, data_file("checkpoints/demo-32.safetensors")), strict=True))
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 """The form of a hub id: owner/name."""
 
@@ -21,7 +23,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file or folder that ``model.checkpoint`` names: "bundled", a path, or a hub id.
+    """The file or folder that ``model.checkpoint`` names: a bundled one, a path, or a hub id.
 
     A hub id is looked up in the local cache of huggingface_hub, and on the hub where there is a network. Only JSON and
     safetensors files are fetched.
@@ -29,8 +31,8 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         SettingsError: if it is a hub id and neither has it.
     """
-    if name == "bundled":
-        return BUNDLED
+    if name in BUNDLED_FILES:
+        return BUNDLED_FILES[name]
     path = Path(name)
     if path.exists() or not re.fullmatch(HUB_ID, name):
         return path

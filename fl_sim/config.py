@@ -77,6 +77,9 @@ ImageSize = Annotated[
 BUNDLED_SETS = ("bundled", "digits", "faces")
 """Values of ``data.name`` for images that installed packages ship."""
 
+BUNDLED_CHECKPOINTS = ("bundled", "bundled-32")
+"""Values of ``model.checkpoint`` for the checkpoints that this package ships."""
+
 NOT_DATASETS = (*BUNDLED_SETS, "folder")
 """Values of ``data.name`` that are no Hugging Face dataset."""
 
@@ -520,7 +523,7 @@ def resolve(settings: S) -> S:
     if client.seed is None:
         client = client.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
     data = _with_absolute_source(data.model_copy(update={"public": _with_absolute_source(data.public)}))
-    trained = model.checkpoint not in (NO_CHECKPOINT, "bundled")
+    trained = model.checkpoint not in (NO_CHECKPOINT, *BUNDLED_CHECKPOINTS)
     model = _with_absolute(model, "checkpoint", trained and Path(model.checkpoint).exists())
     model = _with_absolute(model, "config", model.config is not None and Path(model.config).suffix == ".json")
     return settings.model_copy(update={"client": client, "data": data, "model": model})

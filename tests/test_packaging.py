@@ -41,5 +41,6 @@ def test_the_wheel_holds_presets_templates_and_the_trained_checkpoint(files: set
         for folder in ("presets", "templates", "checkpoints")
         for path in (REPOSITORY / "experiments" / folder).iterdir()
     }
-    assert {"experiments/presets/demo.toml", "experiments/checkpoints/demo.safetensors"} < data
+    assert {f"experiments/{name}" for name in ("presets/demo.toml", "checkpoints/demo.safetensors")} < data
+    assert "experiments/checkpoints/demo-32.safetensors" in data
     assert {name for name in files if not name.endswith(".py")} == data

@@ -53,7 +53,7 @@ def test_a_wrong_setting_is_one_line_and_makes_no_folder(
     tmp_path: Path, override: str, complaint: tuple[str, ...]
 ) -> None:
     base = ["--set", f"attack.name={GUESS}", "--set", "model.checkpoint=none"]
-    result = fl_sim("run", "demo", *base, "--set", override, "--out", tmp_path / "run")
+    result = fl_sim("run", "demo-16", *base, "--set", override, "--out", tmp_path / "run")
     assert_refused(result, *complaint)
     assert not (tmp_path / "run").exists()
 
@@ -80,7 +80,7 @@ def test_images_that_cannot_be_had_are_one_line(
     prepare(tmp_path / "photos")
     settings = (f"attack.name={GUESS}", "model.checkpoint=none", "data.name=folder", f"data.path={tmp_path / 'photos'}")
     overrides = [word for setting in settings for word in ("--set", setting)]
-    assert_refused(fl_sim("run", "demo", *overrides, "--out", tmp_path / "run"), complaint)
+    assert_refused(fl_sim("run", "demo-16", *overrides, "--out", tmp_path / "run"), complaint)
     assert not (tmp_path / "run").exists()
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     tiny_observation().save(capture)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("precious")
-    start = ("run", "demo", "--set", f"attack.name={GUESS}", "--set", "model.checkpoint=none")
+    start = ("run", "demo-16", "--set", f"attack.name={GUESS}", "--set", "model.checkpoint=none")
     assert_refused(fl_sim(*start, "--out", tmp_path / "out"), "not empty")
     assert_refused(fl_sim("attack", capture, "--attack", GUESS, "--out", tmp_path / "out"), "not empty")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]

@@ -50,7 +50,7 @@ class Running:
         words = [word for setting in SETTINGS for word in ("--set", setting)]
         program = Path(sys.executable).with_name("fl-sim")
         self.popen = subprocess.Popen(
-            [program, "run", "demo", *words, "--out", out],
+            [program, "run", "demo-16", *words, "--out", out],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -188,7 +188,7 @@ def test_a_client_that_fails_in_one_round_is_named_in_table_and_report(tmp_path:
 def test_a_dry_run_prints_a_file_that_runs_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word for override in (GUESSING, *TINY) for word in ("--set", override)]
-    done = CliRunner().invoke(app, ["run", "demo", *words, "--dry-run"])
+    done = CliRunner().invoke(app, ["run", "demo-16", *words, "--dry-run"])
     assert done.exit_code == 0, done.output
     assert list(tmp_path.iterdir()) == []
     assert "# one batch: training loss" in done.stdout
@@ -198,7 +198,7 @@ def test_a_dry_run_prints_a_file_that_runs_and_leaves_nothing(tmp_path: Path, mo
 
 def test_a_dry_run_refuses_a_folder_that_the_run_would_refuse(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    done = CliRunner().invoke(app, ["run", "demo", "--dry-run", "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, ["run", "demo-16", "--dry-run", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "not empty" in done.stderr
 
@@ -208,7 +208,7 @@ def test_a_person_runs_a_preset(tmp_path: Path) -> None:
     overrides = ("model.checkpoint=none", f"attack.name=['{GUESS}', '{FAIL}']", "federation.clients=2", "seed=4")
     words = [word for override in overrides for word in ("--set", override)]
     result = CliRunner().invoke(
-        app, ["run", "demo", *words, "--set", "federation.rounds=1", "--out", str(tmp_path / "run")]
+        app, ["run", "demo-16", *words, "--set", "federation.rounds=1", "--out", str(tmp_path / "run")]
     )
     assert result.exit_code == 0, result.output
     assert "round 1/1: training loss" in result.output

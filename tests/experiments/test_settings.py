@@ -11,12 +11,13 @@ def test_presets_load_and_decide_the_private_seed(preset: str) -> None:
     assert load_run(preset).client.seed is not None
 
 
-def test_the_demo_is_the_hard_case() -> None:
-    demo = load_run("demo")
+@pytest.mark.parametrize("preset", ["demo", "demo-16"])
+def test_the_demo_is_the_hard_case(preset: str) -> None:
+    demo = load_run(preset)
     assert (demo.threat, demo.model.num_train_timesteps, demo.client.batch_size) == ("private", 1000, 1)
     assert demo.federation.clients >= 4
     assert demo.federation.rounds >= 3
-    assert load_run("demo").client.seed != demo.client.seed
+    assert load_run(preset).client.seed != demo.client.seed
 
 
 def test_attack_names_may_be_one_or_many_or_none() -> None:
@@ -40,5 +41,5 @@ def test_a_file_is_told_from_a_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["1.5", "true", "[1, 2]", "{a = 1}"])
 def test_an_attacks_name_that_is_none_is_one_line(name: str) -> None:
     with pytest.raises(SettingsError, match=r"^attack\.name = ") as caught:
-        load_run("demo", [f"attack.name={name}"])
+        load_run("demo-16", [f"attack.name={name}"])
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attacks.observation import Circumstances, Observation
 from attacks.reconstruction_file import load_reconstruction
-from experiments.checkpoint import BUNDLED, load_checkpoint
+from experiments.checkpoint import find_checkpoint, load_checkpoint
 from experiments.experiment import build_recipe
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings, load_run
@@ -174,9 +174,11 @@ def test_no_attack_and_no_strategy_is_at_work_when_the_settings_of_a_run_are_rea
     assert not at_work & {"attacks", "strategies"}
 
 
-def test_the_bundled_checkpoint_never_saw_a_photograph_that_the_demos_clients_hold() -> None:
-    trained_on = set(load_checkpoint(BUNDLED).notes["photographs"])
-    data = load_run("demo").data
+@pytest.mark.parametrize("preset", ["demo", "demo-16"])
+def test_the_bundled_checkpoint_never_saw_a_photograph_that_the_demos_clients_hold(preset: str) -> None:
+    settings = load_run(preset)
+    trained_on = set(load_checkpoint(find_checkpoint(settings.model.checkpoint)).notes["photographs"])
+    data = settings.data
     held = set(list_images(data).photographs)
     assert trained_on
     assert held == set(data.photographs)

@@ -198,7 +198,7 @@ def test_a_factorys_arguments_do_not_outlive_it() -> None:
 
 def test_an_attacks_arguments_go_when_another_attack_is_chosen_and_stay_when_one_is_added() -> None:
     def arguments(*overrides: str) -> dict[str, Any]:
-        return load_run("demo", overrides).attack.args
+        return load_run("demo-16", overrides).attack.args
 
     assert arguments("attack.name=dlg") == {}
     assert arguments("attack.name=none") == {}
@@ -216,7 +216,7 @@ def test_an_attacks_arguments_go_when_another_attack_is_chosen_and_stay_when_one
 )
 def test_arguments_of_an_attack_that_is_not_chosen_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        prepare(load_run("demo", overrides))
+        prepare(load_run("demo-16", overrides))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -237,10 +237,10 @@ def test_beside_a_checkpoint_a_file_may_repeat_the_networks_defaults() -> None:
 
 
 def test_beside_a_checkpoint_config_toml_has_what_was_given_of_the_network_alone() -> None:
-    written = dump_toml(load_run("demo"))
+    written = dump_toml(load_run("demo-16"))
     assert not any(f"{key.rpartition('.')[2]} =" in written for key in BROUGHT_BY_CHECKPOINT)
-    assert "layers_per_block = 1" in dump_toml(load_run("demo", ["model.layers_per_block=1"]))
-    assert "layers_per_block = 1" in dump_toml(load_run("demo", ["model.checkpoint=none"]))
+    assert "layers_per_block = 1" in dump_toml(load_run("demo-16", ["model.layers_per_block=1"]))
+    assert "layers_per_block = 1" in dump_toml(load_run("demo-16", ["model.checkpoint=none"]))
 
 
 def test_a_presets_network_does_not_outlive_the_choice_of_a_checkpoint() -> None:

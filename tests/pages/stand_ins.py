@@ -58,7 +58,7 @@ def photos(folder: Path) -> None:
 def run_directory(folder: Path) -> None:
     """What a run leaves."""
     cheaper = [f"{key}={value}" for key, value in CHEAPER_RUN.items()]
-    run_in_process(folder, load_run("demo", [*cheaper, "attack.args.residual.max_evaluations=1"]))
+    run_in_process(folder, load_run("demo-16", [*cheaper, "attack.args.residual.max_evaluations=1"]))
 
 
 def capture(path: Path) -> None:
