@@ -20,6 +20,7 @@ from experiments.bench.cases import CONTENDERS, NETWORKS, Case
 from experiments.bench.suites import EVERYTHING, ON_REQUEST
 from experiments.bench.victims import make_victim
 from experiments.checkpoint import BUNDLED
+from tests.experiments.bench.watching import watch
 from tests.experiments.test_cli import assert_refused, fl_sim
 
 TOYS = "tests.attacks.toy_attacks"
@@ -29,15 +30,7 @@ QUICK = ("bench", "attacks", "--quick", "--only", "signs", "--seed", "3", "--vic
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[AttackMeasurement]:
     """What is measured from now on."""
-    made: list[AttackMeasurement] = []
-    measure = AttackMeasurement.measure
-
-    def watched(measurement: AttackMeasurement) -> dict[str, Any]:
-        made.append(measurement)
-        return measure(measurement)
-
-    monkeypatch.setattr(AttackMeasurement, "measure", watched)
-    return made
+    return watch(monkeypatch, AttackMeasurement)
 
 
 def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:

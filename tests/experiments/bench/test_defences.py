@@ -16,6 +16,7 @@ from experiments.experiment import prepare
 from experiments.leakage import client_truth
 from fl_sim.defences.privacy import gaussian_privacy
 from fl_sim.network import count_parameters
+from tests.experiments.bench.watching import watch
 from tests.experiments.test_cli import assert_refused, fl_sim
 
 TOYS = "tests.attacks.toy_attacks"
@@ -134,15 +135,7 @@ def tiny_setups(monkeypatch: pytest.MonkeyPatch) -> list[DefenceMeasurement]:
     """Two setups in the place of all, and what is measured from now on."""
     two = (setup(name="none"), setup("defence.name=signs", name="signs"))
     monkeypatch.setattr(defences, "SETUPS", two)
-    made: list[DefenceMeasurement] = []
-    measure = DefenceMeasurement.measure
-
-    def watched(one: DefenceMeasurement) -> dict[str, Any]:
-        made.append(one)
-        return measure(one)
-
-    monkeypatch.setattr(DefenceMeasurement, "measure", watched)
-    return made
+    return watch(monkeypatch, DefenceMeasurement)
 
 
 def test_the_table_from_the_command_line_and_nothing_is_measured_twice(
