@@ -100,14 +100,14 @@ def test_another_private_seed_with_the_same_global_weights_changes_nothing_that_
 
 def test_diff_mi_inverts_a_run_as_the_library_does(tmp_path: Path) -> None:
     arguments = {**TINY, "classes": [1, 4]}
-    chosen = settings("inversion.name=diff-mi", "inversion.every=0", "federation.rounds=1")
+    chosen = settings("inversion.name=diff-mi", "inversion.every=0", "federation.rounds=1", "data.image_size=12")
     section = chosen.inversion.model_copy(update={"args": {"diff-mi": arguments}})
     directory = run_in_process(tmp_path / "run", chosen.model_copy(update={"inversion": section}))
     table = pd.read_parquet(directory.inversion)
     assert set(table["method"]) == {"diff-mi", BLIND}
     assert (table["status"] == "ok").all()
     found = load_reconstructions(directory.class_reconstructions(1, "diff-mi"))
-    assert found.images.shape == (2, 2, 1, 16, 16)
+    assert found.images.shape == (2, 2, 1, 12, 12)
     checkpoint = load_checkpoint(directory.global_model(1))
     classifier = TrainedClassifier(checkpoint.model, checkpoint.weights)
     seed = derive_seed(0, "inversion", "diff-mi")
