@@ -33,18 +33,18 @@ def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False)
     federation on Ray.
     """
     with stoppable(last_words if callable(last_words) else lambda: last_words, at_once=with_ray):
-        from fl_sim.errors import UserError
+        from fl_sim.errors import UserError, printable
         from fl_sim.repeatable_grid import FederationError
 
         try:
             yield
         except UserError as error:
-            errors.print(f"fl-sim: {error}")
+            errors.print(f"fl-sim: {printable(error)}")
             raise typer.Exit(2) from error
         except OSError as error:
             if error.filename is None:
                 raise
-            errors.print(f"fl-sim: {error.filename}: {error.strerror}")
+            errors.print(f"fl-sim: {printable(error.filename)}: {error.strerror}")
             raise typer.Exit(2) from error
         except FederationError as error:
             errors.print(f"fl-sim: the run failed: {error}")

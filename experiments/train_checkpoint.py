@@ -17,12 +17,13 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from experiments.checkpoint import BUNDLED, save_checkpoint
+from experiments.checkpoint import BUNDLED, load_checkpoint, save_checkpoint
 from experiments.commands import expand_home, one_line_errors
 from fl_sim import diffusion, draws
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
+from fl_sim.files import write_atomically
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS, photograph
 from fl_sim.images.pixels import to_tensor
 from fl_sim.network import ConfigError, build_model, count_parameters, unet_config
@@ -110,6 +111,24 @@ def _numbers(option: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def _check_output(path: Path) -> None:
+    """Before hours of training: the file can be written, and replaces nothing but a checkpoint.
+
+    Raises:
+        SettingsError: if something else is there.
+        OSError: if the file cannot be written.
+    """
+    if path.is_dir():
+        raise SettingsError(f"--out {path}: a folder; allowed: a file")
+    if path.exists():
+        try:
+            load_checkpoint(path)
+        except SettingsError as error:
+            raise SettingsError(f"--out {path}: not a checkpoint; allowed: a new file, or one to replace") from error
+    write_atomically(path.with_name(f".{path.name}.trial"), Path.touch)
+    path.with_name(f".{path.name}.trial").unlink()
+
+
 def main(
     image_size: Annotated[int, typer.Option(min=11, max=1024, help="Side of the images in pixels.")] = 16,
     channels: Annotated[
@@ -131,9 +150,7 @@ def main(
         torch.set_num_threads(1)
         config = _network(image_size, _numbers("--channels", channels), layers, attention)
         crops_per_side, out = _numbers("--crops", crops), expand_home(out)
-        if out.is_dir():
-            raise SettingsError(f"--out {out}: a folder; allowed: a file")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_output(out)
         checkpoint = train(config, steps, batch_size, crops_per_side, seed)
         save_checkpoint(out, checkpoint)
         typer.echo(f"wrote {out}: {count_parameters(checkpoint.weights.values()):,} parameters")

@@ -292,7 +292,7 @@ class RaySettings(Section):
 
 DIFFUSION: Literal["diffusion"] = "diffusion"
 """The default of ``task``."""
-_OF_TASK: dict[Any, Tree] = {"classification": {"model": {"checkpoint": NO_CHECKPOINT}, "data": {"held_out": 0.2}}}
+_OF_TASK: dict[str, Tree] = {"classification": {"model": {"checkpoint": NO_CHECKPOINT}, "data": {"held_out": 0.2}}}
 """Defaults that hold with a value of ``task``, in place of those of the tables."""
 
 _LOCAL_STEPS = (
@@ -484,7 +484,7 @@ class Settings(Section):
         That is the arguments of a name, the network where the task is now another one, the network's settings where a
         checkpoint now brings them, and a key of the network under its other name.
         """
-        defaults = defaults_of(cls, look_up(given, "task", look_up(file, "task")))
+        defaults = defaults_of(cls, str(look_up(given, "task", look_up(file, "task"))))
         kept = drop_arguments(file, given, defaults, cls.arguments_of)
         if look_up(given, "task", look_up(file, "task", DIFFUSION)) != look_up(file, "task", DIFFUSION):
             remove(kept, "model")
@@ -503,7 +503,7 @@ class Settings(Section):
     @classmethod
     def _defaults_of_task(cls, tree: Any) -> Any:
         """Give what is unset the task's own default: no bundled model classifies, accuracy needs held-out images."""
-        return fill_in(tree, _OF_TASK.get(tree.get("task"), {})) if isinstance(tree, dict) else tree
+        return fill_in(tree, _OF_TASK.get(str(tree.get("task")), {})) if isinstance(tree, dict) else tree
 
     seed: Seed = 0
     task: Literal["diffusion", "classification"] = DIFFUSION
@@ -549,6 +549,6 @@ def flower_run_directory(context: "Context") -> Path:
 
 
 @cache
-def defaults_of(cls: type[Settings], task: Any = DIFFUSION) -> Tree:
+def defaults_of(cls: type[Settings], task: str = DIFFUSION) -> Tree:
     """The tree of all defaults with this value of ``task``; with one that there is not, those of diffusion."""
     return cls.model_validate({"task": task} if task in _OF_TASK else {}).model_dump(mode="json")

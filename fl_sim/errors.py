@@ -33,6 +33,11 @@ def one_line(text: object, most: int = 300) -> str:
     return " ".join(str(text).split())[:most]
 
 
+def printable(text: object) -> str:
+    """The text with line breaks, escape sequences and the like written out, so that a terminal shows it as one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
 def message(error: BaseException) -> str:
     """The message of an exception in one line; the name of its class if it has none."""
     return one_line(error) or type(error).__name__

@@ -38,7 +38,7 @@ def load_settings(
     given = _with_overrides({}, overrides)
     kept = cls.without_outlived_arguments(file, given)
     tree = _with_overrides(kept, overrides)
-    tree, refusals = drop_void(tree, kept, given, defaults_of(cls, tree.get("task")), cls.void)
+    tree, refusals = drop_void(tree, kept, given, defaults_of(cls, str(tree.get("task"))), cls.void)
     _refuse_nan(tree)
     _refuse_loose_types(cls, tree)
     try:
@@ -77,7 +77,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond Python's limits
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -107,7 +107,7 @@ def _parse_key(key: str) -> list[str]:
     """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
     try:
         table = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return [part.strip() for part in key.split(".")]
     path: list[str] = []
     while isinstance(table, dict) and len(table) == 1:
@@ -119,7 +119,7 @@ def _parse_key(key: str) -> list[str]:
 def _parse_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also numbers and nesting beyond Python's limits
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 

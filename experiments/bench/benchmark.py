@@ -18,6 +18,7 @@ from experiments.bench.processes import side_by_side
 from experiments.bench.provenance import about, preface, provenance
 from experiments.bench.tables import Table, markdown, rich_table
 from experiments.run_directory import make_empty_folder
+from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
 
 Row = dict[str, Any]
@@ -125,16 +126,18 @@ class RowFile:
     """The rows of a benchmark as they are finished, one JSON object a line."""
 
     def __init__(self, folder: Path) -> None:
-        """Take up the rows in ``folder``, or make it; SettingsError if it holds something else.
+        """Take up the rows in ``folder``, or make it.
 
         A last line that an interrupted benchmark left half written is dropped.
+
+        Raises:
+            SettingsError: if ``folder`` holds something else.
         """
         self._path = folder / "rows.jsonl"
         if not self._path.is_file():
             make_empty_folder(folder)
             self._path.touch()
-        whole = self._path.read_text(encoding="utf-8").rpartition("\n")[0]
-        self.rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
+        self.rows = _read_rows(self._path)
         write_atomically(self._path, lambda file: file.write_text("".join(map(_line, self.rows)), encoding="utf-8"))
 
     def append(self, row: Row) -> None:
@@ -151,6 +154,25 @@ class RowFile:
     def rows_of(self, measurements: Sequence[Measurement]) -> list[Row]:
         """The rows of those measurements that have been made, in their order."""
         return [row for measurement in measurements if (row := self.row_of(measurement)) is not None]
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The rows of a file, but for a last one that was left half written; SettingsError if it holds something else."""
+    *lines, last = path.read_bytes().split(b"\n")
+    if _parsed(last) is not None or not last.startswith(b'{"'):
+        lines += [last] if last else []
+    rows = [row for line in lines if isinstance(row := _parsed(line), dict) and "revision" in row]
+    if len(rows) < len(lines):
+        raise SettingsError(f"{path}: not a benchmark's rows; allowed: a new folder, or one that a benchmark made")
+    return rows
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line of JSON says; None if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def revisions(rows: Iterable[Row]) -> list[str]:

@@ -46,6 +46,7 @@ def test_the_help_teaches_without_waiting_for_torch() -> None:
         ("strategy.name=FedAvgg", ("strategy.name = 'FedAvgg'", "did you mean 'FedAvg'")),
         ("data.name=folder", ("data.path is not set",)),
         ("federation.clients_per_round=9", ("federation.clients_per_round = 9", "at most")),
+        ("client.\x1b[31mlr\n=1", (r"\x1b[31mlr",)),
         ("model.checkpoint=gone.safetensors", ("model.checkpoint = 'gone.safetensors'",)),
     ],
 )

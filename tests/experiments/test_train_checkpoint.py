@@ -56,6 +56,17 @@ def test_so_many_images_fit_along_the_shorter_side() -> None:
     assert [min(picture.shape[1:]) for picture in pictures] == [16, 48] * len(TRAINING_PHOTOGRAPHS)
 
 
+def test_what_is_no_checkpoint_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert_refused(train("--steps", "1", "--out", str(tmp_path / "thesis.txt")), "thesis.txt: not a checkpoint")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_written_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.train_checkpoint.train", None)
+    assert_refused(train("--out", str(tmp_path / ("x" * 300))), "name too long")
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

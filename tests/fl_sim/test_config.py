@@ -102,6 +102,10 @@ def test_resolved_paths_mean_the_same_from_every_folder(tmp_path: Path, monkeypa
         ("ray.address=", ["ray.address = ''"]),
         ("ray.address=nonsense", ["ray.address = 'nonsense'"]),
         ("model.checkpoint=\udcff", ["model.checkpoint", "not valid UTF-8"]),
+        ("task=[]", ["task = []", "'classification'"]),
+        ("task={}", ["task"]),
+        (f"seed={'9' * 5000}", ["seed = '999", "valid integer"]),
+        (f"client.lr={'[' * 5000}", ["client.lr = '[[["]),
     ],
 )
 def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(override: str, fragments: list[str]) -> None:

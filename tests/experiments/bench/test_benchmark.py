@@ -99,6 +99,37 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert made == []
 
 
+@pytest.mark.parametrize(
+    "content", [b"garbage\n", b"garbage", b"{\n", b"\n", b"[1]\n", b'{"a": 1}\n', b'{"a": 1}', b"\xff\n"]
+)
+def test_rows_of_something_else_are_refused_and_stay(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"rows\.jsonl: not a benchmark's rows"):
+        run(tmp_path, 1)
+    assert (tmp_path / "rows.jsonl").read_bytes() == content
+
+
+def test_a_last_row_that_was_left_half_written_is_measured_again(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    whole = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(whole + whole[:20])
+    run(tmp_path, 2, 3)
+    assert made == [2, 3]
+    (tmp_path / "rows.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes().rstrip())
+    run(tmp_path, 2, 3)
+    assert made == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "content", ["garbage", "[1]", "{}", '{"benchmark": []}', '{"benchmark": "labels"}', "[" * 10_000]
+)
+def test_only_results_are_rewritten(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(SettingsError, match="no results of a benchmark"):
+        rewriting.rewrite(tmp_path / "x.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
 @pytest.mark.parametrize("kept", RESULTS, ids=lambda path: path.stem)
 def test_the_tables_in_the_documentation_are_those_of_their_rows(kept: Path, tmp_path: Path) -> None:
     copy = tmp_path / kept.name
