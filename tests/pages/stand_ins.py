@@ -74,7 +74,7 @@ def sum_of_clients(path: Path) -> None:
 def client_toml(path: Path) -> None:
     """A client's own configuration in a deployment."""
     path.parent.mkdir()
-    path.write_text('[client]\nseed = 5\n[data]\npartition = "photo"\n[federation]\nclients = 2\n')
+    path.write_text('[client]\nseed = 5\n[data]\nimage_size = 32\npartition = "photo"\n[federation]\nclients = 2\n')
 
 
 def classifier(path: Path) -> None:
