@@ -38,7 +38,7 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 
 @app.command(
     epilog="Examples:\n\n"
-    "[cyan]fl-sim run demo[/cyan]   about two minutes on two CPU cores\n\n"
+    "[cyan]fl-sim run demo[/cyan]   two to three minutes on two CPU cores\n\n"
     "[cyan]fl-sim run demo --set model.checkpoint=none --out runs/untrained[/cyan]\n\n"
     "[cyan]fl-sim run demo --set data.name=folder --set data.path=~/photos --set data.partition=iid[/cyan]\n\n"
     "[cyan]fl-sim run demo --set client.update=weights --set strategy.name=FedAvg --set client.local_steps=2[/cyan]\n\n"
