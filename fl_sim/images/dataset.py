@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fl_sim.config import NOT_DATASETS, DataSettings, SettingsError
-from fl_sim.errors import nearest, one_line, quiet
+from fl_sim.errors import nearest, one_line, printable, quiet
 from fl_sim.images.classes import order_classes
 from fl_sim.images.hub import cached_if_unreachable, is_hub_id
 from fl_sim.images.image_set import ImageSet
-from fl_sim.images.pixels import BrokenImageError, centre_crop, printable, read_rgb
+from fl_sim.images.pixels import BrokenImageError, centre_crop, read_rgb
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,10 +4,10 @@ from collections.abc import Sequence, Set
 from statistics import median_low
 
 from fl_sim.config import Settings
+from fl_sim.errors import printable
 from fl_sim.images.folder import count_skipped
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import held_out_images, partition
-from fl_sim.images.pixels import printable
 from fl_sim.images.sources import list_images
 
 NAMED = 3

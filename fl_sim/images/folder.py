@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from fl_sim.config import DataSettings, SettingsError
+from fl_sim.errors import printable
 from fl_sim.images.classes import order_classes
 from fl_sim.images.image_set import ImageSet
-from fl_sim.images.pixels import centre_crop, identify, printable, read_rgb
+from fl_sim.images.pixels import centre_crop, identify, read_rgb
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}

@@ -7,8 +7,8 @@ from functools import cache
 
 from fl_sim.config import DataSettings, SettingsError
 from fl_sim.draws import derive_seed, draw_image_indices
+from fl_sim.errors import printable
 from fl_sim.images.image_set import ImageSet
-from fl_sim.images.pixels import printable
 from fl_sim.images.sources import list_images
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from fl_sim.config import SettingsError
+from fl_sim.errors import printable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 """Formats that are read, as Pillow calls them; others, such as EPS, would start another program."""
@@ -70,11 +71,6 @@ def to_tensor(pictures: Sequence[Image.Image], channels: int = 3) -> Tensor:
     pixels = np.stack([np.asarray(picture.convert(MODES[channels])) for picture in pictures])
     pixels = pixels.reshape(*pixels.shape[:3], channels)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-
-
-def printable(text: str) -> str:
-    """The text, or with escapes if it has characters that would break a line or cannot be encoded."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 @contextmanager
