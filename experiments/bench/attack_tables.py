@@ -116,6 +116,8 @@ def describe_client(case: Case) -> str:
     if case.defence != "none":
         amount = f" {100 * case.strength:.0f} %" if case.strength else ""
         parts.append(f"{case.defence}{amount}" + ("" if case.defence_known else ", defence unknown"))
+    if case.prediction_type != "epsilon":
+        parts.append(case.prediction_type)
     if case.dtype != "float32":
         parts.append(case.dtype)
     return ", ".join(parts)

@@ -13,10 +13,13 @@ from attacks.attack import Needs
 from attacks.observation import ThreatModel
 from attacks.registry import ATTACKS
 from fl_sim.diffusion import KNOWN_NETWORKS
-from fl_sim.network import LocalOptimizer, unet_config
+from fl_sim.network import FACTORY, LocalOptimizer, unet_config
 
 CLASS_CONDITIONAL = "16-classes"
 """The network that takes labels, of ten classes; else it is the smallest one."""
+
+OWN_NETWORK = "lucidrains"
+"""The U-Net of the package denoising-diffusion-pytorch, as large as the authors of GIDM have it; not diffusers'."""
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "16": KNOWN_NETWORKS["small"],
@@ -29,10 +32,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "32-wide": KNOWN_NETWORKS["three-levels"],
     "64-narrow": unet_config(64, block_out_channels=(32, 64, 128, 256)),
     "ddpm-cifar10": KNOWN_NETWORKS["ddpm-cifar10"],
+    OWN_NETWORK: {FACTORY: "denoising_diffusion_pytorch:Unet", "dim": 64, "dim_mults": [1, 2, 4, 8]},
     "64": KNOWN_NETWORKS["paper"],
     "128": KNOWN_NETWORKS["paper"] | {"sample_size": 128},
 }
 """U-Nets by the side of the images they take, from 0.6 to 56 million parameters; the cheap ones come first."""
+
+IMAGES_OF_OWN_NETWORK = (3, 32, 32)
+"""Shape [C,H,W] of the images for a network that does not say it."""
 
 KNOWN, PRIVATE = ThreatModel.KNOWN, ThreatModel.PRIVATE
 
@@ -41,6 +48,7 @@ class Case(BaseModel):
     """One client's update, or the sum of several, and what the attacker knows of how it came about.
 
     Attributes:
+        prediction_type: of an untrained network.
         images: what clients hold, as ``data.name`` in the settings.
         timesteps: first and last of those that are drawn from, uniformly.
         optimizer: of the local steps whose weight delta is sent; None if the gradient is.
@@ -54,6 +62,7 @@ class Case(BaseModel):
     suite: str
     network: str = "16"
     model: Literal["untrained", "trained"] = "trained"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     images: Literal["bundled", "digits"] = "bundled"
     timesteps: tuple[int, int] = (0, 800)
     threat: ThreatModel = PRIVATE

@@ -70,7 +70,7 @@ def bench_attacks(
         typer.Option(
             metavar="NAME,…",
             help="16, 16-classes, 28-grey, 28-grey-deep, 32-narrow, 32-deep, 32, 32-wide, 64-narrow, ddpm-cifar10, "
-            "64, 128.",
+            "lucidrains, 64, 128.",
             show_default="all",
         ),
     ] = "",

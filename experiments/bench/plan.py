@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from attacks.registry import ATTACKS
 from experiments.bench.attack_measurement import AttackMeasurement
 from experiments.bench.benchmark import Plan
-from experiments.bench.cases import CONTENDERS, NETWORKS, Contender
+from experiments.bench.cases import CONTENDERS, NETWORKS, OWN_NETWORK, Contender
 from experiments.bench.suites import EVERYTHING, SUITES, Entry
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from fl_sim.config import SettingsError
@@ -55,6 +56,9 @@ def make_plan(options: Options) -> Plan:
         if not contenders:
             continue
         network, trained = entry.case.network, entry.case.model == "trained"
+        if network == OWN_NETWORK and find_spec("denoising_diffusion_pytorch") is None:
+            left_out.append(f"network {network}: denoising-diffusion-pytorch is not installed, an extra of fl-sim")
+            continue
         if trained and network not in checkpoints:
             reason = f"network {network}, trained: there is no checkpoint (--checkpoint FILE)"
             left_out += [] if reason in left_out else [reason]

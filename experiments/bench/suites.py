@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from experiments.bench.cases import CLASS_CONDITIONAL, KNOWN, PRIVATE, Case
+from experiments.bench.cases import CLASS_CONDITIONAL, KNOWN, OWN_NETWORK, PRIVATE, Case
 from experiments.utility import strata
 from fl_sim.network import LocalOptimizer
 
@@ -127,7 +127,7 @@ def _main() -> Iterator[Entry]:
 
 def _scale() -> Iterator[Entry]:
     """Networks as large as those in use; at 128x128 also who is first with known noise and timesteps and 1,000
-    evaluations. Then what is sent in 16 bits, and grey images.
+    evaluations. Then a network that is not diffusers', what is sent in 16 bits, and grey images.
     """
     usual = Case(suite=SCALE, model="untrained", timesteps=(21, 800))
     for network, victims in (("ddpm-cifar10", 5), ("64-narrow", 5), ("64", 3), ("128", 2)):
@@ -135,6 +135,7 @@ def _scale() -> Iterator[Entry]:
     yield Entry(usual.model_copy(update={"network": "ddpm-cifar10", "model": "trained"}), victims=3)
     known = usual.model_copy(update={"network": "128", "threat": KNOWN})
     yield Entry(known, ("residual-1000", "gidm-pixels"), victims=2)
+    yield Entry(usual.model_copy(update={"network": OWN_NETWORK, "prediction_type": "v_prediction"}), victims=3)
     for dtype in ("float16", "bfloat16"):
         yield Entry(usual.model_copy(update={"model": "trained", "dtype": dtype}))
     for network in ("28-grey", "28-grey-deep"):

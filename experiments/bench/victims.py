@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.observation import Circumstances, DefenceDisclosure, Observation, ThreatModel
-from experiments.bench.cases import NETWORKS, Case
+from experiments.bench.cases import IMAGES_OF_OWN_NETWORK, NETWORKS, Case
 from experiments.checkpoint import load_checkpoint
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.client_app import local_training
@@ -17,7 +17,7 @@ from fl_sim.config import DataSettings
 from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.draws import Draw, derive_seed, draw_image_indices, draw_noise_and_timesteps, seeded_generator
 from fl_sim.images.sources import list_images
-from fl_sim.network import build_model, num_classes, trainable_names
+from fl_sim.network import FACTORY, build_model, num_classes, trainable_names, trust
 from fl_sim.wire import Recipe, rounded
 
 PHOTOGRAPHS = ("ihc", "hubble")
@@ -48,24 +48,24 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
     class-conditional network are drawn uniformly: what a label says of an image is nothing to an untrained network.
     """
     start = load_checkpoint(checkpoint) if checkpoint else _untrained(case, seed, index)
-    assert start.image_shape is not None  # the benchmark's networks say it
+    image_shape = start.image_shape or IMAGES_OF_OWN_NETWORK
     recipe = Recipe(
         model=start.model,
         task=start.task,
-        image_shape=start.image_shape,
+        image_shape=image_shape,
         update="weights" if case.optimizer else "gradient",
         batch_size=case.batch_size,
         local_steps=case.local_steps,
         optimizer=case.optimizer,
     )
-    channels, *sides = start.image_shape
+    channels, *sides = image_shape
     held = list_images(DataSettings(name=case.images, photographs=PHOTOGRAPHS, image_size=sides))
     # Victim after victim deals on from one shuffled deck, so that no photograph comes twice before all have come.
     dealt = draw_image_indices(derive_seed(seed, "images"), case.samples * (index + 1), len(held))
     chosen = dealt[-case.samples :].tolist()
     first, last = case.timesteps
     noise_seed = derive_seed(seed, "noise", case.network, first, last, index)
-    noise, steps_from_first = draw_noise_and_timesteps(noise_seed, case.samples, recipe.image_shape, last - first + 1)
+    noise, steps_from_first = draw_noise_and_timesteps(noise_seed, case.samples, image_shape, last - first + 1)
     labels = _draw_labels(start, case.samples, derive_seed(seed, "labels", case.network, index))
     draw = Draw(held.decode(chosen, channels), noise, first + steps_from_first, labels)
     update, defence = _sent(case, recipe, start.weights, draw, derive_seed(seed, "defence", index))
@@ -80,7 +80,7 @@ def make_victim(case: Case, checkpoint: Path | None, seed: int, index: int) -> V
         local_optimizer=case.optimizer,
         defence=defence if case.defence_known else None,
         dtype=case.dtype,
-        image_shape=recipe.image_shape,
+        image_shape=image_shape,
         model=start.model,
         num_clients=case.num_clients,
     )
@@ -97,10 +97,12 @@ def _draw_labels(start: Checkpoint, samples: int, seed: int) -> Tensor | None:
 
 def _untrained(case: Case, seed: int, index: int) -> Checkpoint:
     config = NETWORKS[case.network]
+    if FACTORY in config:
+        trust([config[FACTORY]])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights", case.network, index))
         weights = build_model(config).state_dict()
-    return Checkpoint(weights, config, DiffusionTask.on(scheduler_config()), {})
+    return Checkpoint(weights, config, DiffusionTask.on(scheduler_config(prediction_type=case.prediction_type)), {})
 
 
 def _sent(

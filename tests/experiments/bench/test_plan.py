@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, PRIVATE, Case
+from experiments.bench.cases import CONTENDERS, KNOWN, NETWORKS, OWN_NETWORK, PRIVATE, Case
 from experiments.bench.plan import Options, make_plan
 from experiments.bench.suites import SUITES
 from experiments.checkpoint import BUNDLED, save_checkpoint
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import SettingsError
 from fl_sim.diffusion import DiffusionTask, scheduler_config
-from fl_sim.network import build_model, count_parameters, unet_config
+from fl_sim.network import build_model, count_parameters, trust, unet_config
+from tests.own_networks import trusting
 
 
 def test_quick_takes_the_small_network_and_no_published_recipe() -> None:
@@ -57,6 +58,7 @@ def test_the_scale_suite_has_networks_in_use_sixteen_bits_and_grey_images(tmp_pa
         ("ddpm-cifar10", "float32", "residual"): 5,
         ("64-narrow", "float32", "residual"): 5,
         ("64", "float32", "residual"): 3,
+        ("lucidrains", "float32", "residual"): 3,
         ("128", "float32", "residual"): 2,
         ("128", "float32", "residual-1000"): 2,
         ("128", "float32", "gidm-pixels"): 2,
@@ -73,6 +75,13 @@ def test_the_scale_suite_has_networks_in_use_sixteen_bits_and_grey_images(tmp_pa
         "28-grey",
         "28-grey-deep",
     }
+
+
+def test_a_network_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.bench.plan.find_spec", lambda _: None)
+    plan = make_plan(Options(only=["scale"]))
+    assert OWN_NETWORK not in {each.case.network for each in plan.measurements}
+    assert "network lucidrains: denoising-diffusion-pytorch is not installed, an extra of fl-sim" in plan.left_out
 
 
 def test_the_main_suite_has_ten_victims_of_every_single_image() -> None:
@@ -185,7 +194,9 @@ def test_what_is_not_there_is_refused(options: Options, complaint: str) -> None:
 
 
 def test_the_networks_are_as_large_as_they_say() -> None:
-    with torch.device("meta"):
+    pytest.importorskip("denoising_diffusion_pytorch")
+    with torch.device("meta"), trusting():
+        trust([NETWORKS[OWN_NETWORK]["_factory"]])
         sizes = {name: count_parameters(build_model(config).parameters()) for name, config in NETWORKS.items()}
     assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
         "16": 0.6,
@@ -198,6 +209,7 @@ def test_the_networks_are_as_large_as_they_say() -> None:
         "32-wide": 4.2,
         "64-narrow": 9.7,
         "ddpm-cifar10": 35.7,
+        "lucidrains": 35.7,
         "64": 55.5,
         "128": 55.5,
     }

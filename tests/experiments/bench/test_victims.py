@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacks.observation import DefenceDisclosure, ThreatModel
-from experiments.bench.cases import CLASS_CONDITIONAL, NETWORKS, Case
+from experiments.bench.cases import CLASS_CONDITIONAL, IMAGES_OF_OWN_NETWORK, NETWORKS, OWN_NETWORK, Case
 from experiments.bench.suites import SUITES
 from experiments.bench.victims import PHOTOGRAPHS, Victim, make_victim
 from experiments.checkpoint import BUNDLED
@@ -13,6 +13,7 @@ from fl_sim.config import DataSettings
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS
 from fl_sim.images.sources import list_images
 from fl_sim.network import LocalOptimizer
+from tests.own_networks import trusting
 
 SEED = 5
 
@@ -122,8 +123,19 @@ def test_the_other_defences_leave_what_they_say(plain: Victim) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_there_are_images_for_every_network(network: str) -> None:
-    size = NETWORKS[network]["sample_size"]
+    size = NETWORKS[network].get("sample_size", IMAGES_OF_OWN_NETWORK[1:])
     assert len(list_images(DataSettings(photographs=PHOTOGRAPHS, image_size=size))) == 32
+
+
+def test_a_network_of_somebody_else_predicts_what_the_case_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("denoising_diffusion_pytorch")
+    small = NETWORKS[OWN_NETWORK] | {"dim": 8, "dim_mults": [1, 2]}
+    monkeypatch.setitem(NETWORKS, OWN_NETWORK, small)
+    case = Case(suite="test", network=OWN_NETWORK, model="untrained", prediction_type="v_prediction")
+    with trusting():
+        seen = make_victim(case, None, SEED, 0).observation.circumstances
+    assert seen.image_shape == IMAGES_OF_OWN_NETWORK
+    assert (seen.task.prediction_type, seen.model) == ("v_prediction", small)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
