@@ -5,6 +5,7 @@ there in the known threat model alone, where the server dictated the first two a
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,6 +71,16 @@ class UpdateId:
         whose = "sum" if self.client < 0 else f"client-{self.client:04d}"
         by = "" if self.observer is None else f"-peer-{self.observer:04d}"
         return f"round-{self.round:04d}-{whose}{by}"
+
+    @classmethod
+    def from_stem(cls, stem: str) -> "UpdateId":
+        """The update of a file's ``stem``; ValueError if it is none."""
+        found = re.fullmatch(r"round-(\d+)-(?:client-(\d+)|sum)(?:-peer-(\d+))?", stem)
+        if found is None:
+            raise ValueError(f"{stem!r} names no update")
+        round_number, client, observer = (None if part is None else int(part) for part in found.groups())
+        assert round_number is not None
+        return cls(round_number, -1 if client is None else client, observer)
 
     def __str__(self) -> str:
         by = "" if self.observer is None else f" seen by peer {self.observer}"

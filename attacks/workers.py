@@ -39,6 +39,9 @@ CLOSE_LIMIT = 10.0
 Result = Reconstruction | str
 """What becomes of a job: a reconstruction, or the reason in one line why there is none."""
 
+POOL_CLOSED = "skipped: pool closed"
+"""The reason of a job that had not ended when its pool was closed: it was never tried to the end."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -146,7 +149,7 @@ class AttackPool:
         """Queue a job and return at once; a full or closed queue calls ``on_result`` with the reason right here."""
         with self._changed:
             full = self._queue_limit is not None and self._counts.queued >= self._queue_limit
-            refusal = "skipped: pool closed" if self._closed else "skipped: queue full" if full else None
+            refusal = POOL_CLOSED if self._closed else "skipped: queue full" if full else None
             if refusal:
                 self._count(done=1)
             else:
@@ -230,7 +233,7 @@ class _Slot:
     def run(self, job: Job) -> Result:
         """The job's result; a worker's death is forgiven once."""
         if self._closed:
-            return "skipped: pool closed"
+            return POOL_CLOSED
         try:
             observation = Observation.load(job.capture)
             for _ in range(2):
@@ -241,7 +244,7 @@ class _Slot:
                     self._discard()
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
             return explain(error)
-        return "skipped: pool closed" if self._closed else "attack worker died twice"
+        return POOL_CLOSED if self._closed else "attack worker died twice"
 
     def close(self) -> None:
         """Kill the actor and start no other."""
@@ -259,7 +262,7 @@ class _Slot:
 
     def _started_actor(self) -> Any:
         if self._closed:
-            raise AttackError("skipped: pool closed")
+            raise AttackError(POOL_CLOSED)
         if self._actor is None:
             with self._starting:
                 _ensure_ray()
@@ -274,7 +277,7 @@ class _Slot:
                 raise AttackError(f"no attack worker started within {START_LIMIT:g} s") from error
             if self._closed:  # while it started
                 self._discard()
-                raise AttackError("skipped: pool closed")
+                raise AttackError(POOL_CLOSED)
         return self._actor
 
     def _discard(self) -> None:

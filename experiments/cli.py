@@ -43,10 +43,14 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
     "[cyan]fl-sim run demo --set data.name=folder --set data.path=~/photos --set data.partition=iid[/cyan]\n\n"
     "[cyan]fl-sim run demo --set client.update=weights --set strategy.name=FedAvg --set client.local_steps=2[/cyan]\n\n"
     "[cyan]fl-sim run runs/untrained/config.toml --out runs/again[/cyan]   the same run once more\n\n"
-    "[cyan]fl-sim run demo --set client.batch_size=4 --dry-run[/cyan]   what it would do, in a few seconds"
+    "[cyan]fl-sim run demo --set client.batch_size=4 --dry-run[/cyan]   what it would do, in a few seconds\n\n"
+    "[cyan]fl-sim run --resume runs/untrained[/cyan]   goes on with a run that was broken off, to the same result"
 )
 def run(
-    preset: Annotated[str, typer.Argument(metavar="[PRESET | FILE.toml]", help="What to run.")] = "demo",
+    preset: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET | FILE.toml]", help="What to run.", show_default="demo"),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
     out: Annotated[
         Path | None, typer.Option(help="The run directory, new or empty.", show_default="runs/PRESET-TIME")
@@ -58,9 +62,21 @@ def run(
             help="Check everything, train one batch, print the resolved settings, and leave nothing behind.",
         ),
     ] = False,
+    resumed: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="DIR",
+            help="Go on with the run in this directory, which was broken off, after its last finished round.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's and Ray's own logs.")] = False,
 ) -> None:
     """Launch a federation and the attacks on it, and report what leaked."""
+    if resumed is not None:
+        _resume(expand_home(resumed), preset is not None or bool(overrides) or out is not None or dry, verbose)
+        return
+    preset = preset or "demo"
     directory = output_folder(out, Path(preset).stem)
     if dry:
         with one_line_errors("stopped; nothing was written"):
@@ -72,6 +88,19 @@ def run(
         from experiments.run import launch
 
         launch(preset, overrides, directory, console, verbose)
+
+
+def _resume(directory: Path, other_options: bool, verbose: bool) -> None:
+    with one_line_errors(lambda: what_is_left(directory), with_ray=True):
+        from experiments.run import resume
+        from fl_sim.config import SettingsError
+
+        if other_options:
+            raise SettingsError(
+                f"--resume {directory}: the run goes on with the settings that it was started with; allowed beside it: "
+                "--verbose"
+            )
+        resume(directory, console, verbose)
 
 
 @app.command(

@@ -53,8 +53,11 @@ def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False)
 
 def what_is_left(out: Path) -> str:
     """The last words of a run into ``out`` that was stopped."""
+    go_on = f"to go on: {shlex.join(['fl-sim', 'run', '--resume', str(out)])}"
     if (out / "leakage.csv").is_file():
-        return f"stopped; what was computed is in {out}, and fl-sim report {out} shows it"
+        return f"stopped; what was computed is in {out}, and fl-sim report {out} shows it; {go_on}"
+    if (out / "config.toml").is_file():
+        return f"stopped before the first round; {go_on}"
     return "stopped before the first round; nothing was computed"
 
 

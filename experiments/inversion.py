@@ -13,7 +13,7 @@ from attacks.model_inversion.target import TrainedClassifier
 from experiments.commands import choose_device
 from experiments.experiment import Experiment
 from experiments.inversion_judge import Judge
-from experiments.inversion_table import BLIND, FIGURES, chance, summarise_inversions, to_frame
+from experiments.inversion_table import BLIND, FIGURES, chance, read_inversions, summarise_inversions, to_frame
 from experiments.leakage import OK
 from experiments.pictures import save_grid
 from experiments.progress import Progress
@@ -36,9 +36,12 @@ def invert_rounds(experiment: Experiment, directory: RunDirectory, display: Prog
     if experiment.public is None:
         return
     settings = experiment.settings
-    judge, rows = Judge(settings, experiment.recipe), list[Row]()
+    judge = Judge(settings, experiment.recipe)
+    earlier = read_inversions(directory.inversion).to_dict("records")  # of a run that goes on
+    rows: list[Row] = [{str(column): value for column, value in row.items()} for row in earlier]
+    inverted = {row["round"] for row in rows}
     for server_round in range(1, settings.federation.rounds + 1):
-        if not settings.inversion.due(server_round, settings.federation.rounds):
+        if server_round in inverted or not settings.inversion.due(server_round, settings.federation.rounds):
             continue
         display.step(f"inverting the classifier of round {server_round} by {settings.inversion.name}")
         of_round = _rows_of_round(experiment, experiment.public, judge, directory, server_round)

@@ -208,13 +208,16 @@ def _lpips_or_nan(first: Tensor, second: Tensor) -> Tensor:
 
 
 class LeakageTable:
-    """The table of a run in progress: every row reaches the CSV file at once, the parquet file when asked to."""
+    """The table of a run in progress: every row reaches the CSV file at once, the parquet file when asked to.
 
-    def __init__(self, csv_path: Path, parquet_path: Path) -> None:
+    It begins with ``rows``, those of a run that goes on.
+    """
+
+    def __init__(self, csv_path: Path, parquet_path: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
         self._csv, self._parquet = csv_path, parquet_path
-        self._rows: list[dict[str, Any]] = []
+        self._rows = list(rows)
         self._lock = Lock()
-        write_atomically(csv_path, lambda file: file.write_text(_csv_line(COLUMNS), encoding="utf-8"))
+        self._write_csv(row.values() for row in self._rows)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows, flushed to the CSV file before this returns."""
@@ -236,7 +239,10 @@ class LeakageTable:
     def close(self) -> None:
         """Save, and replace the CSV file by its rows in order, so that the same run leaves the same files."""
         self.save()
-        lines = [_csv_line(COLUMNS), *(_csv_line(row) for row in self.frame().itertuples(index=False))]
+        self._write_csv(self.frame().itertuples(index=False))
+
+    def _write_csv(self, rows: Iterable[Iterable[Any]]) -> None:
+        lines = [_csv_line(COLUMNS), *map(_csv_line, rows)]
         write_atomically(self._csv, lambda file: file.write_text("".join(lines), encoding="utf-8"))
 
 

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines anywhere else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from time import monotonic
 from types import TracebackType
@@ -41,6 +41,7 @@ class Progress:
         self._rounds: dict[int, Round] = {}
         self._psnr: dict[int, list[float]] = {}
         self._failed: dict[int, int] = {}
+        self._attacks_before = 0
         self._counts: Callable[[], Counts] = Counts
         self._step = "starting Ray and the clients"
         self._started = monotonic()
@@ -65,6 +66,11 @@ class Progress:
     def watch(self, counts: Callable[[], Counts]) -> None:
         """From now on ask ``counts`` for the state of the attack queue."""
         self._counts = counts
+
+    def go_on(self, rounds: Iterable[Round], attacks: int) -> None:
+        """Begin with the rounds and the number of attacks of a run that was broken off."""
+        self._rounds = {finished.round: finished for finished in rounds}
+        self._attacks_before = attacks
 
     def step(self, text: str) -> None:
         """Show what the run does now."""
@@ -125,7 +131,7 @@ class Progress:
         grid.add_row("", *_bar("rounds", len(self._rounds), self._planned_rounds, ""))
         if self._planned_attacks:
             state = f"{counts.queued} queued, {counts.running} running"
-            grid.add_row("", *_bar("attacks", counts.done, self._planned_attacks, state))
+            grid.add_row("", *_bar("attacks", self._attacks_before + counts.done, self._planned_attacks, state))
         return grid
 
     def _table(self) -> Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from attacks.observation import UpdateId
@@ -21,6 +22,7 @@ from experiments.privacy import most_spent, privacy_spent
 from experiments.progress import Progress
 from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory
+from experiments.run_state import Earlier, RunState
 from experiments.utility import Utility
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.defences.privacy import Privacy
@@ -38,18 +40,27 @@ class Recorder:
         directory: where everything is written.
         display: shows every round and attack.
         rounds: who took part in each round so far; the Grid appends to it.
+        earlier: what the run had written when it was broken off; None for a new one.
     """
 
     def __init__(
-        self, experiment: Experiment, directory: RunDirectory, display: Progress, rounds: Sequence[RoundLog]
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        display: Progress,
+        rounds: Sequence[RoundLog],
+        earlier: Earlier | None = None,
     ) -> None:
         settings = experiment.settings
         self._experiment, self._directory, self._display, self._logs = experiment, directory, display, rounds
-        self._rounds: list[Round] = []
-        self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
+        state, rows = (None, []) if earlier is None else (earlier.state, earlier.leakage)
+        self._rounds: list[Round] = [] if state is None else list(state.rounds)
+        self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet, rows)
         self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
         self._utility = Utility(settings, experiment.recipe)
         self._average = None if settings.strategy.ema is None else WeightAverage(settings.strategy.ema)
+        if self._average is not None and state is not None:
+            self._average.weights = state.average
         directory.write_environment(metrics.unavailable() | self._utility.not_computed(), metrics.DEFINITIONS)
 
     def after_attack(self, update_id: UpdateId, attack: str, result: Result) -> None:
@@ -86,6 +97,15 @@ class Recorder:
         self._leakage.save()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
         self._display.round_done(finished)
+
+    def state(self, arrays: ArrayRecord, strategy: Strategy) -> RunState:
+        """Where the run is: the global weights ``arrays``, and what ``strategy`` and the recorder remember.
+
+        Raises:
+            StrategyError: if the strategy remembers something that cannot be written down.
+        """
+        average = {} if self._average is None else self._average.weights
+        return RunState.of(arrays, strategy, average, self._logs, self._rounds)
 
     def close(self) -> None:
         """Write both tables for the last time."""

@@ -6,7 +6,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,12 +28,15 @@ from experiments.progress import Progress, run_progress
 from experiments.recorder import Recorder
 from experiments.report import build_report
 from experiments.run_directory import RunDirectory, check_empty_folder
+from experiments.run_state import Earlier, take_up
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.client_app import build_client_app
 from fl_sim.federation import AttackResources, check_resources, run_federation
 from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.settings_file import dump_toml
+from strategies.continued import Continued
 from strategies.curious_peers import CuriousPeers
+from strategies.errors import StrategyError
 from strategies.gossip import Gossip
 from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink, Sink
@@ -45,12 +50,40 @@ def launch(preset: str, overrides: Sequence[str], out: Path, console: Console, v
         FederationError: if the federation fails.
     """
     experiment, _ = _try_out(preset, overrides, out, verbose)
-    settings = experiment.settings
     for line in experiment.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    directory = RunDirectory.create(out, settings)
+    directory = RunDirectory.create(out, experiment.settings)
+    with directory.locked():
+        _run(experiment, directory, None, console, verbose)
+
+
+def resume(out: Path, console: Console, verbose: bool = False) -> None:
+    """``fl-sim run --resume``: go on with the run in ``out`` after its last finished round, and end it.
+
+    Raises:
+        UserError: one line on what is wrong; the run directory is as it was.
+        FederationError: if the federation fails.
+    """
+    directory = RunDirectory.open(out)
+    if directory.report.is_file() and not directory.state.is_file():
+        console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
+        return
+    experiment = _check(str(directory.config), (), verbose)
+    with directory.locked():
+        earlier, rounds = take_up(directory), experiment.settings.federation.rounds
+        console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
+        _run(experiment, directory, earlier, console, verbose)
+
+
+def _run(
+    experiment: Experiment, directory: RunDirectory, earlier: Earlier | None, console: Console, verbose: bool
+) -> None:
+    """Run the federation and the attacks to the end, and print what came out."""
+    settings = experiment.settings
     with run_progress(experiment, console) as display:
-        server_app = build_server_app(experiment, directory, display)
+        if earlier is not None:
+            display.go_on(earlier.state.rounds if earlier.state else (), len(earlier.ended))
+        server_app = build_server_app(experiment, directory, display, earlier)
         run_federation(server_app, build_client_app(settings), settings, _attack_resources(settings), verbose)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
@@ -75,45 +108,91 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
 
 def _try_out(preset: str, overrides: Sequence[str], out: Path, verbose: bool = False) -> tuple[Experiment, FirstBatch]:
     """Find out everything that can be found out before a run writes anything; Flower logs only if ``verbose``."""
+    check_empty_folder(out)
+    experiment = _check(preset, overrides, verbose)
+    return experiment, try_first_batch(experiment)
+
+
+def _check(preset: str, overrides: Sequence[str], verbose: bool) -> Experiment:
+    """Build the experiment, and see that this machine has what it needs."""
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.ERROR)
-    check_empty_folder(out)
     experiment = prepare(load_run(preset, overrides))
     check_resources(experiment.settings, _attack_resources(experiment.settings))
-    return experiment, try_first_batch(experiment)
+    return experiment
 
 
 def _attack_resources(settings: ExperimentSettings) -> AttackResources:
     return AttackResources(settings.attack.workers if settings.attack.names else 0, settings.attack.gpus_per_worker)
 
 
-def build_server_app(experiment: Experiment, directory: RunDirectory, display: Progress) -> ServerApp:
+def build_server_app(
+    experiment: Experiment, directory: RunDirectory, display: Progress, earlier: Earlier | None = None
+) -> ServerApp:
     """The ServerApp that runs ``experiment``, attacks it, and writes everything into ``directory``."""
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, _: Context) -> None:
-        run_on(grid, experiment, directory, display)
+        run_on(grid, experiment, directory, display, earlier)
 
     return server_app
 
 
-def run_on(grid: Grid, experiment: Experiment, directory: RunDirectory, display: Progress) -> None:
-    """Run ``experiment`` with its attacks on the clients of ``grid``, fill ``directory``, and build the report."""
+def run_on(
+    grid: Grid, experiment: Experiment, directory: RunDirectory, display: Progress, earlier: Earlier | None = None
+) -> None:
+    """Run ``experiment`` with its attacks on the clients of ``grid``, fill ``directory``, and build the report.
+
+    ``earlier`` is what a run that was broken off left there; this one goes on from it, with the strategy of
+    ``experiment`` as it was.
+    """
     torch.set_num_threads(1)  # held-out losses repeat to the bit, and the clients keep their cores
     experiment = experiment.with_base(directory.base)
     repeatable = repeatable_grid(grid, experiment.settings)
-    recorder = Recorder(experiment, directory, display, repeatable.rounds)
-    sink = _attacking_sink(experiment.settings, directory, recorder, display, repeatable)
+    state = None if earlier is None else earlier.state
+    if state is not None:
+        repeatable.rounds.extend(state.logs)
+    recorder = Recorder(experiment, directory, display, repeatable.rounds, earlier)
+    sink = _attacking_sink(experiment.settings, directory, recorder, display, repeatable, earlier)
+    strategy = server_strategy(experiment, sink, 0 if state is None else state.round)
+    if state is not None:
+        state.restore(strategy)
+
+    def after_round(server_round: int, arrays: ArrayRecord) -> None:
+        recorder.after_round(server_round, arrays)
+        _keep_state(directory, strategy, recorder, arrays, display)
+
     with closing(recorder):
-        federate(experiment, repeatable, sink, recorder.after_round)
+        run_rounds(experiment, repeatable, strategy, after_round, None if state is None else state.arrays)
     invert_rounds(experiment, directory, display)
     display.step("writing the report")
     build_report(directory.path)
+    directory.state.unlink(missing_ok=True)
+
+
+def _keep_state(
+    directory: RunDirectory, strategy: Continued, recorder: Recorder, arrays: ArrayRecord, display: Progress
+) -> None:
+    """Keep what it takes to go on after the round that has just been recorded, once its captures are written."""
+    try:
+        save = partial(recorder.state(arrays, strategy).save, directory.state)
+    except StrategyError as error:
+        display.step(f"this run could not be resumed: {error}")
+        return
+    if isinstance(strategy, HonestButCurious):
+        strategy.after_observing(save)
+    else:
+        save()
 
 
 def _attacking_sink(
-    settings: ExperimentSettings, directory: RunDirectory, recorder: Recorder, display: Progress, grid: RepeatableGrid
+    settings: ExperimentSettings,
+    directory: RunDirectory,
+    recorder: Recorder,
+    display: Progress,
+    grid: RepeatableGrid,
+    earlier: Earlier | None,
 ) -> DirectorySink | None:
     """What takes the curious server's observations, its workers started; None where nobody attacks."""
     attack = settings.attack
@@ -127,12 +206,20 @@ def _attacking_sink(
         queue_limit=attack.queue_limit,
     )
     sink = DirectorySink(
-        directory.path, attack.arguments, pool, settings.seed, when=attack.when, on_reconstruction=recorder.after_attack
+        directory.path,
+        attack.arguments,
+        pool,
+        settings.seed,
+        when=attack.when,
+        on_reconstruction=recorder.after_attack,
+        ended=None if earlier is None else earlier.ended,
     )
     display.watch(pool.counts)
     grid.partitions()
     # The clients have answered, so Ray is up: workers import torch while the clients train.
     pool.warm_up()
+    if earlier is not None:
+        sink.attack_the_rest()
     return sink
 
 
@@ -155,20 +242,39 @@ def federate(
         sink: gets what a curious server, or curious peers, see of every reply; closed at the end. None: nobody looks.
         after_round: is called with each round's number and its global weights, with 0 and the initial ones at first.
     """
-    federation = experiment.settings.federation
-    strategy = experiment.strategy if sink is None else _curious(experiment, sink)
+    return run_rounds(experiment, grid, server_strategy(experiment, sink), after_round)
+
+
+def run_rounds(
+    experiment: Experiment,
+    grid: RepeatableGrid,
+    strategy: Continued,
+    after_round: Callable[[int, ArrayRecord], None] | None = None,
+    arrays: ArrayRecord | None = None,
+) -> Result:
+    """Run the rounds that are left, as ``federate`` does; ``arrays`` are the weights after those before."""
+    federation, before = experiment.settings.federation, strategy.rounds_before
+
+    def evaluate(server_round: int, weights: ArrayRecord) -> None:
+        if after_round is not None and (server_round or not before):
+            after_round(before + server_round, weights)
+
     return strategy.start(
         grid,
-        ArrayRecord(experiment.travelling_weights),
-        num_rounds=federation.rounds,
+        ArrayRecord(experiment.travelling_weights) if arrays is None else arrays,
+        num_rounds=federation.rounds - before,
         timeout=federation.timeout,
         train_config=experiment.recipe.to_config(),
-        evaluate_fn=after_round,
+        evaluate_fn=evaluate,
     )
 
 
-def _curious(experiment: Experiment, sink: Sink) -> HonestButCurious:
+def server_strategy(experiment: Experiment, sink: Sink | None, rounds_before: int = 0) -> Continued:
+    """The strategy of the run as the server has it: curious, if there is a ``sink`` for what it sees."""
     strategy, defence = experiment.strategy, experiment.disclosure()
+    if sink is None:
+        return Continued(strategy, rounds_before)
+    seeing: dict[str, Any] = {"defence": defence, "sink": sink, "rounds_before": rounds_before}
     if isinstance(strategy, Gossip):
-        return CuriousPeers(strategy, experiment.settings.federation.curious_peers, defence=defence, sink=sink)
-    return HonestButCurious(strategy, defence=defence, sum_only=experiment.defence.sum_only, sink=sink)
+        return CuriousPeers(strategy, experiment.settings.federation.curious_peers, **seeing)
+    return HonestButCurious(strategy, sum_only=experiment.defence.sum_only, **seeing)

@@ -4,12 +4,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from attacks.observation import UpdateId
 from experiments.settings import ExperimentSettings
@@ -70,6 +72,11 @@ class RunDirectory:
     def rounds(self) -> Path:
         """One row per round."""
         return self.path / "rounds.parquet"
+
+    @property
+    def state(self) -> Path:
+        """Where the federation is, until the run has ended: what it takes to go on (experiments/run_state.py)."""
+        return self.path / "state.safetensors"
 
     @property
     def captures(self) -> Path:
@@ -138,6 +145,18 @@ class RunDirectory:
         """The file of what a model inversion found in the global model after one round."""
         return self.inversions / f"round-{round_number:04d}-{method}.safetensors"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other run out of the folder meanwhile; SettingsError if one is in it."""
+        with self.config.open() as file:
+            try:
+                _lock(file)
+            except BlockingIOError as error:
+                raise SettingsError(
+                    f"{self.path}: another run is in this folder; allowed: to wait for its end"
+                ) from error
+            yield
+
     def settings(self) -> ExperimentSettings:
         """The settings that the run was started with."""
         return load_settings(ExperimentSettings, self.config, recorded=True)
@@ -150,6 +169,14 @@ class RunDirectory:
         """Record this machine, the definitions of the metrics, and why any is missing."""
         content = environment() | {"metrics": metrics, "not_computed": not_computed}
         write_atomically(self.environment, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock an open file until it is closed; BlockingIOError if it is locked."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def make_empty_folder(path: Path) -> None:

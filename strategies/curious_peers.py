@@ -1,6 +1,6 @@
 """Honest-but-curious peers: they gossip exactly as the protocol says, and attack what their neighbours send."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,14 @@ class CuriousPeers(HonestButCurious):
                 peer: dict.fromkeys([*self._gossip.neighbours(peer), peer], start) for peer in self._curious
             }
         return super().configure_train(server_round, arrays, config, grid)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered from round to round: what each curious peer takes its neighbours' models for."""
+        return {"estimates": self._estimates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state_dict`` returned."""
+        self._estimates = state["estimates"]
 
     def _views(self, server_round: int, replies: Sequence[Message]) -> Iterable[View]:
         """A round's replies as each curious peer sees them: its neighbours', with its estimates of their weights."""

@@ -98,6 +98,18 @@ class FedSGD(Strategy):
         """Delegate."""
         return self.strategy.aggregate_evaluate(server_round, replies)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered from round to round: the optimiser's state, and its parameters by name."""
+        if self._optimizer is None:
+            return {}
+        parameters = {name: value.detach() for name, value in self._parameters.items()}
+        return {"parameters": parameters, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state_dict`` returned."""
+        if state:
+            self._make_optimizer(state["parameters"]).load_state_dict(state["optimizer"])
+
     def summary(self) -> None:
         """Log the optimiser, then the inner strategy."""
         log(INFO, "\t├──> FedSGD: %s %s", self._optimizer_class.__name__, self._optimizer_args)
@@ -105,9 +117,7 @@ class FedSGD(Strategy):
 
     def _step(self, gradient: Mapping[str, Tensor]) -> ArrayRecord:
         weights = self._sent.to_torch_state_dict()
-        if self._optimizer is None:
-            self._parameters = {n: nn.Parameter(w.clone()) for n, w in weights.items() if w.is_floating_point()}
-            self._optimizer = self._optimizer_class(self._parameters.values(), **self._optimizer_args)
+        optimizer = self._optimizer or self._make_optimizer(weights)
         for name, value in gradient.items():
             if name not in self._parameters or value.shape != self._parameters[name].shape:
                 raise AggregationError(f"the gradient of {name!r} does not fit the model: shape {list(value.shape)}")
@@ -115,9 +125,14 @@ class FedSGD(Strategy):
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
                 parameter.grad = gradient[name].to(parameter.dtype) if name in gradient else None
-        self._optimizer.step()
+        optimizer.step()
         stepped = {name: Array(self._parameters[name].detach()) for name in gradient}
         return ArrayRecord({**self._sent, **stepped})
+
+    def _make_optimizer(self, weights: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        self._parameters = {n: nn.Parameter(w.clone()) for n, w in weights.items() if w.is_floating_point()}
+        self._optimizer = self._optimizer_class(self._parameters.values(), **self._optimizer_args)
+        return self._optimizer
 
     def _refuse_unusable_optimizer(self, lr: float, optimizer_args: Mapping[str, Any]) -> None:
         """Step a throw-away parameter: torch checks some arguments, and whether it needs a closure, only in a step."""

@@ -95,10 +95,11 @@ class Gossip(Strategy):
     ) -> Iterable[Message]:
         """Ask every peer to train from its own weights; all start from ``arrays``."""
         nodes = list(grid.get_node_ids())
-        if not self.models:
+        if not self._peers:
             if len(nodes) != len(self.mixing):
                 raise StrategyError(f"{len(nodes)} nodes for a graph of {len(self.mixing)} peers")
             self._peers = {node: peer for peer, node in enumerate(nodes)}
+        if not self.models:
             self.models = [arrays.to_torch_state_dict() for _ in nodes]
         config[ROUND] = server_round
         return [
@@ -131,6 +132,14 @@ class Gossip(Strategy):
     def aggregate_evaluate(self, *_: Any, **__: Any) -> MetricRecord | None:
         """Nobody evaluated."""
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered from round to round: the peers' models."""
+        return {"models": self.models}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state_dict`` returned."""
+        self.models = state["models"]
 
     def summary(self) -> None:
         """Log the graph and what travels on it."""

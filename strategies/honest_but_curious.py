@@ -33,6 +33,7 @@ from fl_sim.wire import (
     read_update,
     whole_model,
 )
+from strategies.continued import Continued
 from strategies.errors import ArgumentError, StrategyError
 from strategies.layers import own_start
 from strategies.sink import DirectorySink, Sink
@@ -66,7 +67,7 @@ class View:
         return cls(update_id, weights, arrays_in(content), num_examples, labels)
 
 
-class HonestButCurious(Strategy):
+class HonestButCurious(Continued):
     """Wrapper around any Flower strategy that attacks every reply and changes nothing.
 
     Put it outermost: inside another wrapper it would see updates that the wrapper has already clipped or noised. A
@@ -83,6 +84,7 @@ class HonestButCurious(Strategy):
         defence: what the attacker knows of how clients protect their updates.
         sum_only: whether clients use secure aggregation: the server then sees only the sum of a round's replies.
         sink: takes the observations; ``attacks``, ``workers``, ``seed`` and ``directory`` are then unused.
+        rounds_before: rounds of an earlier run that this one goes on from.
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.
@@ -102,12 +104,13 @@ class HonestButCurious(Strategy):
         defence: DefenceDisclosure | None = None,
         sum_only: bool = False,
         sink: Sink | None = None,
+        rounds_before: int = 0,
     ) -> None:
         if (owner := own_start(strategy)) is not None:
             raise ArgumentError(
                 "strategy", f"= {owner!r}: has a start of its own; HonestButCurious runs Flower's rounds"
             )
-        self.strategy = strategy
+        super().__init__(strategy, rounds_before)
         self._defence = defence
         self._sum_only = sum_only
         self._recipe = recipe
@@ -137,7 +140,7 @@ class HonestButCurious(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Delegate, and remember which weights each client gets."""
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        messages = list(super().configure_train(server_round, arrays, config, grid))
         self._sent = _sent(messages)
         for node in sorted(self._sent):
             self._numbers.setdefault(node, len(self._numbers))
@@ -151,30 +154,22 @@ class HonestButCurious(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Delegate, and observe the replies as they were before, because some strategies empty them."""
         replies = list(replies)
-        views = list(self._views(server_round, [reply for reply in replies if not reply.has_error()]))
+        views = list(
+            self._views(self.rounds_before + server_round, [reply for reply in replies if not reply.has_error()])
+        )
         wait(self._observing)
         self._observing = [observed for observed in self._observing if observed.exception()]  # raised in the end
         try:
-            return self.strategy.aggregate_train(server_round, replies)
+            return super().aggregate_train(server_round, replies)
         finally:
             # Not before aggregation, for which the round waits: threads share the interpreter.
             defence = _combine(self._defence, self._dictated)
             for group in [views] if self._sum_only and views else [[view] for view in views]:
                 self._observing.append(self._observer.submit(self._observe, group, defence))
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Delegate."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Delegate."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Delegate."""
-        self.strategy.summary()
+    def after_observing(self, action: Callable[[], None]) -> None:
+        """Call ``action`` in the thread that observes, once every reply so far has been observed."""
+        self._observing.append(self._observer.submit(action))
 
     def _views(self, server_round: int, replies: Sequence[Message]) -> Iterable[View]:
         """A round's replies as the server sees them: all of them, each with the weights that it sent."""

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -62,10 +62,12 @@ class DirectorySink:
         seed: public root of the attacks' seeds.
         when: attack ``during`` the federation, or ``after`` it, when the sink is drained.
         on_reconstruction: called with every result, one call at a time, after its file was written.
+        ended: of a run that was broken off, the attacks on the captures in ``directory`` that had ended, as pairs of
+            update and attack; ``attack_the_rest`` queues the others.
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.
-        StrategyError: if ``directory`` already holds captures.
+        StrategyError: if ``directory`` already holds captures, and no run goes on there.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class DirectorySink:
         *,
         when: Literal["during", "after"] = "during",
         on_reconstruction: OnReconstruction = log_result,
+        ended: Collection[tuple[UpdateId, str]] | None = None,
     ) -> None:
         self._captures = directory / "captures"
         self._reconstructions = directory / "reconstructions"
-        if self._captures.exists() and any(self._captures.iterdir()):
+        if ended is None and self._captures.exists() and any(self._captures.iterdir()):
             raise ArgumentError("directory", f"= {str(directory)!r}: already holds captures; name another one")
         # By the attack's own name, which makes a file name even where the attack was given by its dotted path.
         self._attacks = {
@@ -91,6 +94,7 @@ class DirectorySink:
         self._postpones = when == "after"
         self._postponed: list[tuple[UpdateId, Path]] = []
         self._on_reconstruction = on_reconstruction
+        self._ended = frozenset(ended or ())
         self._telling = threading.Lock()
 
     def observe(self, observation: Observation) -> None:
@@ -98,10 +102,12 @@ class DirectorySink:
         update_id = observation.circumstances.update_id
         capture = self._captures / f"{update_id.stem}.safetensors"
         write_atomically(capture, observation.save)
-        if self._postpones:
-            self._postponed.append((update_id, capture))
-        else:
-            self._attack(update_id, capture)
+        self._take(update_id, capture)
+
+    def attack_the_rest(self) -> None:
+        """Queue the attacks on the captures of a run that was broken off, but for those that had ended."""
+        for capture in sorted(self._captures.glob("*.safetensors")):
+            self._take(UpdateId.from_stem(capture.stem), capture)
 
     def failed(self, update_id: UpdateId, reason: str) -> None:
         """Pass the reason on as the result of every attack."""
@@ -118,8 +124,16 @@ class DirectorySink:
         """Release the workers; attacks that have not ended get their reason."""
         self._pool.close()
 
+    def _take(self, update_id: UpdateId, capture: Path) -> None:
+        if self._postpones:
+            self._postponed.append((update_id, capture))
+        else:
+            self._attack(update_id, capture)
+
     def _attack(self, update_id: UpdateId, capture: Path) -> None:
         for attack, (name, arguments) in self._attacks.items():
+            if (update_id, attack) in self._ended:
+                continue
             seed = derive_seed(self._seed, "attack", attack, update_id.round, update_id.client)
             self._pool.submit(Job(capture, name, arguments, seed), partial(self._keep, update_id, attack))
 

@@ -1,0 +1,170 @@
+"""Where a run is: what it takes to go on after a crash, a kill or Ctrl-C, to the same weights and the same tables.
+
+The state of the last round is one file of the run directory, replaced round by round once the round's captures are on
+the disk. Clients remember nothing: what they draw follows from their seed, their number and the round. So the state is
+the global weights, what the strategy remembers, and what was written down of the rounds so far. Attacks that had not
+ended start again.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attacks.observation import UpdateId
+from attacks.reconstruction_file import load_reconstruction
+from attacks.workers import POOL_CLOSED
+from experiments.leakage import COLUMNS, OK, observing_peer, read_leakage
+from experiments.rounds import Round
+from experiments.run_directory import RunDirectory
+from fl_sim.config import SettingsError
+from fl_sim.errors import UserError
+from fl_sim.files import write_atomically
+from fl_sim.network import ConfigError, read_safetensors
+from fl_sim.repeatable_grid import RoundLog
+from strategies.state import Tree, decode, encode, restore_state, state_of
+
+STATE = "state"
+"""Metadata key of the file."""
+
+_LOGS, _ROUNDS = TypeAdapter(tuple[RoundLog, ...]), TypeAdapter(tuple[Round, ...])
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run after ``round`` rounds.
+
+    Attributes:
+        arrays: the global weights, as they travel.
+        strategy: what the strategy remembers, a tree for each of its layers; ``tensors`` are the arrays in it.
+        average: the moving average of the global weights; empty where there is none.
+        logs: who took part in each round.
+        rounds: the rows of the rounds table.
+    """
+
+    round: int
+    arrays: ArrayRecord
+    strategy: list[Tree]
+    tensors: dict[str, Tensor]
+    average: dict[str, Tensor]
+    logs: tuple[RoundLog, ...]
+    rounds: tuple[Round, ...]
+
+    @classmethod
+    def of(
+        cls,
+        arrays: ArrayRecord,
+        strategy: Strategy,
+        average: Mapping[str, Tensor],
+        logs: Sequence[RoundLog],
+        rounds: Sequence[Round],
+    ) -> "RunState":
+        """The state now, in copies: the run may go on while it is written.
+
+        Raises:
+            StrategyError: if the strategy remembers something that cannot be written down.
+        """
+        trees, tensors = state_of(strategy)
+        return cls(len(logs), arrays, trees, tensors, dict(average), tuple(logs), tuple(rounds))
+
+    def restore(self, strategy: Strategy) -> None:
+        """Let a fresh ``strategy`` of the same settings remember the rounds so far; StrategyError if it is another."""
+        restore_state(strategy, self.strategy, self.tensors)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        tensors = dict(self.tensors)
+        facts = {
+            "arrays": encode(self.arrays, "arrays", tensors),
+            "average": encode(self.average, "average", tensors),
+            "strategy": self.strategy,
+            "logs": [asdict(log) for log in self.logs],
+            "rounds": [asdict(entry) for entry in self.rounds],
+        }
+        write_atomically(path, lambda file: save_file(tensors, file, metadata={STATE: json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "RunState":
+        """Read the file; SettingsError if it is none."""
+        try:
+            tensors, metadata = read_safetensors(path)
+            facts = json.loads(metadata[STATE])
+            arrays, average = (decode(facts[name], tensors) for name in ("arrays", "average"))
+            logs, rounds = _LOGS.validate_python(facts["logs"]), _ROUNDS.validate_python(facts["rounds"])
+        except (ConfigError, ValidationError, KeyError, TypeError, ValueError) as error:
+            raise SettingsError(f"{path}: not the state of a run: {' '.join(str(error).split())}") from error
+        return cls(len(logs), arrays, facts["strategy"], tensors, average, logs, rounds)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run left in its directory: its state, None before its first round, and its leakage rows."""
+
+    state: RunState | None
+    leakage: list[dict[str, Any]]
+    ended: frozenset[tuple[UpdateId, str]]
+    """The attacks that had ended, each on an update."""
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it finished."""
+        return 0 if self.state is None else self.state.round
+
+
+def take_up(directory: RunDirectory) -> Earlier:
+    """Read what an earlier run left, and remove what it wrote of a round that it did not finish.
+
+    Raises:
+        SettingsError: if a file is not what its name says.
+    """
+    state = RunState.load(directory.state) if directory.state.is_file() else None
+    finished = 0 if state is None else state.round
+    for folder in (directory.captures, directory.reconstructions):
+        for path in folder.glob("*"):
+            if path.name.endswith(".unfinished") or _update_of(path).round > finished:
+                path.unlink()
+    rows = [row for of_attack in _ended_attacks(directory, finished) for row in of_attack]
+    return Earlier(state, rows, frozenset((_update_in(row), row["attack"]) for row in rows))
+
+
+def _ended_attacks(directory: RunDirectory, finished: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every attack that had ended, on an update of a finished round."""
+    if not directory.leakage_csv.is_file():
+        return
+    frame = read_leakage(directory.leakage_csv)
+    for _, group in frame[frame["round"] <= finished].groupby(["round", "client", "observer", "attack"], sort=False):
+        rows = [{str(key): value for key, value in row.items()} for row in group.to_dict("records")]
+        if _is_whole(directory, rows):
+            yield [{column: row[column] for column in COLUMNS} for row in rows]
+
+
+def _is_whole(directory: RunDirectory, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an attack had ended and all its rows were written."""
+    if rows[0]["status"] != OK:
+        return bool(rows[0]["status"] != POOL_CLOSED)
+    update = _update_in(rows[0])
+    path = directory.reconstruction(update.round, update.client, rows[0]["attack"], update.observer)
+    try:
+        return len(load_reconstruction(path).images) == len(rows)
+    except (UserError, OSError):
+        return False
+
+
+def _update_in(row: Mapping[str, Any]) -> UpdateId:
+    return UpdateId(int(row["round"]), int(row["client"]), observing_peer(row["observer"]))
+
+
+def _update_of(path: Path) -> UpdateId:
+    """The update that a capture or a reconstruction is about; SettingsError if its name says none."""
+    found = re.match(r"round-\d+-(?:client-\d+|sum)(?:-peer-\d+)?", path.name)
+    if found is None:
+        raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
+    return UpdateId.from_stem(found.group())
