@@ -65,7 +65,7 @@ def resume(out: Path, console: Console, verbose: bool = False) -> None:
         FederationError: if the federation fails.
     """
     directory = RunDirectory.open(out)
-    if directory.report.is_file() and not directory.state.is_file():
+    if directory.model.is_file() and not directory.state.is_file():
         console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
         return
     experiment = _check(str(directory.config), (), verbose)

@@ -23,6 +23,7 @@ from experiments.leakage import TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
 from fl_sim.draws import derive_seed
 from tests.attacks.guard import replay
+from tests.kill_and_resume import differences
 from tests.processes import kill_all, with_descendants
 
 pytestmark = pytest.mark.ray
@@ -137,6 +138,13 @@ def test_a_killed_run_keeps_what_was_reconstructed_and_the_report_reads_it(
     result = CliRunner().invoke(app, ["report", str(directory.path)])
     assert result.exit_code == 0, result.output
     assert directory.report.is_file()
+    program = Path(sys.executable).with_name("fl-sim")
+    resumed = subprocess.run(
+        [program, "run", "--resume", directory.path], env=ray_environment, capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after round" in resumed.stdout
+    assert differences(directory, survivor) == []
 
 
 def test_a_terminated_run_says_so_in_one_line_and_leaves_nobody_behind(

@@ -253,7 +253,7 @@ def _attack_of(preset: str) -> str:
 
 def _cheaper(words: list[str]) -> list[str]:
     """What is added to a command to make it cheap."""
-    if "--help" in words:
+    if "--help" in words or words[:2] == ["run", "--resume"]:
         return []
     given = dict(word.split("=", 1) for word in words if re.match(r"[\w.]+=", word))
     if words[0] == "run":
