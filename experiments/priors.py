@@ -52,17 +52,17 @@ def _read(arguments: Mapping[str, Any]) -> Checkpoint | None:
 def _check(
     prior: str, listed: frozenset[str], private: Iterable[str], photographs: Iterable[str], data: DataSettings
 ) -> None:
-    held = [digest for digest in private if digest in listed]
-    if held:
-        raise SettingsError(
-            f"{prior}: it was trained on {len(held)} of the clients' images; allowed: a prior of images that no client "
-            "holds, or other images for the clients (data.limit: the first ones)"
-        )
     shared = sorted({*photographs} & {*data.photographs}) if data.name == "bundled" else []
     if shared:
         raise SettingsError(
             f"{prior}: it was trained on {', '.join(shared)}, of which clients hold tiles; allowed: a prior of other "
             "photographs, or other data.photographs"
+        )
+    held = [digest for digest in private if digest in listed]
+    if held:
+        raise SettingsError(
+            f"{prior}: it was trained on {len(held)} of the clients' images; allowed: a prior of images that no client "
+            "holds, or other images for the clients (data.limit: the first ones)"
         )
 
 
