@@ -305,7 +305,7 @@ def report(
 
 @app.command("list")
 def show_names() -> None:
-    """Show the attacks, model inversions, strategies, defences, networks, datasets and presets there are."""
+    """Show the attacks, model inversions, strategies, defences, networks, datasets, priors and presets there are."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 
