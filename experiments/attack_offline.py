@@ -23,7 +23,7 @@ from experiments.commands import choose_device
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
 from experiments.search_progress import SearchProgress
-from experiments.settings import ExperimentSettings
+from experiments.settings import ExperimentSettings, with_prior_path
 from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
@@ -145,4 +145,4 @@ def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
     prefixes = (f"attack.args.{attack}.", f'attack.args."{attack}".')
     keys = [override.removeprefix(prefixes[0]).removeprefix(prefixes[1]) for override in overrides]
     spelt_out = [f'attack.args."{attack}".{key}' for key in keys]
-    return load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(attack, {})
+    return with_prior_path(load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(attack, {}))

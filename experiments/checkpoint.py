@@ -4,15 +4,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.package_data import data_file
+from experiments.package_data import BUNDLED_FILES
 from fl_sim.checkpoint import Checkpoint, read_checkpoint
-from fl_sim.config import BUNDLED_CHECKPOINTS, SettingsError
+from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
 from fl_sim.network import ConfigError, outline
 
-BUNDLED = data_file("checkpoints/demo.safetensors")
+BUNDLED = BUNDLED_FILES["bundled"]
 """For 16x16 pixels; the demo's is for 32x32."""
-BUNDLED_FILES = dict(zip(BUNDLED_CHECKPOINTS, (BUNDLED, data_file("checkpoints/demo-32.safetensors")), strict=True))
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 """The form of a hub id: owner/name."""
 

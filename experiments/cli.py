@@ -15,9 +15,11 @@ from experiments.commands import (
     console,
     expand_home,
     how_to_go_on,
+    numbers,
     one_line_errors,
     one_run,
     output_folder,
+    unfinished,
     what_is_left,
 )
 
@@ -217,6 +219,91 @@ def invert(
 
 
 @app.command(
+    "train-prior",
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim train-prior --data ~/photos --image-size 32 --out prior.safetensors[/cyan]\n\n"
+    "[cyan]fl-sim train-prior --data digits --skip 898 --grey --classes --out digits.safetensors[/cyan]   clients may "
+    "hold the first 898\n\n"
+    "[cyan]fl-sim train-prior --data bundled --horizontal-flip --dtype float16 --out half.safetensors[/cyan]",
+)
+def train_prior(
+    data: Annotated[
+        str, typer.Option(metavar="NAME|FOLDER", help="Public images: a folder, or any other value of data.name.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The checkpoint to write; samples go to FILE.png.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting of \\[data], such as limit=500.")
+    ] = [],  # noqa: B006 (as above)
+    skip: Annotated[int, typer.Option(min=0, help="Leave out the first images, for clients to hold.")] = 0,
+    image_size: Annotated[int, typer.Option(min=11, max=1024, help="Side of the images in pixels.")] = 16,
+    grey: Annotated[bool, typer.Option("--grey", help="One channel in place of RGB.")] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="Class-conditional: the images' labels are told.")] = False,
+    label_dropout: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Share of labels that become the null class.")
+    ] = 0.1,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,…",
+            help="Scales of bundled photographs: images that fit along the shorter side.",
+            show_default="3,4,6",
+        ),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--horizontal-flip", help="Mirror half of the images left and right.")] = False,
+    block_out_channels: Annotated[
+        str, typer.Option(metavar="N,…", help="Channels of the network's levels, each a multiple of 8.")
+    ] = "32,64",
+    layers_per_block: Annotated[int, typer.Option(min=1, max=64, help="Residual blocks in every level.")] = 1,
+    attention: Annotated[bool, typer.Option("--attention", help="Attention in the innermost level.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 32,
+    lr: Annotated[float, typer.Option(min=1e-12, help="Highest learning rate of Adam.")] = 1e-3,
+    warm_up_steps: Annotated[int, typer.Option(min=1, help="Steps until it is reached; then it decays.")] = 100,
+    ema_decay: Annotated[float, typer.Option(min=0, max=0.999999, help="Of the average of the weights.")] = 0.995,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, crops, noise and timesteps.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the weights in the file: float32 or float16.")] = "float32",
+    samples: Annotated[int, typer.Option(min=0, max=1024, help="Images in the picture of samples.")] = 16,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was broken off.")] = False,
+    every: Annotated[
+        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="How often it is kept.")
+    ] = 60.0,
+) -> None:
+    """Train a diffusion model on public images: a prior for attacks. On a CPU the same options give the same file."""
+    file = expand_home(out)
+    with one_line_errors(lambda: how_to_go_on(unfinished(file))):
+        from experiments.train_prior import parse_training
+        from experiments.train_prior import train_prior as train
+
+        training = parse_training(
+            source={
+                "data": str(expand_home(Path(data))),
+                "settings": overrides,
+                "skip": skip,
+                "image_size": image_size,
+                "grey": grey,
+                "classes": classes,
+                "crops": numbers("--crops", crops) if crops else (),
+                "horizontal_flip": flip,
+            },
+            block_out_channels=numbers("--block-out-channels", block_out_channels),
+            layers_per_block=layers_per_block,
+            attention=attention,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            warm_up_steps=warm_up_steps,
+            ema_decay=ema_decay,
+            label_dropout=label_dropout,
+            seed=seed,
+            dtype=dtype,
+            samples=samples,
+        )
+        train(training, file, device, threads, console, resume, every)
+
+
+@app.command(
     epilog="Examples:\n\n"
     "[cyan]fl-sim report runs/demo[/cyan]   also where the run was stopped half way\n\n"
     "[cyan]fl-sim report runs/demo runs/untrained --out comparison.html[/cyan]\n\n"
@@ -247,7 +334,7 @@ def report(
 
 @app.command("list")
 def show_names() -> None:
-    """Show the attacks, model inversions, strategies, defences, networks, datasets and presets there are."""
+    """Show the attacks, model inversions, strategies, defences, networks, datasets, priors and presets there are."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 

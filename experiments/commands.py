@@ -61,8 +61,13 @@ def what_is_left(out: Path) -> str:
     return "stopped before the first round; nothing was computed"
 
 
+def unfinished(out: Path) -> Path:
+    """Where the training of what goes to the file ``out`` is kept until it is done."""
+    return Path(f"{out}.unfinished")
+
+
 def how_to_go_on(checkpoint: Path | None) -> str:
-    """The last words of a search that was stopped; ``checkpoint`` is the file that it is kept in."""
+    """The last words of a search or training that was stopped; ``checkpoint`` is the file that it is kept in."""
     if checkpoint is None or not checkpoint.is_file():
         return "stopped; nothing was written"
     words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -77,6 +82,16 @@ def output_folder(given: Path | None, name: str) -> Path:
 def expand_home(path: Path) -> Path:
     """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from 1, between commas; SettingsError if they are not."""
+    from fl_sim.config import SettingsError
+
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise SettingsError(f"{option} {text}: allowed: whole numbers from 1, between commas")
+    return tuple(map(int, words))
 
 
 def one_run(directories: Sequence[Path], option: str) -> Path:

@@ -16,6 +16,7 @@ from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
 from experiments.checkpoint import find_checkpoint, load_checkpoint
+from experiments.priors import check_priors
 from experiments.public_images import public_images
 from experiments.settings import NO_INVERSION, ExperimentSettings, InversionSettings
 from experiments.utility import Utility
@@ -59,7 +60,7 @@ class Experiment:
     """A run that can start: settings, initial weights, how clients train and defend, how the server aggregates.
 
     ``stored_as``: in which type the checkpoint holds the weights; here they are float32. ``public``: the images
-    [M,C,H,W] in [-1, 1] that a model inversion has; None where there is none.
+    [M,C,H,W] in [-1, 1] that a model inversion has; None where there is none. ``priors``: a line on each attack's.
     """
 
     settings: ExperimentSettings
@@ -69,6 +70,7 @@ class Experiment:
     strategy: Strategy
     stored_as: str = "float32"
     public: Tensor | None = None
+    priors: tuple[str, ...] = ()
 
     def disclosure(self) -> DefenceDisclosure | None:
         """What the attacker knows of how clients protect their updates; None if nothing."""
@@ -111,6 +113,7 @@ class Experiment:
         if defence.name != "none":
             lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
         lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
+        lines.extend(self.priors)
         if self.public is not None:
             often = f"every {inversion.every} rounds and " if inversion.every else ""
             lines.append(
@@ -138,7 +141,8 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     _check_trainable(recipe)
     settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
     public = _public_images(settings, recipe)
-    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype, public)
+    priors = check_priors(settings, recipe.image_shape[0])
+    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype, public, priors)
 
 
 def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:

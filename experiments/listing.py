@@ -7,6 +7,7 @@ from rich.table import Table
 
 from attacks.model_inversion.registry import INVERSIONS
 from attacks.registry import ATTACKS
+from experiments.package_data import BUNDLED_PRIORS
 from experiments.settings import preset_names
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS
@@ -19,7 +20,7 @@ from strategies.registry import available as strategies
 
 
 def list_names() -> Group:
-    """A table each of attacks, model inversions, strategies, defences, networks, datasets and presets."""
+    """A table each of attacks, model inversions, strategies, defences, networks, datasets, priors and presets."""
     kinds = {
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "model inversion": {name: _summary_line(INVERSIONS.find(name)) for name in INVERSIONS.names()},
@@ -35,6 +36,7 @@ def list_names() -> Group:
             "folder": "the images under data.path",
             "HUB_ID": "a Hugging Face dataset, or the path of a local one",
         },
+        "prior": dict.fromkeys(BUNDLED_PRIORS, ""),
         "preset": dict.fromkeys(preset_names(), ""),
     }
     return Group(*(_table(kind, names) for kind, names in kinds.items()))

@@ -1,10 +1,12 @@
-"""Where the package's data files are: templates and the bundled checkpoint."""
+"""Where the package's data files are: templates, the bundled checkpoints and priors."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from fl_sim.config import BUNDLED_CHECKPOINTS
 
 
 def data_file(name: str) -> Path:
@@ -27,3 +29,15 @@ def _installed_folders() -> list[Path]:
         Path(str(installed.locate_file("experiments"))),
         Path(url2pathname(urlsplit(origin).path)) / "experiments",
     ]
+
+
+_CHECKPOINT_FILES = (data_file("checkpoints/demo.safetensors"), data_file("checkpoints/demo-32.safetensors"))
+
+BUNDLED_FILES = dict(zip(BUNDLED_CHECKPOINTS, _CHECKPOINT_FILES, strict=True))
+"""By their name in ``model.checkpoint``."""
+
+BUNDLED_PRIORS = {
+    "photographs-32": data_file("checkpoints/prior-photographs-32.safetensors"),
+    "digits-16": data_file("checkpoints/prior-digits-16.safetensors"),
+}
+"""By their name in the argument ``prior`` of an attack, which may name a bundled checkpoint as well."""

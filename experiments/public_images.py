@@ -47,8 +47,8 @@ def check_disjoint(public: Tensor, private: Tensor, subject: str = "public image
     Raises:
         SettingsError: if one is; ``subject`` says in it which public images.
     """
-    held = {_hash(image) for image in private}
-    shared = sum(_hash(image) in held for image in public)
+    held = set(image_hashes(private))
+    shared = sum(digest in held for digest in image_hashes(public))
     if shared:
         raise SettingsError(
             f"{subject}: {shared} of {len(public)} are private images as well; allowed: images that no client holds"
@@ -66,5 +66,7 @@ def _named(source: ImageSource) -> str:
     return f"path = {str(source.path)!r}" if source.name == "folder" else f"name = {source.name!r}"
 
 
-def _hash(image: Tensor) -> bytes:
-    return sha256(image.contiguous().numpy().tobytes()).digest()
+def image_hashes(images: Tensor) -> list[str]:
+    """The SHA-256 of each of ``images`` [N,C,H,W] in [-1, 1]: of its 8-bit pixels in the order [C,H,W], hexadecimal."""
+    pixels = ((images + 1) * 127.5).round().byte()
+    return [sha256(image.contiguous().numpy().tobytes()).hexdigest() for image in pixels]

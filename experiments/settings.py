@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.package_data import data_file
+from experiments.package_data import BUNDLED_FILES, BUNDLED_PRIORS, data_file
 from fl_sim.config import (
     DIFFUSION,
     PublicSettings,
@@ -25,6 +25,7 @@ from fl_sim.settings_file import load_settings
 PRESETS = data_file("presets")
 NO_ATTACK = "none"
 NO_INVERSION = "none"
+_PRIORS = BUNDLED_FILES | BUNDLED_PRIORS
 
 
 class AttackSettings(Section):
@@ -53,8 +54,15 @@ class AttackSettings(Section):
 
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
-        """The arguments of every attack to run, by its name."""
-        return {name: self.args.get(name, {}) for name in self.names}
+        """The arguments of every attack to run, by its name; a bundled prior is named by its path."""
+        return {name: with_prior_path(self.args.get(name, {})) for name in self.names}
+
+
+def with_prior_path(arguments: dict[str, Any]) -> dict[str, Any]:
+    """An attack's arguments with the path of the bundled prior that they name: attacks read files only."""
+    prior = arguments.get("prior")
+    path = _PRIORS.get(prior) if isinstance(prior, str) else None
+    return arguments if path is None else arguments | {"prior": str(path)}
 
 
 def _names(name: Any) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def assert_refused(result: Result, *complaint: str) -> None:
 
 
 def test_the_help_teaches_without_waiting_for_torch() -> None:
-    for command in ([], ["run"], ["attack"], ["report"], ["list"]):
+    for command in ([], ["run"], ["attack"], ["train-prior"], ["report"], ["list"]):
         assert fl_sim(*command, "--help").exit_code == 0
     assert "fl-sim run demo --set model.checkpoint=none" in fl_sim("run", "--help").output
     code = "import experiments.cli, sys; sys.exit(bool({'torch', 'ray', 'flwr'} & set(sys.modules)))"
@@ -100,7 +100,8 @@ def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ATTACKS, "built_in", {"guess": GUESS})
     output = fl_sim("list").output
     assert "Noise as image" in output
-    assert all(name in output for name in ("guess", "FedSGD", "Krum", "bundled", "astronaut", "paper-cifar100"))
+    named = ("guess", "FedSGD", "Krum", "bundled", "astronaut", "digits-16", "paper-cifar100")
+    assert all(name in output for name in named)
     monkeypatch.setattr(ATTACKS, "built_in", {"guess": "no.such:Attack"})
     assert_refused(fl_sim("list"), "attack 'guess': cannot be imported")
 

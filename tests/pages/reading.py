@@ -14,7 +14,14 @@ from tests.pages.clusters import Cluster
 from tests.pages.pages import Item, Page
 from tests.pages.stand_ins import ABSOLUTE, FILES, MODULES
 
-NAMED = {("fl-sim", "run"), ("fl-sim", "attack"), ("fl-sim", "report"), ("fl-sim", "list"), ("flwr", "run")}
+NAMED = {
+    ("fl-sim", "run"),
+    ("fl-sim", "attack"),
+    ("fl-sim", "report"),
+    ("fl-sim", "list"),
+    ("fl-sim", "train-prior"),
+    ("flwr", "run"),
+}
 """In a sentence these are the names of commands, of which there is to be a help; nothing is run."""
 
 

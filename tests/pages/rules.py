@@ -26,7 +26,6 @@ from typer.testing import CliRunner
 
 from attacks.published.gidm import RECIPES, Phases
 from attacks.workers import Job, Result
-from experiments import train_checkpoint
 from experiments.bench import __main__ as rewriting
 from experiments.cli import app
 from experiments.experiment import prepare
@@ -67,12 +66,6 @@ def _make(reader: Reader, words: list[str], environment: dict[str, str]) -> Outc
 def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
     if words[1:3] == ["-m", "venv"]:
         return _program(reader, [sys.executable, *words[1:]], environment)
-    if words[1:3] == ["-m", "experiments.train_checkpoint"]:
-        trainer = typer.Typer()
-        trainer.command()(train_checkpoint.main)
-        out = [] if "--out" in words else ["--out", str(reader.folder / "demo.safetensors")]
-        with _in_this_process(reader, environment):
-            return _invoke(reader, trainer, [*words[3:], "--steps", "1", "--batch-size", "2", *out])
     if words[1:3] == ["-m", "experiments.bench"]:
         for word in words[3:]:
             rewriting.rewrite(reader.folder / word)
@@ -268,6 +261,8 @@ def _cheaper(words: list[str]) -> list[str]:
         name = _option(words, "--method")
         short = CHEAPER_INVERSION["diff-mi" if name == "-" else name]
         return [f"--set={key}={value}" for key, value in short.items() if key not in given]
+    if words[0] == "train-prior":
+        return ["--steps", "1", "--batch-size", "2", "--samples", "1"]
     return _cheaper_benchmark(words[1], words) if words[0] == "bench" else []
 
 

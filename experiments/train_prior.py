@@ -1,0 +1,332 @@
+"""``fl-sim train-prior``: train a diffusion model on public images, as an attack's prior or a checkpoint to start from.
+
+A DDPM with linear noise schedule (Ho et al. 2020, arXiv 2006.11239), Adam with warm-up and cosine decay, an exponential
+moving average of the weights. A class-conditional one is told a null class now and then (Ho and Salimans 2022, arXiv
+2207.12598, algorithm 1). On a CPU the same options give the same file, also where the training was broken off and
+resumed.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments.checkpoint import load_checkpoint, save_checkpoint
+from experiments.commands import choose_device, unfinished
+from experiments.pictures import save_grid
+from experiments.prior_images import HASHES, PriorImages, PriorSource, read_images
+from experiments.utility import every_class_in_turn, sample
+from fl_sim import diffusion
+from fl_sim.checkpoint import Checkpoint
+from fl_sim.config import Section, SettingsError
+from fl_sim.draws import derive_seed, drop_labels, seeded_generator
+from fl_sim.errors import first_error
+from fl_sim.files import write_atomically
+from fl_sim.network import ConfigError, build_model, count_parameters, unet_config
+from fl_sim.network.safetensors_file import read_safetensors
+
+TRAINING = "training"
+"""Metadata key of a state file."""
+LINE_EVERY = 60.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class PriorTraining(Section):
+    """The network, and how it is trained.
+
+    ``lr`` is the highest learning rate, reached after ``warm_up_steps``. ``ema_decay``: of the moving average of the
+    weights. ``label_dropout``: share of labels that become the null class, where the network is told classes.
+    ``dtype``: of the weights in the file. ``samples``: images in the picture beside it.
+    """
+
+    source: PriorSource
+    block_out_channels: tuple[int, ...] = (32, 64)
+    layers_per_block: int = Field(1, ge=1)
+    attention: bool = False
+    steps: int = Field(5000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    warm_up_steps: int = Field(100, ge=1)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    label_dropout: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+    dtype: Literal["float32", "float16"] = "float32"
+    samples: int = Field(16, ge=0)
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step, from 0."""
+        warm_up = min(1.0, (step + 1) / self.warm_up_steps)
+        return self.lr * (warm_up * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+    def network(self, classes: int) -> dict[str, Any]:
+        """The configuration of a U-Net that can be trained; the last of ``classes`` + 1 labels is the null class.
+
+        Raises:
+            SettingsError: if there is none.
+        """
+        size, channels = self.source.image_size, self.source.channels
+        config = unet_config(
+            size, channels, self.block_out_channels, self.layers_per_block, attention=self.attention
+        ) | ({"num_class_embeds": classes + 1} if classes else {})
+        try:
+            diffusion.check_network(config, diffusion.scheduler_config(), (channels, size, size))
+        except ConfigError as error:
+            named = ",".join(map(str, self.block_out_channels))
+            raise SettingsError(f"--image-size {size} --block-out-channels {named}: {error}") from error
+        return config
+
+
+def parse_training(**options: Any) -> PriorTraining:
+    """The training that the options of the command line describe; SettingsError if one is wrong."""
+    try:
+        return PriorTraining.model_validate(options)
+    except ValidationError as error:
+        first = first_error(error)
+        option = str(first["loc"][-1]).replace("_", "-")
+        raise SettingsError(f"--{option} {first['input']}: {first['msg']}") from error
+
+
+class TrainingProgress:
+    """What a person sees: a bar in a terminal, a line now and then anywhere else."""
+
+    def __init__(self, console: Console, steps: int, done: int) -> None:
+        self._console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("training", total=steps, completed=done)
+        self._steps, self._said = steps, monotonic()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, loss: float) -> None:
+        """Show the steps done and the loss of the last."""
+        self._bar.update(self._task, completed=done, description=f"training, loss {loss:.4f}")
+        if not self._console.is_terminal and monotonic() - self._said >= LINE_EVERY:
+            self._said = monotonic()
+            self._console.print(f"{done} of {self._steps} steps, loss {loss:.4f}", highlight=False)
+
+
+class State:
+    """All that changes in training: the network, the moving average of its weights, Adam's moments, the draws."""
+
+    def __init__(self, training: PriorTraining, config: Mapping[str, Any], device: str) -> None:
+        torch.manual_seed(derive_seed(training.seed, "weights"))
+        self.model = build_model(config).to(device)
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.lr)
+        self.generator = seeded_generator(derive_seed(training.seed, "batches"))
+        self.steps_done = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, flat, on the CPU."""
+        moments = self.optimizer.state_dict()["state"]
+        flat = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        flat |= {f"average/{name}": value for name, value in self.average.items()}
+        flat |= {f"adam/{index}/{key}": value for index, own in moments.items() for key, value in own.items()}
+        flat |= {"generator": self.generator.get_state(), "steps_done": torch.tensor(self.steps_done)}
+        return {name: value.detach().cpu().contiguous() for name, value in flat.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what ``tensors`` says; KeyError or RuntimeError if it is not of this network."""
+        self.model.load_state_dict({name: tensors[f"model/{name}"] for name in self.average})
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average/{name}"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam/"):
+                _, index, key = name.split("/")
+                moments.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.generator.set_state(tensors["generator"])
+        self.steps_done = int(tensors["steps_done"])
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """Where an unfinished training is kept, for which training, and the seconds between two writes."""
+
+    path: Path
+    identity: dict[str, Any]
+    every_seconds: float = 60.0
+
+    def save(self, state: State) -> None:
+        """Replace the file."""
+        metadata = {TRAINING: json.dumps(self.identity)}
+        write_atomically(self.path, lambda file: save_file(state.tensors(), file, metadata=metadata))
+
+    def load_into(self, state: State) -> None:
+        """Go on from the file.
+
+        Raises:
+            SettingsError: if it is not there, is no such file, or is of another training.
+        """
+        try:
+            tensors, metadata = read_safetensors(self.path)
+            kept = json.loads(metadata[TRAINING])
+            different = [key for key in self.identity | kept if self.identity.get(key) != kept.get(key)]
+        except (ConfigError, KeyError, ValueError, TypeError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else "it is no unfinished training"
+            raise SettingsError(f"--resume: {self.path}: {reason}; allowed: what a training left there") from error
+        if different:
+            key = different[0]
+            raise SettingsError(
+                f"--resume: {self.path} was trained with {key} = {kept.get(key)!r}, not {self.identity.get(key)!r}; "
+                "allowed: the same options, images and software"
+            )
+        state.restore(tensors)
+
+
+def identify(training: PriorTraining, images: PriorImages, device: str, threads: int) -> dict[str, Any]:
+    """All that the trained weights depend on, flat, as JSON."""
+    options = json.loads(training.model_dump_json(exclude={"source", "dtype", "samples"}))
+    source = json.loads(training.source.model_dump_json(exclude={"data"}))
+    seen = sha256("".join(images.notes[HASHES]).encode()).hexdigest()
+    here = {"torch": torch.__version__, "device": device, "threads": threads}
+    return options | source | {"data": images.notes["data"], "images": seen} | here
+
+
+def train(
+    training: PriorTraining, images: PriorImages, state: State, kept: StateFile, show: Callable[[int, float], None]
+) -> None:
+    """Take the steps that are left; ``state`` changes. ``show`` is called with the steps done and the last loss.
+
+    Raises:
+        SettingsError: if the loss is no finite number any more.
+    """
+    scheduler = diffusion.build_scheduler(diffusion.scheduler_config())
+    size, device = training.source.image_size, next(state.model.parameters()).device
+    null = len(images.classes)
+    saved = monotonic()
+    for step in range(state.steps_done, training.steps):
+        x0, labels = images.draw(training.batch_size, size, training.source.horizontal_flip, state.generator)
+        noise = torch.randn(x0.shape, generator=state.generator)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=state.generator)
+        told = None
+        if images.classes:
+            dropout = int(torch.randint(2**62, (), generator=state.generator))
+            told = drop_labels(labels, dropout, training.label_dropout, null).to(device)
+        state.optimizer.param_groups[0]["lr"] = training.learning_rate(step)
+        state.optimizer.zero_grad()
+        loss = diffusion.loss(state.model, scheduler, x0.to(device), noise.to(device), timesteps.to(device), told)
+        loss.backward()
+        state.optimizer.step()
+        for name, value in state.model.state_dict().items():
+            state.average[name].lerp_(value, 1 - training.ema_decay)
+        state.steps_done = step + 1
+        if not loss.isfinite():
+            raise SettingsError(f"--lr {training.lr:g}: the loss of step {step + 1} is {loss.item()}; lower it")
+        show(state.steps_done, loss.item())
+        if monotonic() - saved >= kept.every_seconds and state.steps_done < training.steps:
+            kept.save(state)
+            saved = monotonic()
+
+
+def train_prior(
+    training: PriorTraining,
+    out: Path,
+    device: str,
+    threads: int,
+    console: Console,
+    resume: bool = False,
+    save_every: float = 60.0,
+) -> None:
+    """Train a prior and write it to ``out``, with a picture of samples beside it.
+
+    Until it is done it is kept in ``unfinished(out)``, from which ``resume`` goes on.
+
+    Raises:
+        SettingsError: if there is no such network, images or device, or ``out`` or the state file are in the way.
+        OSError: if ``out`` cannot be written.
+    """
+    where = choose_device(device)
+    torch.set_num_threads(threads)
+    images = read_images(training.source)
+    config = training.network(len(images.classes))
+    kept = StateFile(unfinished(out), identify(training, images, where, threads), save_every)
+    state = State(training, config, where)
+    if resume:
+        kept.load_into(state)
+    _check_output(out, kept.path, resume)
+    with TrainingProgress(console, training.steps, state.steps_done) as progress:
+        train(training, images, state, kept, progress)
+    checkpoint = _checkpoint(training, images, config, state)
+    if training.samples:
+        samples = _samples(training, checkpoint, len(images.classes), where)
+        write_atomically(samples_file(out), lambda file: save_grid(file, samples))
+    save_checkpoint(out, checkpoint)
+    kept.path.unlink(missing_ok=True)
+    parameters = count_parameters(checkpoint.weights.values())
+    console.print(
+        f"wrote [bold]{out}[/bold]: {parameters:,} parameters, trained on {images.notes['images']} images",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if training.samples:
+        console.print(f"samples: [bold]{samples_file(out)}[/bold]", soft_wrap=True)
+
+
+def samples_file(out: Path) -> Path:
+    """The picture of samples of the prior ``out``."""
+    return Path(f"{out}.png")
+
+
+def _checkpoint(training: PriorTraining, images: PriorImages, config: dict[str, Any], state: State) -> Checkpoint:
+    """The averaged weights as they are stored; the metadata says what they were trained on, and how."""
+    options = training.model_dump(mode="json", exclude={"source"})
+    options |= training.source.model_dump(mode="json", exclude={"data"})
+    notes = images.notes | {TRAINING: options}
+    if images.classes:
+        notes |= {"classes": list(images.classes), "label_dropout": training.label_dropout}
+    weights = {name: value.cpu().to(getattr(torch, training.dtype)) for name, value in state.average.items()}
+    return Checkpoint(weights, config, diffusion.DiffusionTask.on(diffusion.scheduler_config()), notes)
+
+
+def _samples(training: PriorTraining, checkpoint: Checkpoint, classes: int, device: str) -> Tensor:
+    """Images [N,C,H,W] in [0, 1] of the weights as stored, of every class in turn."""
+    model = checkpoint.build().to(device).eval()
+    labels = every_class_in_turn(classes or None, training.samples)
+    size = training.source.image_size
+    shape = (training.source.channels, size, size)
+    told = None if labels is None else labels.to(device)
+    return sample(model, checkpoint.diffusion.noise_schedule(), shape, training.samples, told)
+
+
+def _check_output(out: Path, state: Path, resume: bool) -> None:
+    """Before hours of training: the files can be written, and replace nothing but a checkpoint and its samples.
+
+    Raises:
+        SettingsError: if something else is there.
+        OSError: if they cannot be written.
+    """
+    if out.is_dir():
+        raise SettingsError(f"--out {out}: a folder; allowed: a file")
+    if out.exists():
+        try:
+            load_checkpoint(out)
+        except SettingsError as error:
+            raise SettingsError(f"--out {out}: not a checkpoint; allowed: a new file, or one to replace") from error
+    elif samples_file(out).exists():
+        raise SettingsError(f"--out {out}: the picture of its samples, {samples_file(out)}, is there; allowed: another")
+    if state.exists() and not resume:
+        raise SettingsError(f"--out {out}: its training is not finished; allowed: --resume, or without {state}")
+    write_atomically(out.with_name(f".{out.name}.trial"), Path.touch)
+    out.with_name(f".{out.name}.trial").unlink()
