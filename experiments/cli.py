@@ -250,6 +250,10 @@ def train_prior(
         ),
     ] = None,
     flip: Annotated[bool, typer.Option("--horizontal-flip", help="Mirror half of the images left and right.")] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A known network (fl-sim list), in the place of the next three options."),
+    ] = None,
     block_out_channels: Annotated[
         str, typer.Option(metavar="N,…", help="Channels of the network's levels, each a multiple of 8.")
     ] = "32,64",
@@ -287,6 +291,7 @@ def train_prior(
                 "crops": numbers("--crops", crops) if crops else (),
                 "horizontal_flip": flip,
             },
+            network_name=network,
             block_out_channels=numbers("--block-out-channels", block_out_channels),
             layers_per_block=layers_per_block,
             attention=attention,

@@ -32,7 +32,7 @@ from fl_sim import diffusion
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import Section, SettingsError
 from fl_sim.draws import derive_seed, drop_labels, seeded_generator
-from fl_sim.errors import first_error
+from fl_sim.errors import first_error, nearest
 from fl_sim.files import write_atomically
 from fl_sim.network import ConfigError, build_model, count_parameters, unet_config
 from fl_sim.network.safetensors_file import read_safetensors
@@ -46,12 +46,14 @@ LINE_EVERY = 60.0
 class PriorTraining(Section):
     """The network, and how it is trained.
 
+    ``network_name``: a known network, in the place of ``block_out_channels``, ``layers_per_block`` and ``attention``.
     ``lr`` is the highest learning rate, reached after ``warm_up_steps``. ``ema_decay``: of the moving average of the
     weights. ``label_dropout``: share of labels that become the null class, where the network is told classes.
     ``dtype``: of the weights in the file. ``samples``: images in the picture beside it.
     """
 
     source: PriorSource
+    network_name: str | None = None
     block_out_channels: tuple[int, ...] = (32, 64)
     layers_per_block: int = Field(1, ge=1)
     attention: bool = False
@@ -77,15 +79,23 @@ class PriorTraining(Section):
             SettingsError: if there is none.
         """
         size, channels = self.source.image_size, self.source.channels
-        config = unet_config(
-            size, channels, self.block_out_channels, self.layers_per_block, attention=self.attention
-        ) | ({"num_class_embeds": classes + 1} if classes else {})
+        config = self._outline(size, channels) | ({"num_class_embeds": classes + 1} if classes else {})
         try:
             diffusion.check_network(config, diffusion.scheduler_config(), (channels, size, size))
         except ConfigError as error:
-            named = ",".join(map(str, self.block_out_channels))
-            raise SettingsError(f"--image-size {size} --block-out-channels {named}: {error}") from error
+            named = f"--block-out-channels {','.join(map(str, self.block_out_channels))}"
+            named = f"--network {self.network_name}" if self.network_name else named
+            raise SettingsError(f"--image-size {size} {named}: {error}") from error
         return config
+
+    def _outline(self, size: int, channels: int) -> dict[str, Any]:
+        """The network's configuration without classes."""
+        known, name = diffusion.KNOWN_NETWORKS, self.network_name
+        if name is None:
+            return unet_config(size, channels, self.block_out_channels, self.layers_per_block, attention=self.attention)
+        if name not in known:
+            raise SettingsError(f"--network {name}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+        return known[name] | {"sample_size": size, "in_channels": channels, "out_channels": channels}
 
 
 def parse_training(**options: Any) -> PriorTraining:

@@ -18,6 +18,7 @@ from experiments.prior_images import PriorSource, read_images, scaled_photograph
 from experiments.public_images import image_hashes
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import DataSettings
+from fl_sim.diffusion import KNOWN_NETWORKS
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS
 from fl_sim.images.sources import list_images
 from fl_sim.network import num_classes
@@ -70,6 +71,11 @@ def test_the_options_describe_the_network_and_the_file(tmp_path: Path) -> None:
     assert (model["sample_size"], model["in_channels"], model["block_out_channels"]) == (24, 1, [8, 16, 16])
     assert (model["layers_per_block"], model["add_attention"]) == (2, True)
     assert {value.dtype for value in load_file(tmp_path / "mine").values()} == {torch.float16}
+
+
+def test_a_known_network_may_be_named(tmp_path: Path) -> None:
+    model = trained(tmp_path / "mine", "--network", "small", "--grey", "--image-size", "12").model
+    assert model == KNOWN_NETWORKS["small"] | {"sample_size": 12, "in_channels": 1, "out_channels": 1}
 
 
 def test_the_metadata_lists_what_it_was_trained_on(tmp_path: Path) -> None:
@@ -198,6 +204,8 @@ def test_a_file_that_cannot_be_written_is_told_before_training(tmp_path: Path, m
     ("arguments", "complaint"),
     [
         (("--block-out-channels", "32,many"), ("--block-out-channels 32,many", "whole numbers from 1")),
+        (("--network", "smal"), ("--network smal: unknown", "did you mean 'small'")),
+        (("--network", "paper", "--image-size", "28"), ("--image-size 28 --network paper",)),
         (("--crops", "0"), ("--crops 0", "whole numbers from 1")),
         (("--block-out-channels", "30,64"), ("--block-out-channels 30,64", "divisible by")),
         (("--image-size", "17"), ("--image-size 17", "multiples of 2")),
