@@ -111,6 +111,10 @@ class Attack(BaseModel, ABC):
         """Pairs of points and derivatives that the attack keeps, at most; to estimate its memory."""
         return 0
 
+    def images_at_once(self, observation: Observation) -> int | None:  # noqa: ARG002
+        """Images that it sends through the network together; None: all, whose local steps it may simulate."""
+        return None
+
     def reconstruct(
         self,
         observation: Observation,
@@ -158,7 +162,8 @@ class Attack(BaseModel, ABC):
 
     def _check_memory(self, observation: Observation, device: str) -> None:
         """Refuse an attack that would not fit into the memory that is left on the device."""
-        needed = estimate_memory(observation, self.update_copies, self.curvature_pairs)
+        at_once = self.images_at_once(observation)
+        needed = estimate_memory(observation, self.update_copies, self.curvature_pairs, at_once)
         if needed > (available := available_memory(device)):
             raise AttackError(
                 f"attack {self.name!r} needs about {needed:.0f} MiB of memory on {device}, {available:.0f} MiB are "

@@ -110,6 +110,12 @@ class UserLevel(Attack):
         if self.prior not in (GLOBAL, NO_PRIOR):
             read_prior(self.prior, seen.image_shape, seen.task.label_count(seen.model))
 
+    @override
+    def images_at_once(self, observation: Observation) -> int:
+        if not isinstance(observation.circumstances.task, DiffusionTask):
+            return 1
+        return self.draws if observation.noise is None else len(observation.noise)
+
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the image."""
         method = self.method or ("none" if self.prior == NO_PRIOR else "plug-and-play")

@@ -273,7 +273,7 @@ def inversion(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[cyan]fl-sim bench users --quick[/cyan]   about five minutes on one CPU core\n\n"
+    "[cyan]fl-sim bench users --quick[/cyan]   three to five minutes on one CPU core\n\n"
     "[cyan]fl-sim bench users --out results --jobs 2[/cyan]   everything, hours; run again, it goes on where it was",
 )
 def users(

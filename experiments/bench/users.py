@@ -421,7 +421,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         users = of_rows[0]["users"]
         notes = [
             f"chance of identifying one of {users} users: {1 / users:.3f}"
-            + ("; with the label alone, odd or even: 0.2" if of_rows[0]["case"]["data"] == "digits" else ""),
+            + ("; with the label alone, odd or even: 0.2" if _tells_parity(of_rows[0]["case"]) else ""),
             f"the evaluator names the user of a held-out image to {100 * accuracy:.0f} %; revision "
             + ", ".join(dict.fromkeys(row["revision"] for row in of_rows)),
         ]
@@ -430,6 +430,10 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         notes += [reason for reason in dict.fromkeys(reasons) if not reason.endswith(f": {OK}")]
         shown.append(Table(case, HEADINGS, [_line(entry) for entry in of_case], notes, BRIEF))
     return shown
+
+
+def _tells_parity(case: Mapping[str, Any]) -> bool:
+    return bool(case["data"] == "digits" and case["task"] == "classification")
 
 
 def _line(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
+from attacks.memory import estimate_memory
 from attacks.observation import DefenceDisclosure
 from attacks.published.denoising_prior import load_denoising_prior
 from attacks.published.user_level import SharedGradient, UserLevel
@@ -262,3 +264,14 @@ def test_the_global_model_may_be_the_prior():
     )
     assert result.labels is None
     assert result.images.shape == (1, *SHAPE)
+
+
+def test_a_large_batch_takes_no_more_memory_than_the_draws():
+    victim = make_victim((400,), optimizer=ADAM)
+    one = victim.observation
+    many = replace(one, circumstances=one.circumstances.model_copy(update={"batch_size": 5000, "local_steps": 20}))
+    attack = UserLevel(draws=4)
+    needed = [estimate_memory(seen, attack.update_copies, 0, attack.images_at_once(seen)) for seen in (one, many)]
+    assert needed[0] == needed[1] < 100 < estimate_memory(many, attack.update_copies, 0)
+    assert attack.images_at_once(like_minded().observation) == 1
+    assert attack.images_at_once(make_victim((80, 300, 600), known=True).observation) == 3
