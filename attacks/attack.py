@@ -58,7 +58,8 @@ class Needs(Flag):
 class Outcome:
     """What a search found: images [N,C,H,W] in [-1, 1] (unclamped), timesteps int64 [N] (-1 = unknown).
 
-    ``labels`` int64 [N] likewise, where training uses labels. None: the search says nothing of them.
+    ``labels`` int64 [N] likewise, where training uses labels. None: the search says nothing of them. Of an attack whose
+    one image stands for all (``Attack.representative``) each is [1].
     """
 
     images: Tensor
@@ -71,7 +72,8 @@ class Outcome:
 class Reconstruction:
     """The result of an attack: images float32 [N,C,H,W] in [0, 1], timesteps int64 [N], -1 if unknown; on the CPU.
 
-    ``labels`` int64 [N], -1 if unknown; None if training uses no labels.
+    ``labels`` int64 [N], -1 if unknown; None if training uses no labels. ``representative``: there is one image, which
+    stands for what all images behind the update share; timesteps and labels are then [1] too.
     """
 
     images: Tensor
@@ -86,6 +88,7 @@ class Reconstruction:
     peak_memory: float | None = None
     """In MiB (attacks/memory.py); None in files of earlier versions."""
     labels: Tensor | None = None
+    representative: bool = False
 
 
 class Attack(BaseModel, ABC):
@@ -98,6 +101,8 @@ class Attack(BaseModel, ABC):
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING
+    representative: ClassVar[bool] = False
+    """Whether it finds one image that stands for all N behind the update."""
     update_copies: ClassVar[int] = 9
     """Vectors of the update's size that the attack holds at its peak, about; to estimate its memory."""
 
@@ -105,6 +110,10 @@ class Attack(BaseModel, ABC):
     def curvature_pairs(self) -> int:
         """Pairs of points and derivatives that the attack keeps, at most; to estimate its memory."""
         return 0
+
+    def images_at_once(self, observation: Observation) -> int | None:  # noqa: ARG002
+        """Images that it sends through the network together; None: all, whose local steps it may simulate."""
+        return None
 
     def reconstruct(
         self,
@@ -148,11 +157,13 @@ class Attack(BaseModel, ABC):
             seed=seed,
             peak_memory=memory.mib,
             labels=None if problem.num_classes is None else _told(problem, outcome.labels, problem.labels),
+            representative=self.representative,
         )
 
     def _check_memory(self, observation: Observation, device: str) -> None:
         """Refuse an attack that would not fit into the memory that is left on the device."""
-        needed = estimate_memory(observation, self.update_copies, self.curvature_pairs)
+        at_once = self.images_at_once(observation)
+        needed = estimate_memory(observation, self.update_copies, self.curvature_pairs, at_once)
         if needed > (available := available_memory(device)):
             raise AttackError(
                 f"attack {self.name!r} needs about {needed:.0f} MiB of memory on {device}, {available:.0f} MiB are "

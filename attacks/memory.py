@@ -66,7 +66,9 @@ class PeakMemory:
         self._peak = max(self._peak, self._process.memory_info().rss)
 
 
-def estimate_memory(observation: Observation, update_copies: int, curvature_pairs: int) -> float:
+def estimate_memory(
+    observation: Observation, update_copies: int, curvature_pairs: int, at_once: int | None = None
+) -> float:
     """MiB that an attack takes beside the observation and the process.
 
     The sum of the network's weights, vectors of the update's size, for every local step that is simulated three more,
@@ -77,14 +79,18 @@ def estimate_memory(observation: Observation, update_copies: int, curvature_pair
         observation: what is attacked.
         update_copies: the attack's (attacks/attack.py).
         curvature_pairs: the attack's.
+        at_once: images that go through the network together, of an attack that simulates no local steps; unset: all.
     """
     seen = observation.circumstances
     update = FLOAT * sum(value.numel() for value in observation.update.values())
     weights = FLOAT * sum(value.numel() for value in observation.weights.values())
-    simulated = 3 * seen.local_steps if seen.local_steps > 1 else 0
-    unknowns = 2 * FLOAT * seen.num_samples * torch.Size(seen.image_shape).numel()
+    simulated = 3 * seen.local_steps if seen.local_steps > 1 and at_once is None else 0
+    samples = at_once or seen.num_samples
+    unknowns = 2 * FLOAT * samples * torch.Size(seen.image_shape).numel()
     history = 2 * curvature_pairs * unknowns
-    return (weights + (update_copies + simulated) * update + _kept_for_backward(seen) + history) / MIB + SMALL_THINGS
+    return (
+        weights + (update_copies + simulated) * update + _kept_for_backward(seen, samples) + history
+    ) / MIB + SMALL_THINGS
 
 
 def available_memory(device: str) -> float:
@@ -94,8 +100,8 @@ def available_memory(device: str) -> float:
     return psutil.virtual_memory().available / MIB
 
 
-def _kept_for_backward(seen: Circumstances) -> int:
-    """Bytes that the forward pass of all samples leaves for the backward pass, the weights apart.
+def _kept_for_backward(seen: Circumstances, samples: int) -> int:
+    """Bytes that the forward pass of so many samples leaves for the backward pass, the weights apart.
 
     Counted on torch's meta device, on which nothing is computed. A network that cannot be run there counts nothing.
     """
@@ -108,8 +114,8 @@ def _kept_for_backward(seen: Circumstances) -> int:
             kept[storage._cdata] = storage, storage.nbytes()  # the storage itself, so that no other gets its address
         return tensor
 
-    images = torch.zeros(seen.num_samples, *seen.image_shape, device="meta", requires_grad=True)
-    timesteps = torch.zeros(seen.num_samples, dtype=torch.long, device="meta")
+    images = torch.zeros(samples, *seen.image_shape, device="meta", requires_grad=True)
+    timesteps = torch.zeros(samples, dtype=torch.long, device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             labels = None if seen.task.label_count(seen.model) is None else timesteps

@@ -15,6 +15,7 @@ ATTACKS: Registry[Attack] = Registry(
         "gidm-plus": "attacks.published.gidm_plus:GIDMPlus",
         "inverting-gradients": "attacks.published.inverting_gradients:InvertingGradients",
         "residual": "attacks.residual:Residual",
+        "user-level": "attacks.published.user_level:UserLevel",
     },
     group="fl_sim.attacks",
     error=AttackError,

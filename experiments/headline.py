@@ -56,5 +56,10 @@ def _cells(summary: Summary, told: Sequence[str]) -> tuple[str, ...]:
         str(summary.images),
         f"{summary.median_psnr:.1f} dB" if summary.finished else "",
         f"{100 * summary.share_recognisable:.0f} %",
-        *(f"{getattr(summary, f'{name}_recovered')}/{summary.images}" for name in told),
+        *(_recovered(summary, name) for name in told),
     )
+
+
+def _recovered(summary: Summary, name: str) -> str:
+    """How many of the timesteps or labels were found; nothing where one image stands for many that have their own."""
+    return "" if summary.of_users else f"{getattr(summary, f'{name}_recovered')}/{summary.images}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Reconstruction
+from attacks.registry import ATTACKS
 from experiments import metrics
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import private_draw
@@ -27,6 +28,9 @@ from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
 OK = "ok"
+USER = "user"
+"""The image's name where one reconstructed image stands for all that the client trained on; others have numbers."""
+
 COLUMNS = {
     "run": "str",
     "round": "int64",
@@ -57,7 +61,7 @@ COLUMNS = {
     "observer": "str",
     "peak_memory": "float64",
 }
-"""The table's columns in order, with pandas' types."""
+"""The table's columns in order, with pandas' types; ``image`` is of strings in a table that has a USER."""
 
 ADDED_COLUMNS = ("flat_psnr", "peak_memory", "label", "label_recovered")
 """Columns that tables of earlier runs may lack; they are read as NA."""
@@ -101,6 +105,17 @@ def summed_truth(settings: ExperimentSettings, recipe: Recipe, clients: Iterable
     )
 
 
+def shared_truth(truth: Truth) -> Truth:
+    """What one image that stands for all of them is compared with: their mean image [1,C,H,W].
+
+    It has the label that they all have, -1 if they differ, and the timestep -1.
+    """
+    labels = truth.labels
+    if labels is not None:
+        labels = labels[:1] if bool((labels == labels[0]).all()) else torch.tensor([-1])
+    return Truth(truth.images.mean(dim=0, keepdim=True), None, labels)
+
+
 def observing_peer(observer: str) -> int | None:
     """The number of the curious peer with the name ``observer`` in the table, None for the server."""
     return None if observer == SERVER else int(observer.removeprefix(_PEER))
@@ -130,6 +145,7 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """One row per image of the client in that round; ``result`` is the reason where the attack failed.
 
+        Of an attack whose one image stands for all there is one row, against the mean of the client's images.
         ``observer`` is the curious peer that attacked, None for the server. ``summed`` are the clients behind a sum,
         for which ``client`` is -1; the images are then numbered through.
         """
@@ -149,6 +165,9 @@ class Evaluator:
             "defence_known": self.settings.attack.knows_defence,
             "observer": SERVER if observer is None else f"{_PEER}{observer}",
         }
+        representative = self._finds_one_image(attack) if isinstance(result, str) else result.representative
+        if representative:
+            truth = shared_truth(truth)
         if isinstance(result, str):
             findings: list[dict[str, Any]] = [{"status": result}] * len(truth.images)
         else:
@@ -159,10 +178,18 @@ class Evaluator:
             "flat_psnr": metrics.flat_psnr(truth.images).tolist(),
         }
         rows = [
-            common | {"image": image} | {name: values[image] for name, values in originals.items()} | finding
+            common
+            | {"image": USER if representative else image}
+            | {name: values[image] for name, values in originals.items()}
+            | finding
             for image, finding in enumerate(findings)
         ]
         return [{column: row.get(column) for column in COLUMNS} for row in rows]
+
+    def _finds_one_image(self, attack: str) -> bool:
+        """Whether the run's attack of that name finds one image that stands for all."""
+        chosen = [ATTACKS.find(name) for name in self.settings.attack.names]
+        return any(found.representative for found in chosen if found.name == attack)
 
 
 def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
@@ -266,8 +293,14 @@ def read_leakage(path: Path) -> pd.DataFrame:
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with every column in its type, sorted."""
-    return frame.astype(COLUMNS).sort_values(SORTED_BY, ignore_index=True)
+    """The table with every column in its type, sorted; a USER comes before numbered images."""
+    kinds = COLUMNS | ({"image": "str"} if bool((frame["image"] == USER).any()) else {})
+    return frame.astype(kinds).sort_values(SORTED_BY, key=_order, ignore_index=True)
+
+
+def _order(column: pd.Series) -> pd.Series:
+    """What a column is sorted by: images by their numbers, also where those are strings."""
+    return column.replace(USER, "-1").astype("int64") if column.name == "image" else column
 
 
 def _csv_line(values: Iterable[Any]) -> str:

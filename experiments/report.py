@@ -20,7 +20,17 @@ from experiments.inversion_judge import Judge
 from experiments.inversion_section import InvertedRound, inverted_rounds, private_examples
 from experiments.inversion_section import problems as inversion_problems
 from experiments.inversion_table import read_inversions
-from experiments.leakage import OK, SERVER, Truth, match, observing_peer, read_leakage, summed_truth
+from experiments.leakage import (
+    OK,
+    SERVER,
+    USER,
+    Truth,
+    match,
+    observing_peer,
+    read_leakage,
+    shared_truth,
+    summed_truth,
+)
 from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
 from experiments.run_directory import RunDirectory
@@ -54,11 +64,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Victim:
-    """One attacked image: the original as a URI (None if it cannot be read) and its reconstructions."""
+    """One attacked image: the original as a URI (None if it cannot be read) and its reconstructions.
+
+    ``image`` is its number, or USER: all that the client trained on, of which ``original`` is the mean.
+    """
 
     client: int
     observer: str
-    image: int
+    image: str
     timestep: int | None
     label: int | None
     blank: bool
@@ -157,8 +170,9 @@ def build_report(path: Path) -> Path:
         dropout_caveat=run.dropout_caveat(),
         problems=_problems(run) + absent + not_shown,
         by_round=_figure(figures.psnr_by_round, run.evidence()),
-        by_timestep=_figure(figures.psnr_by_timestep, run.evidence()) if run.denoises else None,
+        by_timestep=_by_timestep(run.evidence()) if run.denoises else None,
         server=SERVER,
+        user=USER,
         utility=_utility(run),
         definitions=definitions(run.settings.task),
         accuracy_by_round=data_uri(figures.accuracy_by_round(run.rounds)) if ACCURACY in run.rounds else None,
@@ -195,7 +209,7 @@ def build_comparison(paths: Sequence[Path], out: Path) -> Path:
         runs=runs,
         differences=_differences(runs),
         by_round=_figure(figures.psnr_by_round, curves),
-        by_timestep=_figure(figures.psnr_by_timestep, curves) if any(run.denoises for run in runs) else None,
+        by_timestep=_by_timestep(curves) if any(run.denoises for run in runs) else None,
     )
     write_atomically(out, lambda file: file.write_text(html, encoding="utf-8"))
     return out
@@ -222,9 +236,10 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
             truth = summed_truth(run.settings, run.recipe, _clients_behind(run, round_number, client), round_number)
         except SettingsError as error:
             absent["Originals in this report"] = str(error)
-        rounds.setdefault(round_number, []).extend(
-            _victims(run, UpdateId(round_number, client, observing_peer(str(observer))), rows, truth)
-        )
+        update_id = UpdateId(round_number, client, observing_peer(str(observer)))
+        for of_user, alike in rows.groupby(rows["image"] == USER, sort=False):
+            compared = shared_truth(truth) if truth and of_user else truth
+            rounds.setdefault(round_number, []).extend(_victims(run, update_id, alike, compared))
     return rounds, list(absent.items())
 
 
@@ -242,8 +257,7 @@ def _victims(run: Run, update_id: UpdateId, rows: pd.DataFrame, truth: Truth | N
     count = rows["image"].nunique()
     reconstructed = {attack: _load_images(run, update_id, attack, truth, count) for attack in rows["attack"].unique()}
     victims = []
-    for image, of_image in rows.groupby("image", sort=True):
-        index = int(str(image))
+    for index, (image, of_image) in enumerate(rows.groupby("image", sort=False)):
         pictures = [
             Picture(row["attack"], reconstructed[row["attack"]][index], row) for row in of_image.to_dict("records")
         ]
@@ -251,7 +265,7 @@ def _victims(run: Run, update_id: UpdateId, rows: pd.DataFrame, truth: Truth | N
         row = pictures[0].row
         blank = is_blank(row["flat_psnr"])
         told = row["timestep"], row["label"]
-        victims.append(Victim(update_id.client, row["observer"], index, *told, blank, original, pictures))
+        victims.append(Victim(update_id.client, row["observer"], str(image), *told, blank, original, pictures))
     return victims
 
 
@@ -321,10 +335,10 @@ def _problems(run: Run) -> list[tuple[str, str]]:
 
 
 def _blank_because(blank: pd.DataFrame) -> str:
-    which = [
-        f"round {number}, {'sum of clients' if client < 0 else f'client {client}'}, image {image}"
-        for number, client, image in blank.to_numpy().tolist()
-    ]
+    which = []
+    for number, client, image in blank.to_numpy().tolist():
+        whose = "sum of clients" if client < 0 else f"client {client}"
+        which.append(f"round {number}, {whose}, {'mean image' if image == USER else f'image {image}'}")
     return (
         f"without content: a flat picture of the mean colour already reaches {RECOGNISABLE_DB:.0f} dB, so that "
         f"a reconstruction as good says nothing; left out of medians, shares and curves: {'; '.join(which)}"
@@ -350,6 +364,11 @@ def _figure(draw: Any, curves: dict[str, pd.DataFrame]) -> str | None:
     """The figure as a URI, None where there is nothing to draw."""
     drawable = {label: rows for label, rows in curves.items() if rows["psnr"].notna().any()}
     return data_uri(draw(drawable)) if drawable else None
+
+
+def _by_timestep(curves: dict[str, pd.DataFrame]) -> str | None:
+    """PSNR against the timestep, of images that have one."""
+    return _figure(figures.psnr_by_timestep, {label: rows[rows["timestep"].notna()] for label, rows in curves.items()})
 
 
 def _number(value: Any, form: str = "{:.1f}") -> str:

@@ -27,7 +27,8 @@ PRIVATE, NOISY, FOUND = "private image", "the client's noise\non it", "what the 
 def build_strip(path: Path, out: Path, most: int = 8) -> Path:
     """Write a PNG of ``most`` attacked images, the first of every update, round by round; returns ``out``.
 
-    One attack is shown, the first of the table. Images without content are left out.
+    One attack is shown, the first of the table. Images without content are left out, and those that stand for all of a
+    client's.
 
     Raises:
         SettingsError: if ``path`` is no run directory, or no attack of it ended well.
@@ -37,7 +38,7 @@ def build_strip(path: Path, out: Path, most: int = 8) -> Path:
     recipe = build_recipe(settings)
     leakage = with_content(read_leakage(directory.leakage_csv))
     shown = leakage[(leakage["status"] == OK) & (leakage["client"] >= 0) & (leakage["observer"] == SERVER)]
-    shown = shown[shown["image"] == 0]
+    shown = shown[shown["image"].astype("str") == "0"]
     if shown.empty:
         raise SettingsError(f"{path}: no attack ended with an image to show")
     shown = shown[shown["attack"] == shown["attack"].iloc[0]].head(most)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.leakage import OK
+from experiments.leakage import OK, USER
 from fl_sim.network import dropout_of
 
 RECOGNISABLE_DB = 30.0
@@ -27,7 +27,7 @@ class Summary:
 
     PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable``,
     ``timesteps_recovered`` and ``labels_recovered`` are counts out of ``images``, which include those on which the
-    attack failed.
+    attack failed. ``of_users``: an image stands for all that a client trained on, and is compared with their mean.
     """
 
     attack: str
@@ -42,6 +42,7 @@ class Summary:
     median_ssim: float
     median_evaluations: float
     median_seconds: float
+    of_users: bool = False
 
     @property
     def share_recognisable(self) -> float:
@@ -107,4 +108,5 @@ def _summarise(attack: str, attacked: pd.DataFrame) -> Summary:
         median_ssim=float(rows["ssim"].median()),
         median_evaluations=float(rows["evaluations"].astype("float64").median()),
         median_seconds=float(rows["seconds"].median()),
+        of_users=bool((attacked["image"] == USER).all()),
     )

@@ -10,6 +10,7 @@ MODULES = [
     "attacks.model_inversion.arguments",
     "attacks.model_inversion.margin_loss",
     "attacks.model_inversion.pseudo_labels",
+    "experiments.users",
 ]
 
 

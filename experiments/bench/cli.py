@@ -13,7 +13,7 @@ import typer
 from experiments.commands import Device, choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
-    help="Measure attacks, defences, the recovery of timesteps and labels, and model inversion on drawn victims.",
+    help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -269,6 +269,34 @@ def inversion(
 
         bench_inversion(quick, _names_in(only), repetitions, seed, jobs, directory, console)
         console.print(f"tables: [bold]{directory / 'inversion.md'}[/bold]", soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim bench users --quick[/cyan]   three to five minutes on one CPU core\n\n"
+    "[cyan]fl-sim bench users --out results --jobs 2[/cyan]   everything, hours; run again, it goes on where it was",
+)
+def users(
+    quick: Annotated[bool, typer.Option("--quick", help="Five small cases, short searches.")] = False,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Other weights and images each time.", show_default="3, with --quick 1")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of images, weights, training and attacks.")] = 71993,
+    jobs: Annotated[int, typer.Option(min=1, help="Methods side by side, one thread each.")] = 1,
+    out: Out = None,
+) -> None:
+    """Find one image behind each user's large batch, and tell which user it is.
+
+    A [bold]user[/bold] is a client with one digit, or with tiles of one photograph. What is found is compared with all
+    users' images, by the features of a classifier that the attacker never sees, and by pixels. Beside the attack stand
+    the same search without a prior, the prior without an update, Inverting Gradients with all images, and the mean of
+    the public images.
+    """
+    with _resumable(out) as directory:
+        from experiments.bench.users import bench_users
+
+        bench_users(quick, repetitions, seed, jobs, directory, console)
+        console.print(f"tables: [bold]{directory / 'users.md'}[/bold]", soft_wrap=True)
 
 
 def _names_in(text: str) -> tuple[str, ...]:

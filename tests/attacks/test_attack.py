@@ -20,6 +20,7 @@ BUILT_IN = {
     "gidm-plus": Needs.DIFFUSION_TASK | _GRADIENT,
     "inverting-gradients": Needs.NOISE_AND_TIMESTEPS | Needs.SGD_STEPS | Needs.OWN_SIGNS,
     "residual": Needs.DIFFUSION_TASK | Needs.LOCAL_STEPS | Needs.OWN_SIGNS,
+    "user-level": Needs.NOTHING,
 }
 
 

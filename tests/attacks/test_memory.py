@@ -72,7 +72,7 @@ def test_activations_are_those_that_a_forward_pass_keeps(victim: Victim, config:
 
     with trusting("build", "labelled"):
         model = network.build_model(config)
-        estimated = memory._kept_for_backward(circumstances)
+        estimated = memory._kept_for_backward(circumstances, 1)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         held = diffusion.predict(model, torch.zeros(1, 3, 8, 8, requires_grad=True), torch.tensor([400]), labels)
     assert held.requires_grad

@@ -35,6 +35,7 @@ TINY: dict[str, tuple[dict[str, Any], int]] = {
     "gidm-plus": ({}, 7),
     "inverting-gradients": ({"iterations": 8}, 9),
     "residual": ({"max_evaluations": 8}, 14 + LINE_SEARCH),
+    "user-level": ({"steps": 8, "draws": 2}, 9),
 }
 """Arguments with a budget that takes no time, and the evaluations that it comes to for up to three images."""
 
@@ -103,10 +104,12 @@ def test_a_result_is_an_image_within_the_budget_and_repeatable(name: str, known:
         if known:
             raise
         reject()  # images that share a timestep, or have timesteps that cannot be told apart
-    assert result.images.shape == victim.images.shape
+    found = 1 if attack.representative else len(victim.images)
+    assert result.images.shape == (found, *victim.images.shape[1:])
+    assert result.representative == attack.representative
     assert result.images.dtype == torch.float32
     assert ((result.images >= 0) & (result.images <= 1)).all()
-    assert result.timesteps.shape == (len(victim.images),)
+    assert result.timesteps.shape == (found,)
     assert result.timesteps.dtype == torch.int64
     schedule = observation.circumstances.task.scheduler["num_train_timesteps"]
     assert ((result.timesteps >= -1) & (result.timesteps < schedule)).all()

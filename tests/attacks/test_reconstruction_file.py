@@ -64,3 +64,10 @@ def test_a_capture_is_no_reconstruction(tmp_path):
     tiny_observation().save(tmp_path / "capture.safetensors")
     with pytest.raises(AttackError, match=r"capture\.safetensors: not a readable reconstruction"):
         load_reconstruction(tmp_path / "capture.safetensors")
+
+
+def test_one_image_that_stands_for_all_says_so(tmp_path):
+    for representative in (False, True):
+        one = replace(RECONSTRUCTION, representative=representative)
+        save_reconstruction(tmp_path / "r.safetensors", one)
+        assert load_reconstruction(tmp_path / "r.safetensors").representative is representative

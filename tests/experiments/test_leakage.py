@@ -12,6 +12,7 @@ from experiments.leakage import (
     ADDED_COLUMNS,
     COLUMNS,
     TIME_COLUMNS,
+    USER,
     Evaluator,
     LeakageTable,
     client_truth,
@@ -161,3 +162,34 @@ def test_the_documentation_describes_every_column() -> None:
     section = page.partition("## The leakage table")[2].partition("\n## ")[0]
     described = re.findall(r"^\| `(\w+)` \| (\w+) \|", section, flags=re.MULTILINE)
     assert described == list(COLUMNS.items())
+
+
+def test_one_image_that_stands_for_a_client_is_compared_with_the_mean_of_its_images(tmp_path: Path) -> None:
+    labelled = "model.unet.num_class_embeds=5", "client.label_dropout=0.5"
+    judge = evaluator("attack.name=user-level", "client.batch_size=3", *labelled)
+    truth = client_truth(judge.settings, judge.recipe, 1, 2)
+    mean = truth.images.mean(dim=0, keepdim=True)
+    found = replace(reconstruction(mean, torch.tensor([-1])), representative=True, labels=torch.tensor([-1]))
+    (row,) = judge.rows(2, 1, "user-level", found)
+    assert (row["image"], row["mse"], row["batch_size"], row["local_steps"]) == (USER, 0.0, 3, 1)
+    assert row["timestep"] is row["timestep_recovered"] is row["label_recovered"] is None
+    same = truth.labels.unique()
+    assert row["label"] == (same.item() if len(same) == 1 else None)
+    (failed,) = judge.rows(2, 1, "user-level", "timeout after 600 s")
+    assert (failed["image"], failed["status"], failed["psnr"]) == (USER, "timeout after 600 s", None)
+
+
+def test_a_table_with_users_has_strings_for_images_and_sorts_them_as_numbers(tmp_path: Path) -> None:
+    judge = evaluator("client.batch_size=11")
+    truth = client_truth(judge.settings, judge.recipe, 0, 1)
+    one = replace(reconstruction(truth.images[:1], torch.tensor([-1])), representative=True)
+    made = table(tmp_path)
+    made.append(judge.rows(1, 0, "residual", reconstruction(truth.images, truth.timesteps)))
+    made.append(judge.rows(1, 0, "user-level", one))
+    made.close()
+    for frame in (read_leakage(tmp_path / "leakage.csv"), pd.read_parquet(tmp_path / "leakage.parquet")):
+        assert frame["image"].tolist() == [USER, *map(str, range(11))]
+        assert frame["attack"].tolist() == ["user-level"] + ["residual"] * 11
+    alone = table(tmp_path / "alone")
+    alone.append(judge.rows(1, 0, "residual", reconstruction(truth.images, truth.timesteps)))
+    assert alone.frame()["image"].dtype == "int64"
