@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from attacks.attack import AttackError
 from attacks.inversion.problem import InversionProblem
+from attacks.memory import FLOAT, MIB, kept_for_backward
 from attacks.observation import Circumstances
 from fl_sim import diffusion, network
 from fl_sim.checkpoint import Checkpoint, read_checkpoint
 
+WEIGHT_COPIES = 7
+"""The weights themselves, their derivative, Adam's point and two moments, the best point, and one more in passing."""
 GLOBAL = "global"
 """Names the model that the client was sent as the prior."""
 
@@ -73,6 +76,20 @@ def check_prior(attack: str, source: str, seen: Circumstances) -> None:
             f"attack {attack!r}: prior = {GLOBAL!r} names the network that was sent, and that is a classifier; "
             "allowed: the path of a checkpoint of a diffusion model"
         )
+
+
+def tuning_memory(source: str, seen: Circumstances, kept_steps: int) -> float:
+    """MiB, about, that tuning the weights of a prior by Adam takes, with the graphs of ``kept_steps`` sampler steps."""
+    classes, config = seen.task.label_count(seen.model), seen.model
+    if source != GLOBAL:
+        config = read_prior(source, seen.image_shape, classes).model
+    model, labelled = network.outline(config), network.num_classes(config) is not None
+    weights = FLOAT * network.count_parameters(model.parameters())
+
+    def predict(images: Tensor, timesteps: Tensor) -> Tensor:
+        return diffusion.predict(model, images, timesteps, timesteps if labelled else None)
+
+    return (WEIGHT_COPIES * weights + kept_steps * kept_for_backward(predict, seen.image_shape, seen.num_samples)) / MIB
 
 
 def read_prior(source: str, image_shape: tuple[int, int, int], classes: int | None = None) -> Checkpoint:

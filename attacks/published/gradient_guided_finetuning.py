@@ -34,7 +34,7 @@ from attacks.inversion.gradient_matching import DISTANCES, Derivative, GradientM
 from attacks.inversion.problem import InversionProblem
 from attacks.labels.recovery import labels_for_search
 from attacks.observation import Observation
-from attacks.published.ddim_prior import GLOBAL, check_prior, load_prior
+from attacks.published.ddim_prior import GLOBAL, check_prior, load_prior, tuning_memory
 from attacks.published.gidm_plus import Hidden, draw_hidden, match_everything
 from fl_sim.diffusion import DDIMSampler, DiffusionTask
 
@@ -44,11 +44,12 @@ class GradientGuidedFineTuning(Attack):
 
     name: ClassVar[str] = "gradient-guided-finetuning"
     needs: ClassVar[Needs] = Needs.GRADIENT | Needs.MAGNITUDES
+    memory_savers: ClassVar[str] = "a smaller prior or network, fewer images, fewer sampler_steps, or recompute = true"
 
     prior: str = Field(GLOBAL, description="model to tune: the global one that was sent, or the path of a checkpoint")
     sampler_steps: int = Field(10, ge=1, description="DDIM steps from the latent to the image")
     iterations: int = Field(300, ge=1, description="most steps of Adam")
-    lr: float = Field(1e-3, gt=0, description="Adam's step of the weights")
+    lr: float = Field(3e-4, gt=0, description="Adam's step of the weights")
     hidden_lr: float = Field(0.1, gt=0, description="Adam's step of noise and timesteps, where they are private")
     distance: Literal["squared", "cosine"] = Field("squared", description="distance of the gradients")
     candidates: int = Field(8, ge=1, description="latents of which the one with the smallest matching loss is taken")
@@ -64,6 +65,10 @@ class GradientGuidedFineTuning(Attack):
         0.9, gt=0, le=1, description="the search ends if the loss is above so many times that of `patience` ago"
     )
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+
+    @override
+    def further_memory(self, observation: Observation) -> float:
+        return tuning_memory(self.prior, observation.circumstances, 1 if self.recompute else self.sampler_steps)
 
     @override
     def check(self, observation: Observation) -> None:

@@ -9,8 +9,8 @@ the mean of every step is moved against the derivative of the matching loss D,
 Nothing is trained and nothing is searched for: there is one evaluation a step. Objective and step were read off a third
 party's re-implementation (aidotse/LeakPro); the paper's text was not at hand. As there, D is taken at the estimate
 x0hat(x_t) of the image (arXiv 2006.11239, eq. 15), and its derivative goes back through the model; the paper's is said
-to take D at the noisy x_t itself. Ours: D is relative to |g*|^2, so that gamma does not depend on the gradient's scale,
-fewer than T steps, and the x0hat of the smallest D is the result.
+to take D at the noisy x_t itself. Ours: D is relative to |g*|^2, so that gamma and c, there 100 and 1, do not depend on
+the gradient's scale; fewer than T steps; and the x0hat of the smallest D is the result.
 
 Not to be confused with attacks/published/gradient_guided_finetuning.py, which tunes the model's weights.
 """
@@ -40,8 +40,8 @@ class GradientGuidedSampling(Attack):
 
     prior: str = Field(GLOBAL, description="model to sample from: the global one, or the path of a checkpoint")
     steps: int = Field(100, ge=1, description="steps of the reverse process")
-    guidance: float = Field(100.0, ge=0, description="gamma, by which the derivative moves a step's mean")
-    clip: float = Field(1.0, gt=0, description="largest entry of the derivative")
+    guidance: float = Field(1000.0, ge=0, description="gamma, by which the derivative moves a step's mean")
+    clip: float = Field(0.001, gt=0, description="largest entry of the derivative")
     distance: Literal["squared", "cosine"] = Field("squared", description="distance of the gradients")
     derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.attack import AttackError
 from attacks.inversion.gradient_matching import match_pixels
 from attacks.published.ddim_prior import load_prior
 from attacks.published.gradient_guided_finetuning import tuned
 from attacks.registry import create
 from fl_sim import diffusion
-from tests.attacks.conftest import SHAPE, make_classification_victim, make_victim
+from tests.attacks.conftest import MODEL, SHAPE, make_classification_victim, make_victim
 from tests.attacks.finite_differences import double_problem
 from tests.attacks.published.test_gidm import save_checkpoint
 
@@ -104,7 +105,13 @@ def imaginative_prior(folder: Path) -> str:
 @pytest.mark.parametrize(("distance", "floor"), [("squared", 24), ("cosine", 20)])
 def test_it_finds_the_image_of_a_classifier(tmp_path, distance, floor):
     victim = make_classification_victim((3,))
-    arguments = {"prior": imaginative_prior(tmp_path), "sampler_steps": 2, "iterations": 120, "distance": distance}
+    arguments = {
+        "prior": imaginative_prior(tmp_path),
+        "sampler_steps": 2,
+        "lr": 1e-3,
+        "iterations": 120,
+        "distance": distance,
+    }
     start = create(NAME, arguments | {"iterations": 1}).reconstruct(victim.observation, seed=101)
     result = create(NAME, arguments).reconstruct(victim.observation, seed=101)
     assert victim.psnr(start.images) < 15
@@ -114,7 +121,7 @@ def test_it_finds_the_image_of_a_classifier(tmp_path, distance, floor):
 
 def test_it_finds_the_images_of_a_batch_with_noise_that_was_dictated(tmp_path):
     victim = make_victim((400, 100), known=True)
-    arguments = {"prior": imaginative_prior(tmp_path), "sampler_steps": 2, "iterations": 120}
+    arguments = {"prior": imaginative_prior(tmp_path), "sampler_steps": 2, "lr": 1e-3, "iterations": 120}
     result = create(NAME, arguments).reconstruct(victim.observation, seed=101)
     assert victim.psnr(result.images) > 20
     assert result.timesteps.tolist() == [400, 100]
@@ -122,9 +129,77 @@ def test_it_finds_the_images_of_a_batch_with_noise_that_was_dictated(tmp_path):
 
 def test_private_noise_joins_the_weights(tmp_path):
     victim = make_victim((200,), prediction_type="sample")
-    arguments = {"prior": imaginative_prior(tmp_path), "sampler_steps": 2, "iterations": 150}
+    arguments = {"prior": imaginative_prior(tmp_path), "sampler_steps": 2, "lr": 1e-3, "iterations": 80}
     still = create(NAME, arguments | {"hidden_lr": 1e-9}).reconstruct(victim.observation, seed=101)
     result = create(NAME, arguments).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [200]
     assert result.matching_loss < still.matching_loss / 2
-    assert victim.psnr(result.images) > 20
+    assert victim.psnr(result.images) > 16
+
+
+def test_the_search_ends_when_noise_is_all_that_is_left_to_match(tmp_path):
+    def disturb(update: dict[str, Tensor]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        return {
+            name: value + value.norm() / value.numel() ** 0.5 * torch.randn(value.shape, generator=generator)
+            for name, value in update.items()
+        }
+
+    victim = make_classification_victim((3,), defend=disturb, known=True)
+    arguments = {
+        "prior": imaginative_prior(tmp_path),
+        "sampler_steps": 2,
+        "lr": 1e-3,
+        "iterations": 1000,
+        "patience": 10,
+    }
+    assert create(NAME, arguments).reconstruct(victim.observation, seed=101).evaluations < 200
+
+
+def test_it_ends_when_it_is_solved(tmp_path):
+    victim = make_classification_victim((3,))
+    arguments = {"prior": imaginative_prior(tmp_path), "sampler_steps": 2, "candidates": 1, "solved_below": 1e-3}
+    result = create(NAME, arguments).reconstruct(victim.observation, seed=101)
+    assert result.matching_loss <= 1e-3
+    assert result.evaluations < 100
+
+
+def test_the_client_s_network_is_left_as_it_is(known_victim):
+    """The global prior is a copy: a tuned original would change the gradient that is matched."""
+    problem = double_problem(known_victim.observation)
+    prior = load_prior(problem, "global", steps=2)
+    with torch.no_grad():
+        next(prior.model.parameters()).zero_()
+    assert next(problem.model.parameters()).any()
+
+
+def test_a_classifier_needs_a_prior_of_its_own():
+    with pytest.raises(AttackError, match=rf"^attack '{NAME}': prior = 'global' names .* a classifier; allowed: the p"):
+        create(NAME).reconstruct(make_classification_victim((3,)).observation, seed=101)
+
+
+def test_a_prior_of_other_images_is_refused(tmp_path, known_victim):
+    prior = save_checkpoint(tmp_path / "size", known_victim, model=MODEL | {"sample_size": 16})
+    with pytest.raises(AttackError, match="16x16 pixels, not of 8x8"):
+        create(NAME, {"prior": prior}).reconstruct(known_victim.observation, seed=101)
+
+
+def test_a_learned_embedding_cannot_be_relaxed():
+    learned = MODEL | {"time_embedding_type": "learned", "num_train_timesteps": 1000}
+    victim = make_victim(model_config=learned)
+    with pytest.raises(AttackError, match="timestep = 'search' needs a time embedding of real numbers"):
+        create(NAME, SHORT | {"timestep": "search"}).reconstruct(victim.observation, seed=101)
+
+
+def test_what_does_not_fit_into_memory_says_what_would(monkeypatch, tmp_path):
+    """The graphs of all steps of the sampler count, or that of one."""
+    seen = make_classification_victim((3,)).observation
+    attack, frugal = (
+        create(NAME, {"prior": imaginative_prior(tmp_path), "sampler_steps": 500, "recompute": recompute})
+        for recompute in (False, True)
+    )
+    kept, again = attack.further_memory(seen), frugal.further_memory(seen)
+    assert kept > 20 * again
+    monkeypatch.setattr("attacks.attack.available_memory", lambda _: kept)
+    with pytest.raises(AttackError, match=rf"^attack '{NAME}' needs about .*; allowed: .*, or recompute = true$"):
+        attack.reconstruct(seen, seed=101)
