@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -38,7 +38,7 @@ class PriorSource(Section):
     image_size: int = Field(16, ge=1, le=1024)
     grey: bool = False
     classes: bool = False
-    crops: tuple[int, ...] = ()
+    crops: tuple[Annotated[int, Field(ge=1, le=64)], ...] = ()
     horizontal_flip: bool = False
 
     @property

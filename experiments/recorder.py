@@ -105,7 +105,7 @@ class Recorder:
             StrategyError: if the strategy remembers something that cannot be written down.
         """
         average = {} if self._average is None else self._average.weights
-        return RunState.of(arrays, strategy, average, self._logs, self._rounds)
+        return RunState.of(self._evaluator.run, arrays, strategy, average, self._logs, self._rounds)
 
     def close(self) -> None:
         """Write both tables for the last time."""

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 from rich.console import Console
 
+from attacks.observation import UpdateId
 from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.experiment import Experiment, prepare
@@ -32,7 +33,7 @@ from experiments.run_state import Earlier, take_up
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.client_app import build_client_app
 from fl_sim.federation import AttackResources, check_resources, run_federation
-from fl_sim.repeatable_grid import RepeatableGrid
+from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
 from fl_sim.settings_file import dump_toml
 from strategies.continued import Continued
 from strategies.curious_peers import CuriousPeers
@@ -65,12 +66,12 @@ def resume(out: Path, console: Console, verbose: bool = False) -> None:
         FederationError: if the federation fails.
     """
     directory = RunDirectory.open(out)
-    if directory.model.is_file() and not directory.state.is_file():
-        console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
-        return
-    experiment = _check(str(directory.config), (), verbose)
     with directory.locked():
-        earlier, rounds = take_up(directory), experiment.settings.federation.rounds
+        if directory.model.is_file() and not directory.state.is_file():
+            console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
+            return
+        experiment = _check(str(directory.config), (), verbose)
+        earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
         console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
         _run(experiment, directory, earlier, console, verbose)
 
@@ -267,6 +268,20 @@ def run_rounds(
         train_config=experiment.recipe.to_config(),
         evaluate_fn=evaluate,
     )
+
+
+def seen_updates(experiment: Experiment, log: RoundLog) -> Iterator[UpdateId]:
+    """The updates that the attacker saw in a round: those of the clients that replied, or their sum."""
+    strategy, number = experiment.strategy, log.round
+    if not experiment.settings.attack.names:
+        return
+    if isinstance(strategy, Gossip):
+        for peer in {*experiment.settings.federation.curious_peers} & {*log.replied}:
+            yield from (UpdateId(number, c, peer) for c in strategy.neighbours(peer) if c in log.replied)
+    elif experiment.defence.sum_only:
+        yield UpdateId(number, -1)
+    else:
+        yield from (UpdateId(number, client) for client in log.replied)
 
 
 def server_strategy(experiment: Experiment, sink: Sink | None, rounds_before: int = 0) -> Continued:

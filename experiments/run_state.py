@@ -8,7 +8,7 @@ ended start again.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class RunState:
     """A run after ``round`` rounds.
 
     Attributes:
+        run: the run's name, a digest of its settings.
         arrays: the global weights, as they travel.
         strategy: what the strategy remembers, a tree for each of its layers; ``tensors`` are the arrays in it.
         average: the moving average of the global weights; empty where there is none.
@@ -50,6 +51,7 @@ class RunState:
         rounds: the rows of the rounds table.
     """
 
+    run: str
     round: int
     arrays: ArrayRecord
     strategy: list[Tree]
@@ -61,6 +63,7 @@ class RunState:
     @classmethod
     def of(
         cls,
+        run: str,
         arrays: ArrayRecord,
         strategy: Strategy,
         average: Mapping[str, Tensor],
@@ -73,7 +76,7 @@ class RunState:
             StrategyError: if the strategy remembers something that cannot be written down.
         """
         trees, tensors = state_of(strategy)
-        return cls(len(logs), arrays, trees, tensors, dict(average), tuple(logs), tuple(rounds))
+        return cls(run, len(logs), arrays, trees, tensors, dict(average), tuple(logs), tuple(rounds))
 
     def restore(self, strategy: Strategy) -> None:
         """Let a fresh ``strategy`` of the same settings remember the rounds so far; StrategyError if it is another."""
@@ -83,6 +86,7 @@ class RunState:
         """Write the file, whole or not at all."""
         tensors = dict(self.tensors)
         facts = {
+            "run": self.run,
             "arrays": encode(self.arrays, "arrays", tensors),
             "average": encode(self.average, "average", tensors),
             "strategy": self.strategy,
@@ -99,9 +103,10 @@ class RunState:
             facts = json.loads(metadata[STATE])
             arrays, average = (decode(facts[name], tensors) for name in ("arrays", "average"))
             logs, rounds = _LOGS.validate_python(facts["logs"]), _ROUNDS.validate_python(facts["rounds"])
+            run, strategy = str(facts["run"]), list(facts["strategy"])
         except (ConfigError, ValidationError, KeyError, TypeError, ValueError) as error:
             raise SettingsError(f"{path}: not the state of a run: {' '.join(str(error).split())}") from error
-        return cls(len(logs), arrays, facts["strategy"], tensors, average, logs, rounds)
+        return cls(run, len(logs), arrays, strategy, tensors, average, logs, rounds)
 
 
 @dataclass(frozen=True)
@@ -119,20 +124,60 @@ class Earlier:
         return 0 if self.state is None else self.state.round
 
 
-def take_up(directory: RunDirectory) -> Earlier:
+def take_up(directory: RunDirectory, expected: Callable[[RoundLog], Iterable[UpdateId]]) -> Earlier:
     """Read what an earlier run left, and remove what it wrote of a round that it did not finish.
 
+    ``expected``: the updates that the attacker saw in a round, none where nobody attacks.
+
     Raises:
-        SettingsError: if a file is not what its name says.
+        SettingsError: if the directory is not as a run leaves it; it is left as it was.
     """
-    state = RunState.load(directory.state) if directory.state.is_file() else None
+    state = _state_of(directory)
     finished = 0 if state is None else state.round
-    for folder in (directory.captures, directory.reconstructions):
-        for path in folder.glob("*"):
-            if path.name.endswith(".unfinished") or _update_of(path).round > finished:
-                path.unlink()
+    files = [path for folder in (directory.captures, directory.reconstructions) for path in folder.glob("*")]
+    unfinished = [path for path in files if path.name.endswith(".unfinished") or _update_of(path).round > finished]
     rows = [row for of_attack in _ended_attacks(directory, finished) for row in of_attack]
-    return Earlier(state, rows, frozenset((_update_in(row), row["attack"]) for row in rows))
+    ended = frozenset((_update_in(row), row["attack"]) for row in rows)
+    seen = {update for log in (() if state is None else state.logs) for update in expected(log)}
+    _check_captures(directory, {*directory.captures.glob("*.safetensors")} - {*unfinished}, seen, ended)
+    for path in unfinished:
+        path.unlink()
+    return Earlier(state, rows, ended)
+
+
+def _state_of(directory: RunDirectory) -> RunState | None:
+    """The state that a run left; None if it had not begun. SettingsError if it is of another one, or gone."""
+    if not directory.state.is_file():
+        if any(directory.captures.glob("*")):
+            raise SettingsError(
+                f"{directory.path}: there are captures, but no {directory.state.name} to go on from; allowed: all the "
+                "files of a run that was broken off"
+            )
+        return None
+    state = RunState.load(directory.state)
+    if state.run != directory.run_name():
+        raise SettingsError(
+            f"{directory.state}: it is of other settings than those in {directory.config.name}; allowed: both as the "
+            "run left them"
+        )
+    return state
+
+
+def _check_captures(
+    directory: RunDirectory,
+    there: Collection[Path],
+    seen: Collection[UpdateId],
+    ended: Collection[tuple[UpdateId, str]],
+) -> None:
+    """Refuse captures of updates that nobody saw, and a lack of captures that are still to be attacked."""
+    for path in sorted(there):
+        if _update_of(path) not in seen:
+            raise SettingsError(f"{path}: not a capture of this run; allowed: to move it elsewhere")
+    told = {update for update, _ in ended}
+    for update in seen:
+        path = directory.captures / f"{update.stem}.safetensors"
+        if path not in there and update not in told:
+            raise SettingsError(f"{path}: is gone, and was not attacked yet; allowed: to put it back")
 
 
 def _ended_attacks(directory: RunDirectory, finished: int) -> Iterator[list[dict[str, Any]]]:
@@ -164,7 +209,7 @@ def _update_in(row: Mapping[str, Any]) -> UpdateId:
 
 def _update_of(path: Path) -> UpdateId:
     """The update that a capture or a reconstruction is about; SettingsError if its name says none."""
-    found = re.match(r"round-\d+-(?:client-\d+|sum)(?:-peer-\d+)?", path.name)
-    if found is None:
+    found = re.fullmatch(r"(round-\d+-(?:client-\d+|sum)(?:-peer-\d+)?)(-.+)?", path.stem)
+    if found is None or path.suffix != ".safetensors" or bool(found[2]) is (path.parent.name == "captures"):
         raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
-    return UpdateId.from_stem(found.group())
+    return UpdateId.from_stem(found[1])

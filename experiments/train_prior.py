@@ -32,7 +32,7 @@ from fl_sim import diffusion
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import Section, SettingsError
 from fl_sim.draws import derive_seed, drop_labels, seeded_generator
-from fl_sim.errors import first_error, nearest
+from fl_sim.errors import first_error, nearest, one_line
 from fl_sim.files import write_atomically
 from fl_sim.network import ConfigError, build_model, count_parameters, unet_config
 from fl_sim.network.safetensors_file import read_safetensors
@@ -58,8 +58,8 @@ class PriorTraining(Section):
     layers_per_block: int = Field(1, ge=1)
     attention: bool = False
     steps: int = Field(5000, ge=1)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    batch_size: int = Field(32, ge=1, le=65_536)
+    lr: float = Field(1e-3, gt=0, le=1e30)
     warm_up_steps: int = Field(100, ge=1)
     ema_decay: float = Field(0.995, ge=0, lt=1)
     label_dropout: float = Field(0.1, gt=0, lt=1)
@@ -104,7 +104,7 @@ def parse_training(**options: Any) -> PriorTraining:
         return PriorTraining.model_validate(options)
     except ValidationError as error:
         first = first_error(error)
-        option = str(first["loc"][-1]).replace("_", "-")
+        option = [part for part in first["loc"] if isinstance(part, str)][-1].replace("_", "-")
         raise SettingsError(f"--{option} {first['input']}: {first['msg']}") from error
 
 
@@ -202,7 +202,10 @@ class StateFile:
                 f"--resume: {self.path} was trained with {key} = {kept.get(key)!r}, not {self.identity.get(key)!r}; "
                 "allowed: the same options, images and software"
             )
-        state.restore(tensors)
+        try:
+            state.restore(tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise SettingsError(f"--resume: {self.path}: it lacks, or has another, {one_line(str(error))}") from error
 
 
 def identify(training: PriorTraining, images: PriorImages, device: str, threads: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fl_sim.config import Settings, SettingsError, flower_run_directory
 from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence, private_generator
 from fl_sim.draws import Draw, derive_seed, draw_flips, draw_image_indices, drop_labels
-from fl_sim.images.classes import class_numbers
+from fl_sim.images.classes import check_sound_classes, class_numbers
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
@@ -139,6 +139,8 @@ def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ())
             if (needed | images.broken.keys()).issuperset(held) and not needed.isdisjoint(held):
                 break
             needed.update(_drawn(images, seed, held, samples, client, server_round))
+    if recipe.task.task == "classification":
+        check_sound_classes(images)
 
 
 def _drawn(images: ImageSet, seed: int, held: Sequence[int], samples: int, client: int, server_round: int) -> list[int]:

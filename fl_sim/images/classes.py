@@ -51,6 +51,16 @@ def count_classes(images: ImageSet) -> int:
     return len(images.classes)
 
 
+def check_sound_classes(images: ImageSet) -> None:
+    """Refuse images of which a whole class is broken, as far as they were met; SettingsError names it."""
+    for name in images.classes:
+        held = [place for place, label in enumerate(images.labels) if label == name]
+        if held and images.broken.keys() >= set(held):
+            raise SettingsError(
+                f"task = 'classification': class {name!r} has no image that can be read: {images.broken[held[0]]}"
+            )
+
+
 @lru_cache(maxsize=8)
 def class_numbers(images: ImageSet, rows: int, key: str, null_class: bool) -> tuple[int, ...]:
     """For each image the number of its class, for a network that distinguishes ``rows`` classes.

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from attacks.attack import AttackError
@@ -168,6 +169,16 @@ def test_what_cannot_be_classified_is_one_line(overrides: list[str], message: st
     with pytest.raises(SettingsError, match=message) as caught:
         prepare(settings(*overrides))
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_whose_only_image_is_broken_is_one_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (16, 16)).save(tmp_path / name / "0.png")
+    (tmp_path / "b" / "0.png").write_bytes(b"nothing")
+    folder = ["data.name=folder", f"data.path={tmp_path}", "data.partition=iid", "data.held_out=0"]
+    with pytest.raises(SettingsError, match="class 'b' has no image that can be read"):
+        prepare(settings(*folder, "federation.clients=1", "federation.clients_per_round=1"))
 
 
 def test_a_classifier_has_no_place_in_diffusion() -> None:

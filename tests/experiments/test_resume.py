@@ -1,5 +1,6 @@
 """A run that was broken off and resumed must leave what a run leaves that was left alone, bit for bit."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -189,15 +190,81 @@ def test_settings_cannot_change_on_the_way(more: list[str], tmp_path: Path) -> N
     assert "the run goes on with the settings that it was started with" in result.stderr
 
 
-def test_what_cannot_be_resumed_is_refused_in_one_line(tmp_path: Path) -> None:
+def contents(directory: RunDirectory) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+
+
+def assert_refused(directory: RunDirectory, *complaint: str) -> None:
+    """In one line, and everything is as it was."""
+    before = contents(directory)
+    result = CliRunner().invoke(app, ["run", "--resume", str(directory.path)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert all(part in result.stderr for part in complaint), result.stderr
+    assert contents(directory) == before
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["run", "--resume", str(tmp_path)])
     assert (result.exit_code, result.stderr) == (2, f"fl-sim: {tmp_path}: not a run directory: it has no config.toml\n")
-    directory = killed_in(tmp_path / "run", RUNS["nobody attacks"], recording(2))
-    directory.state.write_bytes(b"nothing of the kind")
-    result = CliRunner().invoke(app, ["run", "--resume", str(directory.path)])
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"fl-sim: {directory.state}: not the state of a run: ")
-    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return killed_in(tmp_path_factory.mktemp("broken") / "run", RUNS["FedSGD with momentum"], recording(2))
+
+
+@pytest.fixture
+def copied(broken_off: RunDirectory, tmp_path: Path) -> RunDirectory:
+    return RunDirectory(shutil.copytree(broken_off.path, tmp_path / "run"))
+
+
+def test_a_damaged_state_is_refused(copied: RunDirectory) -> None:
+    whole = copied.state.read_bytes()
+    copied.state.write_bytes(b"nothing of the kind")
+    assert_refused(copied, f"{copied.state}: not the state of a run: ")
+    copied.state.write_bytes(whole.replace(b"strategy", b"strategi"))
+    assert_refused(copied, f"{copied.state}: not the state of a run: 'strategy'")
+
+
+def test_other_settings_than_those_of_the_state_are_refused(copied: RunDirectory) -> None:
+    text = copied.config.read_text()
+    copied.config.write_text(text.replace("seed = 11", "seed = 12"))
+    assert copied.config.read_text() != text
+    assert_refused(copied, "of other settings than those in config.toml")
+
+
+def test_captures_without_a_state_are_not_thrown_away(copied: RunDirectory) -> None:
+    copied.state.unlink()
+    assert_refused(copied, "there are captures, but no state.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["round-0001-client-0099.safetensors", "round-0001-client-0000-copy.safetensors", "notes.txt"]
+)
+def test_a_foreign_file_among_the_captures_is_named(name: str, copied: RunDirectory) -> None:
+    shutil.copy(min(copied.captures.iterdir()), copied.captures / name)
+    assert_refused(copied, name, "allowed: to move it elsewhere")
+
+
+def test_a_capture_that_is_gone_before_its_attack_is_named(copied: RunDirectory) -> None:
+    gone = min(copied.captures.iterdir())
+    client = int(gone.stem[-4:])
+    header, *rows = copied.leakage_csv.read_text().splitlines()
+    kept = [row for row in rows if row.split(",")[1:3] != ["1", str(client)]]
+    assert len(kept) == len(rows) - 1
+    copied.leakage_csv.write_text("\n".join([header, *kept, ""]))
+    gone.unlink()
+    assert_refused(copied, f"{gone}: is gone, and was not attacked yet")
+
+
+def test_a_run_that_ended_meanwhile_is_left_alone(copied: RunDirectory) -> None:
+    """What is there counts once nobody else is in the folder."""
+    copied.state.unlink()
+    copied.model.write_bytes(b"the last one")
+    before = contents(copied)
+    assert CliRunner().invoke(app, ["run", "--resume", str(copied.path)]).exit_code == 0
+    assert contents(copied) == before
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from fl_sim.config import SettingsError
-from fl_sim.images.classes import class_numbers, count_classes, order_classes
+from fl_sim.images.classes import check_sound_classes, class_numbers, count_classes, order_classes
 from fl_sim.images.image_set import ImageSet
 
 
@@ -42,6 +42,15 @@ def test_more_classes_than_the_network_knows_are_one_line() -> None:
 def test_an_unlabelled_row_of_a_dataset_is_one_line() -> None:
     with pytest.raises(SettingsError, match="the label -1; allowed: whole numbers from 0"):
         class_numbers(images("1", "-1"), 3, "num_class_embeds", null_class=False)
+
+
+def test_a_class_of_broken_images_alone_is_one_line() -> None:
+    held = images("a", "b", "a", "b")
+    held.broken[1] = "b/1.png: no image"
+    check_sound_classes(held)
+    held.broken[3] = "b/2.png: no image"
+    with pytest.raises(SettingsError, match=r"class 'b' has no image that can be read: b/1\.png: no image$"):
+        check_sound_classes(held)
 
 
 def test_a_classifier_tells_all_classes_apart() -> None:
