@@ -103,7 +103,7 @@ class AttackPool:
         workers: number of actors.
         threads: torch threads in each.
         gpus_per_worker: share of a GPU for each; attacks run on the CPU if 0.
-        timeout: seconds that one job may take, not counting the worker's start.
+        timeout: seconds that one job may take, not counting the worker's start. No limit if None.
         queue_limit: most jobs that may wait; further ones are skipped. No limit if None.
     """
 
@@ -113,12 +113,12 @@ class AttackPool:
         *,
         threads: int = 1,
         gpus_per_worker: float = 0.0,
-        timeout: float = 600.0,
+        timeout: float | None = 600.0,
         queue_limit: int | None = None,
     ) -> None:
         if workers < 1:
             raise AttackError(f"workers = {workers}: must be at least 1")
-        if timeout <= 0:
+        if timeout is not None and timeout <= 0:
             raise AttackError(f"timeout = {timeout}: must be above 0 seconds")
         self._slots = [_Slot(threads, gpus_per_worker, timeout) for _ in range(workers)]
         self._threads: list[threading.Thread] = []
@@ -216,7 +216,7 @@ class _Slot:
 
     _starting = threading.Lock()
 
-    def __init__(self, threads: int, gpus: float, timeout: float) -> None:
+    def __init__(self, threads: int, gpus: float, timeout: float | None) -> None:
         self._threads, self._gpus, self._timeout = threads, gpus, timeout
         self._actor: Any = None
         self._device = "cpu"

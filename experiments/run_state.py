@@ -119,6 +119,53 @@ class Earlier:
         return 0 if self.state is None else self.state.round
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """The rows that the leakage table has of one attack on one update; it need not have ended."""
+
+    directory: RunDirectory
+    update: UpdateId
+    attack: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def key(self) -> tuple[UpdateId, str]:
+        """Which update, and which attack."""
+        return self.update, self.attack
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no reconstruction."""
+        return bool(self.rows[0]["status"] != OK)
+
+    @property
+    def file(self) -> Path:
+        """Where its reconstruction is."""
+        update = self.update
+        return self.directory.reconstruction(update.round, update.client, self.attack, update.observer)
+
+    def whole(self) -> bool:
+        """Whether there is a reconstruction, and all of it was written."""
+        try:
+            return not self.failed and len(load_reconstruction(self.file).images) == len(self.rows)
+        except (UserError, OSError):
+            return False
+
+    def ended(self) -> bool:
+        """Whether it is whole, or was tried to the end and failed."""
+        return self.rows[0]["status"] != POOL_CLOSED if self.failed else self.whole()
+
+
+def attacks_in(directory: RunDirectory) -> Iterator[Attacked]:
+    """Every attack of which the leakage table has rows; SettingsError if it is no such table."""
+    if not directory.leakage_csv.is_file():
+        return
+    frame = read_leakage(directory.leakage_csv)
+    for _, group in frame.groupby(["round", "client", "observer", "attack"], sort=False):
+        rows = [{column: row[column] for column in COLUMNS} for row in group.to_dict("records")]
+        yield Attacked(directory, _update_in(rows[0]), str(rows[0]["attack"]), rows)
+
+
 def take_up(directory: RunDirectory) -> Earlier:
     """Read what an earlier run left, and remove what it wrote of a round that it did not finish.
 
@@ -129,42 +176,20 @@ def take_up(directory: RunDirectory) -> Earlier:
     finished = 0 if state is None else state.round
     for folder in (directory.captures, directory.reconstructions):
         for path in folder.glob("*"):
-            if path.name.endswith(".unfinished") or _update_of(path).round > finished:
+            if path.name.endswith(".unfinished") or update_of(path).round > finished:
                 path.unlink()
-    rows = [row for of_attack in _ended_attacks(directory, finished) for row in of_attack]
-    return Earlier(state, rows, frozenset((_update_in(row), row["attack"]) for row in rows))
+    ended = [attacked for attacked in attacks_in(directory) if attacked.update.round <= finished and attacked.ended()]
+    rows = [row for attacked in ended for row in attacked.rows]
+    return Earlier(state, rows, frozenset(attacked.key for attacked in ended))
 
 
-def _ended_attacks(directory: RunDirectory, finished: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of every attack that had ended, on an update of a finished round."""
-    if not directory.leakage_csv.is_file():
-        return
-    frame = read_leakage(directory.leakage_csv)
-    for _, group in frame[frame["round"] <= finished].groupby(["round", "client", "observer", "attack"], sort=False):
-        rows = [{str(key): value for key, value in row.items()} for row in group.to_dict("records")]
-        if _is_whole(directory, rows):
-            yield [{column: row[column] for column in COLUMNS} for row in rows]
-
-
-def _is_whole(directory: RunDirectory, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an attack had ended and all its rows were written."""
-    if rows[0]["status"] != OK:
-        return bool(rows[0]["status"] != POOL_CLOSED)
-    update = _update_in(rows[0])
-    path = directory.reconstruction(update.round, update.client, rows[0]["attack"], update.observer)
-    try:
-        return len(load_reconstruction(path).images) == len(rows)
-    except (UserError, OSError):
-        return False
-
-
-def _update_in(row: Mapping[str, Any]) -> UpdateId:
-    return UpdateId(int(row["round"]), int(row["client"]), observing_peer(row["observer"]))
-
-
-def _update_of(path: Path) -> UpdateId:
+def update_of(path: Path) -> UpdateId:
     """The update that a capture or a reconstruction is about; SettingsError if its name says none."""
     found = re.match(r"round-\d+-(?:client-\d+|sum)(?:-peer-\d+)?", path.name)
     if found is None:
         raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
     return UpdateId.from_stem(found.group())
+
+
+def _update_in(row: Mapping[str, Any]) -> UpdateId:
+    return UpdateId(int(row["round"]), int(row["client"]), observing_peer(row["observer"]))
