@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,4 +291,6 @@ def _ensure_ray() -> None:
     """Join the Ray that runs here, or the cluster of RAY_ADDRESS, or start one."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(include_dashboard=False, log_to_driver=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of Ray, to those who start it
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
