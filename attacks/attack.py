@@ -106,6 +106,9 @@ class Attack(BaseModel, ABC):
     update_copies: ClassVar[int] = 9
     """Vectors of the update's size that the attack holds at its peak, about; to estimate its memory."""
 
+    memory_savers: ClassVar[str] = "a smaller network, fewer images, or a shorter history"
+    """What makes the attack fit into less memory, in words."""
+
     @property
     def curvature_pairs(self) -> int:
         """Pairs of points and derivatives that the attack keeps, at most; to estimate its memory."""
@@ -160,14 +163,19 @@ class Attack(BaseModel, ABC):
             representative=self.representative,
         )
 
+    def further_memory(self, observation: Observation) -> float:  # noqa: ARG002  # for attacks that override it
+        """MiB that the attack takes beside those of the attacked network, such as for a second one; to estimate."""
+        return 0.0
+
     def _check_memory(self, observation: Observation, device: str) -> None:
         """Refuse an attack that would not fit into the memory that is left on the device."""
         at_once = self.images_at_once(observation)
         needed = estimate_memory(observation, self.update_copies, self.curvature_pairs, at_once)
+        needed += self.further_memory(observation)
         if needed > (available := available_memory(device)):
             raise AttackError(
                 f"attack {self.name!r} needs about {needed:.0f} MiB of memory on {device}, {available:.0f} MiB are "
-                "left; allowed: a smaller network, fewer images, or a shorter history"
+                f"left; allowed: {self.memory_savers}"
             )
 
     def check(self, observation: Observation) -> None:

@@ -5,6 +5,7 @@ so that its own record of the highest value ever would tell of an earlier one. O
 """
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -101,11 +102,27 @@ def available_memory(device: str) -> float:
 
 
 def _kept_for_backward(seen: Circumstances, samples: int) -> int:
-    """Bytes that the forward pass of so many samples leaves for the backward pass, the weights apart.
+    """Bytes that the forward pass of the attacked network leaves for the backward pass, the weights apart."""
+    model, labelled = network.outline(seen.model), seen.task.label_count(seen.model) is not None
+
+    def predict(images: Tensor, timesteps: Tensor) -> Tensor:
+        return seen.task.predict(model, images, timesteps, timesteps if labelled else None)
+
+    return kept_for_backward(predict, seen.image_shape, samples)
+
+
+def kept_for_backward(
+    predict: Callable[[Tensor, Tensor], Tensor], image_shape: tuple[int, int, int], samples: int
+) -> int:
+    """Bytes that a forward pass leaves for the backward pass, parameters apart.
 
     Counted on torch's meta device, on which nothing is computed. A network that cannot be run there counts nothing.
+
+    Args:
+        predict: the forward pass, from images [N,C,H,W] and timesteps int64 [N], by a network on that device.
+        image_shape: [C,H,W].
+        samples: N.
     """
-    model = network.outline(seen.model)
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -114,12 +131,11 @@ def _kept_for_backward(seen: Circumstances, samples: int) -> int:
             kept[storage._cdata] = storage, storage.nbytes()  # the storage itself, so that no other gets its address
         return tensor
 
-    images = torch.zeros(samples, *seen.image_shape, device="meta", requires_grad=True)
+    images = torch.zeros(samples, *image_shape, device="meta", requires_grad=True)
     timesteps = torch.zeros(samples, dtype=torch.long, device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            labels = None if seen.task.label_count(seen.model) is None else timesteps
-            seen.task.predict(model, images, timesteps, labels)
+            predict(images, timesteps)
     except Exception:  # numbers are asked for, an operation is unknown there, or whatever somebody's own network raises
         return 0
     return sum(size for _, size in kept.values())

@@ -13,6 +13,8 @@ ATTACKS: Registry[Attack] = Registry(
         "dlg": "attacks.published.dlg:DLG",
         "gidm": "attacks.published.gidm:GIDM",
         "gidm-plus": "attacks.published.gidm_plus:GIDMPlus",
+        "gradient-guided-finetuning": "attacks.published.gradient_guided_finetuning:GradientGuidedFineTuning",
+        "gradient-guided-sampling": "attacks.published.gradient_guided_sampling:GradientGuidedSampling",
         "inverting-gradients": "attacks.published.inverting_gradients:InvertingGradients",
         "residual": "attacks.residual:Residual",
         "user-level": "attacks.published.user_level:UserLevel",

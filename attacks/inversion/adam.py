@@ -13,7 +13,7 @@ def adam_search(
     objective: Objective,
     start: Sequence[Tensor],
     iterations: int,
-    lr: float,
+    lr: float | Sequence[float],
     eps: float = 1e-8,
     solved_below: float | None = None,
     patience: int = 100,
@@ -25,14 +25,16 @@ def adam_search(
         objective: from unknowns to value and derivative.
         start: the unknowns to start from.
         iterations: most steps.
-        lr: Adam's step.
+        lr: Adam's step, of all unknowns or of each.
         eps: Adam's eps.
         solved_below: if given, the search also ends at a value that small, or when it stalls.
         patience: steps after which a search that makes no progress ends.
         stall_ratio: it makes none if the smallest value is above so many times that of ``patience`` steps ago.
     """
     unknowns = [value.detach().clone().requires_grad_() for value in start]
-    optimizer = torch.optim.Adam(unknowns, lr=lr, eps=eps)
+    rates = lr if isinstance(lr, Sequence) else [lr] * len(unknowns)
+    groups = [{"params": [unknown], "lr": rate} for unknown, rate in zip(unknowns, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups, eps=eps)
     best = [unknown.detach().clone() for unknown in unknowns]
     smallest = [math.inf]
     for _ in range(iterations):

@@ -77,6 +77,9 @@ def cosine_distance(gradient: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]
     return value, (difference - value * direction) / norm
 
 
+DISTANCES: dict[str, Distance] = {"squared": squared_error, "cosine": cosine_distance}
+
+
 def weighted_cosine_distance(weights: Tensor) -> Distance:
     """``cosine_distance`` of sqrt(w) g and sqrt(w) g*, for a gradient that is known but for a positive factor."""
     roots = weights.sqrt()

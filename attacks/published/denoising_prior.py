@@ -1,6 +1,5 @@
 """A trained diffusion model as prior knowledge of images, asked at one timestep: which noise is in this picture?"""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +7,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from attacks.inversion.problem import InversionProblem
-from attacks.published.ddim_prior import GLOBAL, read_prior
-from fl_sim import diffusion, network
+from attacks.published.ddim_prior import load_network
+from fl_sim import diffusion
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,5 @@ def load_denoising_prior(problem: InversionProblem, source: str, label: Tensor |
     Raises:
         AttackError: if the checkpoint cannot be read or makes images of another shape than the problem's.
     """
-    if source == GLOBAL:
-        # A copy: matching shifts the problem's weights in place, which would spoil the prior's graph.
-        return DenoisingPrior(copy.deepcopy(problem.model).requires_grad_(False), problem.scheduler, label)
-    checkpoint = read_prior(source, problem.image_shape, problem.num_classes)
-    told = None if network.num_classes(checkpoint.model) is None else label
-    model = checkpoint.build().to(problem.device).eval().requires_grad_(False)
-    return DenoisingPrior(model, checkpoint.diffusion.noise_schedule(), told)
+    model, scheduler, told = load_network(problem, source, label, images=1)
+    return DenoisingPrior(model.requires_grad_(False), scheduler, told)

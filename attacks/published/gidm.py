@@ -22,14 +22,14 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from attacks.attack import Attack, AttackError, Needs, Outcome
+from attacks.attack import Attack, Needs, Outcome
 from attacks.inversion.adam import adam_search
 from attacks.inversion.gradient_matching import Derivative, GradientMatching, Objective, match_pixels
 from attacks.inversion.problem import InversionProblem
 from attacks.labels.recovery import labels_for_search
 from attacks.observation import Observation
-from attacks.published.ddim_prior import GLOBAL, load_prior, read_prior
-from fl_sim.diffusion import DDIMSampler, DiffusionTask
+from attacks.published.ddim_prior import GLOBAL, check_prior, load_prior
+from fl_sim.diffusion import DDIMSampler
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,8 @@ class GIDM(Attack):
     @override
     def check(self, observation: Observation) -> None:
         super().check(observation)
-        seen = observation.circumstances
-        if self.prior != GLOBAL:
-            read_prior(self.prior, seen.image_shape, seen.task.label_count(seen.model))
-        elif self.phases != "pixels" and not isinstance(seen.task, DiffusionTask):
-            raise AttackError(
-                f"attack {self.name!r}: prior = {GLOBAL!r} names the network that was sent, and that is a classifier; "
-                "allowed: the path of a checkpoint of a diffusion model"
-            )
+        if self.prior != GLOBAL or self.phases != "pixels":
+            check_prior(self.name, self.prior, observation.circumstances)
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""

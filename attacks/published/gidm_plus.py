@@ -10,6 +10,7 @@ the paper does not treat, are read off the gradient (attacks/timesteps/recovery.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.attack import AttackError, Needs, Outcome
-from attacks.inversion.gradient_matching import Derivative, GradientMatching
+from attacks.inversion.gradient_matching import Derivative, Distance, GradientMatching, squared_error
 from attacks.inversion.problem import InversionProblem
 from attacks.published.gidm import GIDM
 from attacks.timesteps.recovery import timestep_hypotheses
@@ -44,20 +45,50 @@ class GIDMPlus(GIDM):
         Raises:
             AttackError: if the model takes integer timesteps only, or they or labels are to be recovered and cannot be.
         """
-        start = [problem.randn(generator), problem.randn(generator)]
-        recovered, labels = None, problem.labels
-        if self.timestep == "recovered":
-            recovered, labels = timestep_hypotheses(problem)[0]
-        elif problem.num_classes is not None and labels is None:
-            labels = timestep_hypotheses(problem)[0].labels
-        if recovered is None:
-            if not takes_real_timesteps(problem, labels):
-                raise AttackError("timestep = 'search' needs a time embedding of real numbers; this network has none")
-            start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
-        matching = match_everything(problem, self.derivative, recovered, labels)
-        found = self.two_phases(matching, start, labels)
-        timesteps = real_timesteps(problem, found[2]).round() if recovered is None else recovered
-        return Outcome(found[0], timesteps, matching.value(found), labels)
+        latents = problem.randn(generator)
+        hidden = draw_hidden(problem, self.timestep, generator)
+        matching = match_everything(problem, self.derivative, hidden.timesteps, hidden.labels)
+        found = self.two_phases(matching, [latents, *hidden.start], hidden.labels)
+        return Outcome(found[0], hidden.told(problem, found[1:]), matching.value(found), hidden.labels)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a client drew in private, as a search takes it up.
+
+    Attributes:
+        start: the unknowns beside the images, if any: noise [N,C,H,W] and, unless given, relaxed timesteps [N].
+        timesteps: int64 [N], taken as given; None where they are searched for, or training uses none.
+        labels: int64 [N], revealed or read off; None where training uses none.
+    """
+
+    start: list[Tensor]
+    timesteps: Tensor | None
+    labels: Tensor | None
+
+    def told(self, problem: InversionProblem, found: Sequence[Tensor]) -> Tensor | None:
+        """The timesteps [N], whole numbers: those that belong to the unknowns ``found``, else those taken as given."""
+        return real_timesteps(problem, found[1]).round() if len(found) > 1 else self.timesteps
+
+
+def draw_hidden(
+    problem: InversionProblem, timestep: Literal["search", "recovered"], generator: torch.Generator
+) -> Hidden:
+    """Normal noise, and timesteps that are drawn uniformly or read off, with the labels of the images.
+
+    Raises:
+        AttackError: if the model takes integer timesteps only, or they or labels are to be recovered and cannot be.
+    """
+    start, recovered, labels = [problem.randn(generator)], None, problem.labels
+    if timestep == "recovered":
+        recovered, labels = timestep_hypotheses(problem)[0]
+    elif problem.num_classes is not None and labels is None:
+        labels = timestep_hypotheses(problem)[0].labels
+    if recovered is None:
+        if not takes_real_timesteps(problem, labels):
+            raise AttackError("timestep = 'search' needs a time embedding of real numbers; this network has none")
+        start.append(torch.rand(problem.samples, generator=generator).logit(eps=1e-6).to(problem.device))
+    return Hidden(start, recovered, labels)
 
 
 def match_everything(
@@ -65,8 +96,9 @@ def match_everything(
     derivative: Derivative,
     timesteps: Tensor | None = None,
     labels: Tensor | None = None,
+    distance: Distance = squared_error,
 ) -> GradientMatching:
-    """The squared error over images and noise [N,C,H,W] and, without ``timesteps`` int64 [N], relaxed ones [N].
+    """``distance`` over images and noise [N,C,H,W] and, without ``timesteps`` int64 [N], relaxed ones [N].
 
     ``labels`` int64 [N] are those of the images, where the network takes them.
     """
@@ -76,7 +108,7 @@ def match_everything(
         at = real_timesteps(problem, relaxed[0]) if timesteps is None else timesteps
         return problem.loss(images, noise, at, labels)
 
-    return GradientMatching(problem, training_loss, derivative=derivative)
+    return GradientMatching(problem, training_loss, distance, derivative)
 
 
 def takes_real_timesteps(problem: InversionProblem, labels: Tensor | None = None) -> bool:

@@ -34,13 +34,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 from typing_extensions import override
 
-from attacks.attack import Attack, AttackError, Needs, Outcome
+from attacks.attack import Attack, Needs, Outcome
 from attacks.inversion.entry_weights import balanced_weights
 from attacks.inversion.gradient_matching import Derivative, GradientMatching, weighted_cosine_distance
 from attacks.inversion.problem import InversionProblem
 from attacks.labels.soft_label import soft_label
 from attacks.observation import Observation
-from attacks.published.ddim_prior import GLOBAL, read_prior
+from attacks.published.ddim_prior import GLOBAL, check_prior
 from attacks.published.denoising_prior import DenoisingPrior, load_denoising_prior
 from attacks.published.inverting_gradients import InvertingGradients
 from attacks.timesteps.conditions import Conditions
@@ -101,14 +101,8 @@ class UserLevel(Attack):
     @override
     def check(self, observation: Observation) -> None:
         super().check(observation)
-        seen = observation.circumstances
-        if self.prior == GLOBAL and not isinstance(seen.task, DiffusionTask):
-            raise AttackError(
-                f"attack {self.name!r}: prior = {GLOBAL!r} names the network that was sent, and that is a classifier; "
-                f"allowed: the path of a checkpoint of a diffusion model, or {NO_PRIOR!r}"
-            )
-        if self.prior not in (GLOBAL, NO_PRIOR):
-            read_prior(self.prior, seen.image_shape, seen.task.label_count(seen.model))
+        if self.prior != NO_PRIOR:
+            check_prior(self.name, self.prior, observation.circumstances)
 
     @override
     def images_at_once(self, observation: Observation) -> int:

@@ -18,6 +18,8 @@ BUILT_IN = {
     "dlg": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
     "gidm": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
     "gidm-plus": Needs.DIFFUSION_TASK | _GRADIENT,
+    "gradient-guided-finetuning": _GRADIENT,
+    "gradient-guided-sampling": Needs.NOISE_AND_TIMESTEPS | _GRADIENT,
     "inverting-gradients": Needs.NOISE_AND_TIMESTEPS | Needs.SGD_STEPS | Needs.OWN_SIGNS,
     "residual": Needs.DIFFUSION_TASK | Needs.LOCAL_STEPS | Needs.OWN_SIGNS,
     "user-level": Needs.NOTHING,
@@ -135,7 +137,9 @@ def test_one_client_s_adam_step_or_signs_are_no_sum_of_several(victim):
             create("residual").check(summed(seen))
 
 
-@pytest.mark.parametrize("name", ["dlg", "gidm", "inverting-gradients"])
+@pytest.mark.parametrize(
+    "name", ["dlg", "gidm", "gradient-guided-finetuning", "gradient-guided-sampling", "inverting-gradients"]
+)
 def test_an_update_below_float32_s_range_is_one_line(name, short_recipe, known_victim):
     update = {key: value * 1e-30 for key, value in known_victim.observation.update.items()}
     with pytest.raises(AttackError, match=f"^attack '{name}' broke down: .*$"):
@@ -181,6 +185,8 @@ def test_the_result_is_an_image_with_everything_about_the_attack(victim):
 
 ARGUMENTS = {
     "gidm": {"phases": "latent"},
+    "gradient-guided-finetuning": {"sampler_steps": 2, "iterations": 5},
+    "gradient-guided-sampling": {"steps": 10},
     "dlg": {"max_evaluations": 10},
     "inverting-gradients": {"iterations": 40},
     "residual": {"max_evaluations": 10},

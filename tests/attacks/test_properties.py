@@ -33,6 +33,8 @@ TINY: dict[str, tuple[dict[str, Any], int]] = {
     "dlg": ({"max_evaluations": 8}, 8 + LINE_SEARCH),
     "gidm": ({}, 7),
     "gidm-plus": ({}, 7),
+    "gradient-guided-finetuning": ({"sampler_steps": 2, "iterations": 3, "candidates": 3}, 7),
+    "gradient-guided-sampling": ({"steps": 4}, 4),
     "inverting-gradients": ({"iterations": 8}, 9),
     "residual": ({"max_evaluations": 8}, 14 + LINE_SEARCH),
     "user-level": ({"steps": 8, "draws": 2}, 9),

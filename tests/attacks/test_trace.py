@@ -9,6 +9,8 @@ SHORT = {
     "dlg": {"max_evaluations": 40},
     "gidm": {},
     "gidm-plus": {},
+    "gradient-guided-finetuning": {"iterations": 12, "sampler_steps": 2, "candidates": 1},
+    "gradient-guided-sampling": {"steps": 12},
     "inverting-gradients": {"iterations": 12},
     "residual": {"max_evaluations": 90},
 }

@@ -135,7 +135,10 @@ def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
 
     assert last_words() == ["fl-sim: stopped before the first round; nothing was computed"]
     make_up_run(tmp_path / "somewhere")
-    assert last_words() == ["fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it"]
+    assert last_words() == [
+        "fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it; "
+        "to go on: fl-sim run --resume somewhere"
+    ]
 
 
 def test_a_picture_is_of_one_run(tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def test_a_terminated_run_says_so_in_one_line_and_leaves_nobody_behind(
     said = output.splitlines()
     last_round = next(number for number, line in enumerate(said) if re.match(r"\[ *\d+ s\] round 1/1", line))
     assert said[last_round + 1 :] == [
-        f"fl-sim: stopped; what was computed is in {path}, and fl-sim report {path} shows it"
+        f"fl-sim: stopped; what was computed is in {path}, and fl-sim report {path} shows it; to go on: fl-sim run "
+        f"--resume {path}"
     ]
     assert not alive
     assert read_leakage(running.directory.leakage_csv)["status"].tolist() == []
