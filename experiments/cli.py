@@ -121,7 +121,7 @@ def attack(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CAPTURE|DIR|GLOB...",
+            metavar="CAPTURE|DIR|GLOB…",
             help="Capture files (the weights sent and the update that came back), run directories, and patterns.",
         ),
     ],
@@ -192,7 +192,11 @@ def attack(
         ),
     ] = [],  # noqa: B006 (as above)
 ) -> None:
-    """Attack captured updates: those of runs into their tables, others without any truth to compare with."""
+    """Attack captured updates.
+
+    CAPTURE is a file, whose reconstruction is compared with nothing. DIR is a run: what is found in its captures goes
+    into its tables and report. GLOB is a quoted pattern of either.
+    """
     kept = None if checkpoint is None else expand_home(checkpoint)
     if not (len(paths) == len(names) == 1 and workers is None and is_one_file(expand_home(paths[0]))):
         folder = output_folder(out, "attack")
