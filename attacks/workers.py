@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ class AttackPool:
         workers: number of actors.
         threads: torch threads in each.
         gpus_per_worker: share of a GPU for each; attacks run on the CPU if 0.
-        timeout: seconds that one job may take, not counting the worker's start.
+        timeout: seconds that one job may take, not counting the worker's start. No limit if None.
         queue_limit: most jobs that may wait; further ones are skipped. No limit if None.
     """
 
@@ -113,12 +114,12 @@ class AttackPool:
         *,
         threads: int = 1,
         gpus_per_worker: float = 0.0,
-        timeout: float = 600.0,
+        timeout: float | None = 600.0,
         queue_limit: int | None = None,
     ) -> None:
         if workers < 1:
             raise AttackError(f"workers = {workers}: must be at least 1")
-        if timeout <= 0:
+        if timeout is not None and timeout <= 0:
             raise AttackError(f"timeout = {timeout}: must be above 0 seconds")
         self._slots = [_Slot(threads, gpus_per_worker, timeout) for _ in range(workers)]
         self._threads: list[threading.Thread] = []
@@ -216,7 +217,7 @@ class _Slot:
 
     _starting = threading.Lock()
 
-    def __init__(self, threads: int, gpus: float, timeout: float) -> None:
+    def __init__(self, threads: int, gpus: float, timeout: float | None) -> None:
         self._threads, self._gpus, self._timeout = threads, gpus, timeout
         self._actor: Any = None
         self._device = "cpu"
@@ -290,4 +291,6 @@ def _ensure_ray() -> None:
     """Join the Ray that runs here, or the cluster of RAY_ADDRESS, or start one."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(include_dashboard=False, log_to_driver=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of Ray, to those who start it
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

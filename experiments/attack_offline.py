@@ -1,6 +1,7 @@
-"""``fl-sim attack``: one attack on one captured update, without the images to compare with."""
+"""``fl-sim attack``: one attack on one captured update, in this process, without the images to compare with."""
 
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from experiments.commands import choose_device
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
 from experiments.search_progress import SearchProgress
-from experiments.settings import ExperimentSettings, with_prior_path
+from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.files import write_atomically
@@ -68,7 +69,8 @@ def attack_capture(
         AttackError, CaptureError, SettingsError, CheckpointError: if there is no such attack, capture or device, the
             attack cannot work on the capture, ``out`` is not empty, or the checkpoint is not of this search.
     """
-    attack = create(name, _arguments(name, overrides))
+    settings = load_settings(ExperimentSettings, {}, attack_overrides([name], overrides))
+    attack = create(name, settings.attack.arguments.get(name))
     observation = Observation.load(capture, trusted_factories(trusted))
     attack.check(observation)
     where = choose_device(device)
@@ -140,9 +142,26 @@ def trusted_factories(trusted: Sequence[str]) -> list[str]:
         raise SettingsError(f"--trust {error}") from error
 
 
-def _arguments(attack: str, overrides: list[str]) -> dict[str, Any]:
-    """An attack's arguments from ``key=value``; the key may be spelt as in a run's settings."""
-    prefixes = (f"attack.args.{attack}.", f'attack.args."{attack}".')
-    keys = [override.removeprefix(prefixes[0]).removeprefix(prefixes[1]) for override in overrides]
-    spelt_out = [f'attack.args."{attack}".{key}' for key in keys]
-    return with_prior_path(load_settings(ExperimentSettings, {}, spelt_out).attack.args.get(attack, {}))
+def attack_overrides(names: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """What ``--attack NAME`` and ``--set KEY=VALUE`` are as overrides of a run's settings.
+
+    The key is an argument of the attack; with several attacks it begins with a name. It may be spelt as in a run's
+    settings.
+
+    Raises:
+        SettingsError: if it is not clear of which attack an argument is.
+    """
+    return [f"attack.name={json.dumps(list(names))}", *(_spelt_out(names, override) for override in overrides)]
+
+
+def _spelt_out(names: Sequence[str], override: str) -> str:
+    key = override.removeprefix("attack.args.")
+    for name in names:
+        for prefix in (f"{name}.", f'"{name}".'):
+            if key.startswith(prefix):
+                return f'attack.args."{name}".{key.removeprefix(prefix)}'
+    if len(names) > 1:
+        raise SettingsError(
+            f"--set {override}: of which attack? allowed: NAME.argument=value, NAME being one of {', '.join(names)}"
+        )
+    return f'attack.args."{names[0]}".{override}'

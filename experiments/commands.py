@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,11 @@ def what_is_left(out: Path) -> str:
     return "stopped before the first round; nothing was computed"
 
 
+def attack_command(run: Path, factory: str | None) -> str:
+    """The command that attacks the captures of a run, whose network a ``factory`` may build."""
+    return shlex.join(["fl-sim", "attack", str(run), *(["--trust", factory] if factory else [])])
+
+
 def unfinished(out: Path) -> Path:
     """Where the training of what goes to the file ``out`` is kept until it is done."""
     return Path(f"{out}.unfinished")
@@ -74,6 +80,12 @@ def how_to_go_on(checkpoint: Path | None) -> str:
     return f"stopped; to go on: {shlex.join(['fl-sim', *words, '--resume'])}"
 
 
+def how_to_go_on_attacking(given: Path | None, folder: Path) -> str:
+    """The last words of attacks that were stopped; ``folder`` is what they write into where none was ``given``."""
+    made = ["--out", str(folder)] if given is None and folder.is_dir() else []
+    return f"stopped; to go on: {shlex.join(['fl-sim', *sys.argv[1:], *made])}"
+
+
 def output_folder(given: Path | None, name: str) -> Path:
     """The folder that a command writes into: the one given, or a new one in ``runs``, called ``name`` and the time."""
     return expand_home(given) if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -82,6 +94,11 @@ def output_folder(given: Path | None, name: str) -> Path:
 def expand_home(path: Path) -> Path:
     """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def is_one_file(path: Path) -> bool:
+    """Whether the path names one file, there or not: neither a folder nor a pattern of paths."""
+    return not path.is_dir() and (path.exists() or not has_magic(str(path)))
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -112,7 +112,8 @@ class Experiment:
         ]
         if defence.name != "none":
             lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
-        lines.append(f"attacks: {', '.join(attack.names) or 'none'}; threat: {settings.threat}")
+        later = " later, captures only for now" if attack.names and not attack.in_run else ""
+        lines.append(f"attacks: {', '.join(attack.names) or 'none'}{later}; threat: {settings.threat}")
         lines.extend(self.priors)
         if self.public is not None:
             often = f"every {inversion.every} rounds and " if inversion.every else ""

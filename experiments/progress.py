@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines anywhere else."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
 from time import monotonic
 from types import TracebackType
@@ -100,18 +100,12 @@ class Progress:
         self._say(f"  {line}")
 
     def _note(self, row: dict[str, Any]) -> None:
-        by = "" if row["observer"] == SERVER else f" seen by {row['observer']}"
-        where = f"round {row['round']} client {row['client']}{by} image {row['image']} {row['attack']}"
         with self._lock:
             if row["status"] == OK and not is_blank(row["flat_psnr"]):
                 self._psnr.setdefault(row["round"], []).append(row["psnr"])
             elif row["status"] != OK:
                 self._failed[row["round"]] = self._failed.get(row["round"], 0) + 1
-        if row["status"] == OK:
-            blank = f", {NO_EVIDENCE}: an original without content" if is_blank(row["flat_psnr"]) else ""
-            self._say(f"  {where}: {row['psnr']:.1f} dB in {row['seconds']:.0f} s{blank}")
-        else:
-            self._say(f"  {where}: {row['status']}")
+        self._say(f"  {outcome(row)}")
 
     def _say(self, line: str) -> None:
         if self._live is None:
@@ -155,11 +149,21 @@ class Progress:
         ]
 
 
+def outcome(row: Mapping[str, Any]) -> str:
+    """One line for a row of the leakage table."""
+    by = "" if row["observer"] == SERVER else f" seen by {row['observer']}"
+    where = f"round {row['round']} client {row['client']}{by} image {row['image']} {row['attack']}"
+    if row["status"] != OK:
+        return f"{where}: {row['status']}"
+    blank = f", {NO_EVIDENCE}: an original without content" if is_blank(row["flat_psnr"]) else ""
+    return f"{where}: {row['psnr']:.1f} dB in {row['seconds']:.0f} s{blank}"
+
+
 def run_progress(experiment: Experiment, console: Console) -> Progress:
     """A display for this experiment on ``console``."""
     federation, attack = experiment.settings.federation, experiment.settings.attack
     updates = federation.rounds * _seen_per_round(experiment)
-    return Progress(console, federation.rounds, updates * len(attack.names))
+    return Progress(console, federation.rounds, updates * len(attack.names) if attack.in_run else 0)
 
 
 def _seen_per_round(experiment: Experiment) -> int:

@@ -15,6 +15,7 @@ from attacks.attack import AttackError
 from attacks.observation import UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from experiments import figures
+from experiments.commands import attack_command
 from experiments.experiment import build_recipe
 from experiments.inversion_judge import Judge
 from experiments.inversion_section import InvertedRound, inverted_rounds, private_examples
@@ -33,6 +34,7 @@ from experiments.leakage import (
 )
 from experiments.package_data import data_file
 from experiments.pictures import data_uri, image_uri
+from experiments.rounds import clients_behind
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from experiments.summary import (
@@ -126,6 +128,11 @@ class Run:
     def labelled(self) -> bool:
         """Whether the clients' training used class labels."""
         return bool(self.leakage["label"].notna().any())
+
+    @property
+    def attack_command(self) -> str:
+        """The command that attacks what has not been attacked."""
+        return attack_command(self.directory.path, self.settings.model.factory)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -231,26 +238,16 @@ def _gallery(run: Run) -> tuple[dict[int, list[Victim]], list[tuple[str, str]]]:
     absent: dict[str, str] = {}
     for (*key, observer), rows in run.leakage.groupby(["round", "client", "observer"], sort=True):
         round_number, client = (int(str(part)) for part in key)
+        update_id = UpdateId(round_number, client, observing_peer(str(observer)))
         truth = None
         try:
-            truth = summed_truth(run.settings, run.recipe, _clients_behind(run, round_number, client), round_number)
+            truth = summed_truth(run.settings, run.recipe, clients_behind(run.rounds, update_id), round_number)
         except SettingsError as error:
             absent["Originals in this report"] = str(error)
-        update_id = UpdateId(round_number, client, observing_peer(str(observer)))
         for of_user, alike in rows.groupby(rows["image"] == USER, sort=False):
             compared = shared_truth(truth) if truth and of_user else truth
             rounds.setdefault(round_number, []).extend(_victims(run, update_id, alike, compared))
     return rounds, list(absent.items())
-
-
-def _clients_behind(run: Run, round_number: int, client: int) -> list[int]:
-    """The clients behind an attacked update; SettingsError if it is a sum and they were not recorded."""
-    if client >= 0:
-        return [client]
-    for row in run.rounds.to_dict("records"):
-        if row["round"] == round_number:
-            return [int(seen) for seen in row["clients_seen"]]
-    raise SettingsError(f"round {round_number} did not end, so that nobody wrote down whose updates were summed")
 
 
 def _victims(run: Run, update_id: UpdateId, rows: pd.DataFrame, truth: Truth | None) -> list[Victim]:
@@ -322,16 +319,28 @@ def _problems(run: Run) -> list[tuple[str, str]]:
     planned, seen = run.settings.federation.rounds, len(run.rounds)
     if seen < planned:
         problems.append((f"{planned - seen} of {planned} rounds", "the run was stopped, or is still going on"))
-    attacked = run.leakage.groupby(["round", "client", "attack", "observer"]).ngroups
-    waiting = len(list(run.directory.captures.glob("*.safetensors"))) * len(run.settings.attack.names) - attacked
-    if waiting > 0:
-        problems.append(
-            (f"{waiting} attack{'s' * (waiting > 1)}", "stopped before they ended; fl-sim attack works on the captures")
-        )
+    if (waiting := _waiting(run)) > 0:
+        stopped = "stopped before they ended; fl-sim run --resume goes on with a run, fl-sim attack with what it began"
+        why = stopped if run.settings.attack.in_run else f"captured, not attacked yet; to attack: {run.attack_command}"
+        problems.append((f"{waiting} attack{'s' * (waiting > 1)}", why))
     for row in run.rounds.to_dict("records"):
         missing = zip(row["clients_missing"], row["missing_because"], strict=True)
         problems += [(f"Round {row['round']}, client {client}", reason) for client, reason in missing]
     return problems
+
+
+def _waiting(run: Run) -> int:
+    """How many attacks on the captures have not ended."""
+    captured = {path.stem for path in run.directory.captures.glob("*.safetensors")}
+    groups = run.leakage[["round", "client", "observer", "attack"]].drop_duplicates().itertuples(index=False)
+    ended = {
+        (stem, attack)
+        for number, client, observer, attack in groups
+        if (stem := UpdateId(number, client, observing_peer(observer)).stem) in captured
+    }
+    # An attack that was named by its path has another name in the table.
+    attacks = {attack for _, attack in ended} | {name for name in run.settings.attack.names if ":" not in name}
+    return len(captured) * max(len(attacks), len(run.settings.attack.names)) - len(ended)
 
 
 def _blank_because(blank: pd.DataFrame) -> str:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from attacks.observation import UpdateId
 from experiments.summary import with_content
+from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
+
+_MEDIAN = "median_psnr_"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,29 @@ def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
         return
     entries = [asdict(entry) for entry in rounds]
     frame = pd.DataFrame([entry | entry.pop("utility") for entry in entries])
-    for attack, rows in leakage.groupby("attack", sort=True):
-        medians = with_content(rows).groupby("round")["psnr"].median()
-        frame[f"median_psnr_{attack}"] = frame["round"].map(medians)
-    write_atomically(path, frame.to_parquet)
+    write_atomically(path, _with_medians(frame, leakage).to_parquet)
+
+
+def save_medians(path: Path, leakage: pd.DataFrame) -> None:
+    """Replace the medians in the table of a run that has ended by those of ``leakage``."""
+    frame = pd.read_parquet(path)
+    frame = frame.drop(columns=[column for column in frame if str(column).startswith(_MEDIAN)])
+    write_atomically(path, _with_medians(frame, leakage).to_parquet)
+
+
+def clients_behind(rounds: pd.DataFrame, update: UpdateId) -> list[int]:
+    """The clients behind an update, of a sum those seen in its round; SettingsError if they were not recorded."""
+    if update.client >= 0:
+        return [update.client]
+    for row in rounds.to_dict("records"):
+        if row["round"] == update.round:
+            return [int(seen) for seen in row["clients_seen"]]
+    raise SettingsError(f"round {update.round} did not end, so that nobody wrote down whose updates were summed")
+
+
+def _with_medians(frame: pd.DataFrame, leakage: pd.DataFrame) -> pd.DataFrame:
+    medians = {
+        f"{_MEDIAN}{attack}": frame["round"].map(with_content(rows).groupby("round")["psnr"].median())
+        for attack, rows in leakage.groupby("attack", sort=True)
+    }
+    return frame.assign(**medians)

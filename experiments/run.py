@@ -20,6 +20,7 @@ from rich.console import Console
 from attacks.observation import UpdateId
 from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
+from experiments.commands import attack_command
 from experiments.experiment import Experiment, prepare
 from experiments.headline import accuracy_line, headline
 from experiments.inversion import invert_rounds
@@ -92,6 +93,9 @@ def _run(
         console.print(line, highlight=False)
     for summary in summarise_inversions(read_inversions(directory.inversion)):
         console.print(summary.line(), highlight=False, soft_wrap=True)
+    if settings.attack.names and not settings.attack.in_run:
+        command = attack_command(directory.path, settings.model.factory)
+        console.print(f"captured, not attacked; to attack: {command}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: [bold]{directory.report}[/bold]", soft_wrap=True)
 
 
@@ -124,7 +128,7 @@ def _check(preset: str, overrides: Sequence[str], verbose: bool) -> Experiment:
 
 
 def _attack_resources(settings: ExperimentSettings) -> AttackResources:
-    return AttackResources(settings.attack.workers if settings.attack.names else 0, settings.attack.gpus_per_worker)
+    return AttackResources(settings.attack.workers if settings.attack.in_run else 0, settings.attack.gpus_per_worker)
 
 
 def build_server_app(
@@ -195,7 +199,7 @@ def _attacking_sink(
     grid: RepeatableGrid,
     earlier: Earlier | None,
 ) -> DirectorySink | None:
-    """What takes the curious server's observations, its workers started; None where nobody attacks."""
+    """What takes the curious server's observations, its workers started if they are to attack; None: nobody looks."""
     attack = settings.attack
     if not attack.names:
         return None
@@ -215,10 +219,11 @@ def _attacking_sink(
         on_reconstruction=recorder.after_attack,
         ended=None if earlier is None else earlier.ended,
     )
-    display.watch(pool.counts)
-    grid.partitions()
-    # The clients have answered, so Ray is up: workers import torch while the clients train.
-    pool.warm_up()
+    if attack.in_run:
+        display.watch(pool.counts)
+        grid.partitions()
+        # The clients have answered, so Ray is up: workers import torch while the clients train.
+        pool.warm_up()
     if earlier is not None:
         sink.attack_the_rest()
     return sink

@@ -124,6 +124,53 @@ class Earlier:
         return 0 if self.state is None else self.state.round
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """The rows that the leakage table has of one attack on one update; it need not have ended."""
+
+    directory: RunDirectory
+    update: UpdateId
+    attack: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def key(self) -> tuple[UpdateId, str]:
+        """Which update, and which attack."""
+        return self.update, self.attack
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no reconstruction."""
+        return bool(self.rows[0]["status"] != OK)
+
+    @property
+    def file(self) -> Path:
+        """Where its reconstruction is."""
+        update = self.update
+        return self.directory.reconstruction(update.round, update.client, self.attack, update.observer)
+
+    def whole(self) -> bool:
+        """Whether there is a reconstruction, and all of it was written."""
+        try:
+            return not self.failed and len(load_reconstruction(self.file).images) == len(self.rows)
+        except (UserError, OSError):
+            return False
+
+    def ended(self) -> bool:
+        """Whether it is whole, or was tried to the end and failed."""
+        return self.rows[0]["status"] != POOL_CLOSED if self.failed else self.whole()
+
+
+def attacks_in(directory: RunDirectory) -> Iterator[Attacked]:
+    """Every attack of which the leakage table has rows; SettingsError if it is no such table."""
+    if not directory.leakage_csv.is_file():
+        return
+    frame = read_leakage(directory.leakage_csv)
+    for _, group in frame.groupby(["round", "client", "observer", "attack"], sort=False):
+        rows = [{column: row[column] for column in COLUMNS} for row in group.to_dict("records")]
+        yield Attacked(directory, _update_in(rows[0]), str(rows[0]["attack"]), rows)
+
+
 def take_up(directory: RunDirectory, expected: Callable[[RoundLog], Iterable[UpdateId]]) -> Earlier:
     """Read what an earlier run left, and remove what it wrote of a round that it did not finish.
 
@@ -135,9 +182,9 @@ def take_up(directory: RunDirectory, expected: Callable[[RoundLog], Iterable[Upd
     state = _state_of(directory)
     finished = 0 if state is None else state.round
     files = [path for folder in (directory.captures, directory.reconstructions) for path in folder.glob("*")]
-    unfinished = [path for path in files if path.name.endswith(".unfinished") or _update_of(path).round > finished]
-    rows = [row for of_attack in _ended_attacks(directory, finished) for row in of_attack]
-    ended = frozenset((_update_in(row), row["attack"]) for row in rows)
+    unfinished = [path for path in files if path.name.endswith(".unfinished") or update_of(path).round > finished]
+    attacks = [attack for attack in attacks_in(directory) if attack.update.round <= finished and attack.ended()]
+    rows, ended = [row for attack in attacks for row in attack.rows], frozenset(attack.key for attack in attacks)
     seen = {update for log in (() if state is None else state.logs) for update in expected(log)}
     _check_captures(directory, {*directory.captures.glob("*.safetensors")} - {*unfinished}, seen, ended)
     for path in unfinished:
@@ -171,7 +218,7 @@ def _check_captures(
 ) -> None:
     """Refuse captures of updates that nobody saw, and a lack of captures that are still to be attacked."""
     for path in sorted(there):
-        if _update_of(path) not in seen:
+        if update_of(path) not in seen:
             raise SettingsError(f"{path}: not a capture of this run; allowed: to move it elsewhere")
     told = {update for update, _ in ended}
     for update in seen:
@@ -180,36 +227,13 @@ def _check_captures(
             raise SettingsError(f"{path}: is gone, and was not attacked yet; allowed: to put it back")
 
 
-def _ended_attacks(directory: RunDirectory, finished: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of every attack that had ended, on an update of a finished round."""
-    if not directory.leakage_csv.is_file():
-        return
-    frame = read_leakage(directory.leakage_csv)
-    for _, group in frame[frame["round"] <= finished].groupby(["round", "client", "observer", "attack"], sort=False):
-        rows = [{str(key): value for key, value in row.items()} for row in group.to_dict("records")]
-        if _is_whole(directory, rows):
-            yield [{column: row[column] for column in COLUMNS} for row in rows]
-
-
-def _is_whole(directory: RunDirectory, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an attack had ended and all its rows were written."""
-    if rows[0]["status"] != OK:
-        return bool(rows[0]["status"] != POOL_CLOSED)
-    update = _update_in(rows[0])
-    path = directory.reconstruction(update.round, update.client, rows[0]["attack"], update.observer)
-    try:
-        return len(load_reconstruction(path).images) == len(rows)
-    except (UserError, OSError):
-        return False
-
-
-def _update_in(row: Mapping[str, Any]) -> UpdateId:
-    return UpdateId(int(row["round"]), int(row["client"]), observing_peer(row["observer"]))
-
-
-def _update_of(path: Path) -> UpdateId:
+def update_of(path: Path) -> UpdateId:
     """The update that a capture or a reconstruction is about; SettingsError if its name says none."""
     found = re.fullmatch(r"(round-\d+-(?:client-\d+|sum)(?:-peer-\d+)?)(-.+)?", path.stem)
     if found is None or path.suffix != ".safetensors" or bool(found[2]) is (path.parent.name == "captures"):
         raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
     return UpdateId.from_stem(found[1])
+
+
+def _update_in(row: Mapping[str, Any]) -> UpdateId:
+    return UpdateId(int(row["round"]), int(row["client"]), observing_peer(row["observer"]))

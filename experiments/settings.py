@@ -32,7 +32,7 @@ class AttackSettings(Section):
     """Which attacks run on the updates, when, with which arguments and on how many workers."""
 
     name: str | tuple[str, ...] = "residual"
-    when: Literal["during", "after"] = "during"
+    when: Literal["during", "after", "never"] = "during"
     knows_defence: bool = True
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     workers: int = Field(2, ge=1, le=10_000)
@@ -51,6 +51,11 @@ class AttackSettings(Section):
     def names(self) -> tuple[str, ...]:
         """The attacks to run, in order, without repetition; empty where the server is not curious."""
         return _names(self.name)
+
+    @property
+    def in_run(self) -> bool:
+        """Whether the run itself attacks what it captures."""
+        return bool(self.names) and self.when != "never"
 
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
@@ -114,6 +119,13 @@ class ExperimentSettings(Settings):
             (*(f"attack.{key}" for key in AttackSettings.model_fields if key not in ("name", "args")),),
             "nobody attacks",
             "an attack's name",
+        ),
+        Void(
+            "attack.when",
+            lambda when: when == "never",
+            ("attack.queue_limit",),
+            "no attack waits",
+            "attack.when = 'during'",
         ),
         Void(
             "attack.name",

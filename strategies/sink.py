@@ -60,7 +60,7 @@ class DirectorySink:
         attacks: arguments of each attack by name; without any, only captures are written.
         pool: runs the attacks; closed with the sink.
         seed: public root of the attacks' seeds.
-        when: attack ``during`` the federation, or ``after`` it, when the sink is drained.
+        when: attack ``during`` the federation, ``after`` it, when the sink is drained, or ``never``: captures only.
         on_reconstruction: called with every result, one call at a time, after its file was written.
         ended: of a run that was broken off, the attacks on the captures in ``directory`` that had ended, as pairs of
             update and attack; ``attack_the_rest`` queues the others.
@@ -77,7 +77,7 @@ class DirectorySink:
         pool: AttackPool,
         seed: int = 0,
         *,
-        when: Literal["during", "after"] = "during",
+        when: Literal["during", "after", "never"] = "during",
         on_reconstruction: OnReconstruction = log_result,
         ended: Collection[tuple[UpdateId, str]] | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class DirectorySink:
         }
         self._pool = pool
         self._seed = seed
-        self._postpones = when == "after"
+        self._when = when
         self._postponed: list[tuple[UpdateId, Path]] = []
         self._on_reconstruction = on_reconstruction
         self._ended = frozenset(ended or ())
@@ -125,9 +125,9 @@ class DirectorySink:
         self._pool.close()
 
     def _take(self, update_id: UpdateId, capture: Path) -> None:
-        if self._postpones:
+        if self._when == "after":
             self._postponed.append((update_id, capture))
-        else:
+        elif self._when == "during":
             self._attack(update_id, capture)
 
     def _attack(self, update_id: UpdateId, capture: Path) -> None:

@@ -1,12 +1,15 @@
-"""Kill ``fl-sim run`` at random moments, resume it, and see whether it leaves what a run leaves that was left alone.
+"""Kill ``fl-sim run``, or ``fl-sim attack DIR``, at random moments, go on, and see whether it leaves what it leaves
+undisturbed.
 
 ``python -m tests.kill_and_resume --times 30`` prints how many runs were tried, and in how many something was lost,
-wrong or hung; it ends with 1 if there was any. A short form is part of the tests.
+wrong or hung; it ends with 1 if there was any. ``--attack`` kills attacks on captures. A short form is part of the
+tests.
 """
 
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,16 +45,29 @@ PATIENCE = 600.0
 
 
 def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    """``fl-sim run`` with these arguments, in processes of its own."""
+    """``fl-sim`` with these arguments, in processes of its own."""
     program = Path(sys.executable).with_name("fl-sim")
     return subprocess.Popen(
-        [program, "run", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [program, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def fresh(out: Path) -> list[str]:
+def fresh(out: Path, *more: str) -> list[str]:
     """The arguments of a new run."""
-    return ["demo-16", *(word for setting in SETTINGS for word in ("--set", setting)), "--out", str(out)]
+    return [
+        "run",
+        "demo-16",
+        *(word for setting in (*SETTINGS, *more) for word in ("--set", setting)),
+        "--out",
+        str(out),
+    ]
+
+
+def finish(arguments: list[str], environment: dict[str, str]) -> None:
+    """Run it to its end, undisturbed."""
+    alone = start(arguments, environment)
+    output, _ = alone.communicate()
+    assert alone.returncode == 0, output
 
 
 def kill_after(seconds: float, arguments: list[str], environment: dict[str, str]) -> bool:
@@ -83,20 +99,35 @@ def differences(run: RunDirectory, undisturbed: RunDirectory) -> list[str]:
     return found
 
 
-def kill_and_resume(folder: Path, times: int, seed: int, environment: dict[str, str]) -> Counter[str]:
-    """Kill so many runs, each once or twice, and count what became of them."""
+def kill_and_resume(
+    folder: Path, times: int, seed: int, environment: dict[str, str], attack: bool = False
+) -> Counter[str]:
+    """Kill so many runs, or attacks on a captured one, each once or twice, and count what became of them."""
+    captured = folder / "captured"
+    if attack:
+        finish(fresh(captured, "attack.when=never"), environment)
+
+    def begin(out: Path) -> list[str]:
+        if not attack:
+            return fresh(out)
+        shutil.copytree(captured, out)
+        return ["attack", str(out)]
+
+    def go_on(out: Path) -> list[str]:
+        if attack:
+            return ["attack", str(out)]
+        return ["run", "--resume", str(out)] if RunDirectory(out).config.is_file() else fresh(out)
+
     undisturbed, chance = RunDirectory(folder / "undisturbed"), random.Random(seed)
     began = time.monotonic()
-    alone = start(fresh(undisturbed.path), environment)
-    output, _ = alone.communicate()
-    assert alone.returncode == 0, output
+    finish(begin(undisturbed.path), environment)
     length, counts = time.monotonic() - began, Counter(tried=times, killed=0, lost=0, wrong=0, hung=0)
     for number in range(times):
         run = RunDirectory(folder / f"run-{number}")
-        arguments = fresh(run.path)
+        arguments = begin(run.path)
         for _ in range(chance.choice((1, 1, 2))):
             counts["killed"] += kill_after(chance.uniform(0, length), arguments, environment)
-            arguments = ["--resume", str(run.path)] if run.config.is_file() else fresh(run.path)
+            arguments = go_on(run.path)
         resumed = start(arguments, environment)
         try:
             output, _ = resumed.communicate(timeout=PATIENCE)
@@ -116,6 +147,7 @@ def kill_and_resume(folder: Path, times: int, seed: int, environment: dict[str, 
 def main(
     times: Annotated[int, typer.Option(min=1, help="Runs that are killed.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of the moments.")] = 0,
+    attack: Annotated[bool, typer.Option("--attack", help="Kill fl-sim attack on the captures of a run.")] = False,
 ) -> None:
     """Kill runs at random moments and resume them; print what became of them, as JSON."""
     with tempfile.TemporaryDirectory(prefix="k-", ignore_cleanup_errors=True) as short:
@@ -124,7 +156,7 @@ def main(
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        counts = kill_and_resume(Path(short), times, seed, environment)
+        counts = kill_and_resume(Path(short), times, seed, environment, attack)
     print(json.dumps(counts))
     raise typer.Exit(int(any(counts[name] for name in ("lost", "wrong", "hung"))))
 

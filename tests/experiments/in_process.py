@@ -60,6 +60,7 @@ def without_ray() -> Iterator[None]:
     with (
         patch("experiments.run.run_federation", federation_in_process),
         patch("experiments.run.AttackPool", PoolInThisProcess),
+        patch("experiments.attack_later.AttackPool", PoolInThisProcess),
     ):
         yield
 

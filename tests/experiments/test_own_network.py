@@ -1,5 +1,6 @@
 """A federation of somebody's own network: ``model.factory``."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from experiments.leakage import read_leakage
 from experiments.run_directory import RunDirectory
 from fl_sim import network
 from fl_sim.config import SettingsError
-from tests.experiments.in_process import run_in_process
+from tests.experiments.in_process import run_in_process, without_ray
 from tests.experiments.made_up_run import tiny_settings
-from tests.experiments.test_cli import assert_refused, fl_sim
+from tests.experiments.test_cli import GUESS, assert_refused, fl_sim
 from tests.own_networks import HERE, config, trusting
 
 FACTORY = f"{HERE}:build"
@@ -65,6 +66,16 @@ def test_its_captures_are_attacked_where_the_factory_is_trusted(run: RunDirector
         result = fl_sim(*command, "--trust", FACTORY, "--trust", "no.such:network")
         assert result.exit_code == 0, result.output
         assert (tmp_path / "out" / "reconstruction.png").is_file()
+
+
+def test_all_that_its_run_captured_likewise(run: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    command = ("attack", tmp_path / "run", "--attack", GUESS)
+    with trusting(), without_ray():
+        assert_refused(fl_sim(*command), f"fl-sim attack --trust {FACTORY!r}")
+        result = fl_sim(*command, "--trust", FACTORY)
+    assert result.exit_code == 0, result.output
+    assert set(read_leakage(tmp_path / "run" / "leakage.csv")["attack"]) == {"guess", "residual"}
 
 
 def test_a_search_does_not_go_on_with_a_factory_that_has_changed(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from attacks.observation import UpdateId
 from experiments.experiment import build_recipe
 from experiments.leakage import ADDED_COLUMNS, read_leakage
 from experiments.report import build_comparison, build_report
@@ -56,8 +57,8 @@ def test_what_could_not_be_computed_is_said_with_the_reason(tmp_path: Path) -> N
 def test_a_killed_run_has_a_report_of_what_there_is(tmp_path: Path) -> None:
     directory = make_up_run(tmp_path / "run", "federation.rounds=3", rounds=2, finished=False)
     directory.captures.mkdir()
-    for client in range(5):
-        (directory.captures / f"round-0001-client-{client:04d}.safetensors").touch()
+    for number, client in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0)):
+        (directory.captures / f"{UpdateId(number, client).stem}.safetensors").touch()
     directory.leakage_csv.write_text(directory.leakage_csv.read_text()[:-20])
     directory.leakage_parquet.unlink(missing_ok=True)
     page = Page(build_report(directory.path))

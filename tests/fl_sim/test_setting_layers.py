@@ -94,6 +94,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "client.lora.rank": [0],
     "utility.every": [0],
     "attack.name": ["none"],
+    "attack.when": ["never"],
     "inversion.name": ["none"],
     "defence.name": ["none"],
 }

@@ -255,7 +255,12 @@ def _cheaper(words: list[str]) -> list[str]:
         short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]
     if words[0] == "attack":
-        short = CHEAPER_ATTACK.get(_option(words, "--attack"), {})
+        names = [name for before, name in pairwise(words) if before == "--attack"]
+        short = {
+            f"{name}.{key}" if len(names) > 1 else key: value
+            for name in names
+            for key, value in CHEAPER_ATTACK.get(name, {}).items()
+        }
         return [f"--set={key}={value}" for key, value in short.items() if key not in given]
     if words[0] == "invert":
         name = _option(words, "--method")

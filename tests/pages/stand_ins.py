@@ -25,7 +25,7 @@ NOT_RUN = {
 CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0"}
 """Added to every ``fl-sim run`` that does not set them itself."""
 
-CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}}
+CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}, "user-level": {"steps": "8", "draws": "1"}}
 """Arguments that make an attack short; added where the line gives it none of that name."""
 
 CHEAPER_INVERSION = {

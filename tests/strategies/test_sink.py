@@ -90,6 +90,16 @@ def test_attacks_may_wait_for_the_end(tmp_path, told):
     assert len(told) == 2, "once each"
 
 
+def test_attacks_may_be_left_for_another_time(tmp_path, told):
+    directory_sink, pool = make(tmp_path, told, GUESS, when="never")
+    directory_sink.observe(tiny_observation())
+    directory_sink.failed(UpdateId(2, 1), "update holds NaN")
+    directory_sink.drain()
+    assert len(list((tmp_path / "captures").iterdir())) == 1
+    assert pool.jobs == []
+    assert told == [(UpdateId(2, 1), "guess", "update holds NaN")], "of this there is no capture"
+
+
 def test_a_reply_that_could_not_be_observed_is_a_result_of_every_attack(tmp_path, told):
     unseen = UpdateId(2, 1)
     make(tmp_path, told, GUESS, FAIL)[0].failed(unseen, "update holds NaN")
