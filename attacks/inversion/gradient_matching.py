@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attacks.inversion.problem import InversionProblem
+from fl_sim.diffusion import DiffusionTask
 
 Objective = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
 """From unknowns to a value (a detached scalar) and its derivative for each unknown."""
@@ -27,7 +28,7 @@ Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From g and g*, each [P], to D and dD/dg."""
 Images = Callable[[Sequence[Tensor]], Tensor]
 """From unknowns to the images [N,C,H,W] that they stand for."""
-Derivative = Literal["one-sided", "central", "double-backward"]
+Derivative = Literal["automatic", "one-sided", "central", "double-backward"]
 
 
 class Matching(Protocol):
@@ -98,7 +99,9 @@ class GradientMatching:
         problem: supplies the weights, the observed gradient and the count of evaluations.
         training_loss: from the unknowns to the scalar whose weight gradient is g(u); it uses ``problem.model``.
         distance: D and dD/dg for flat vectors.
-        derivative: ``one-sided`` (one shifted gradient), ``central`` (two) or ``double-backward`` (exact).
+        derivative: ``one-sided`` (one shifted gradient), ``central`` (two) or ``double-backward`` (exact);
+            ``automatic``: exact for a classifier, whose ReLUs have kinks that a finite difference steps over, else
+            one-sided.
         images: from the unknowns to the images [N,C,H,W] that they stand for; the first unknown, unless given.
         observed: g* by parameter; the problem's observed gradient, unless given.
     """
@@ -115,7 +118,7 @@ class GradientMatching:
         self.problem = problem
         self.training_loss = training_loss
         self.distance = distance
-        self.derivative = derivative
+        self.derivative = derivative if derivative != "automatic" else _usual_derivative(problem)
         self.images = images
         self.parameters: list[Tensor] = list(problem.parameters.values())
         self.observed = flatten(list((observed or problem.gradient).values()))
@@ -178,6 +181,10 @@ class GradientMatching:
         gradient = flatten(torch.autograd.grad(loss, self.parameters, create_graph=True))
         value, direction = self.distance(gradient.detach(), self.observed)
         return value, list(torch.autograd.grad(gradient @ direction, list(unknowns)))
+
+
+def _usual_derivative(problem: InversionProblem) -> Derivative:
+    return "one-sided" if isinstance(problem.task, DiffusionTask) else "double-backward"
 
 
 def match_pixels(

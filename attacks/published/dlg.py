@@ -39,7 +39,7 @@ class DLG(Attack):
     labels: Literal["recovered", "optimised"] = Field(
         "recovered", description="a classifier's: revealed or read off the last layer (iDLG), or searched for (DLG)"
     )
-    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+    derivative: Derivative = Field("automatic", description="derivative of the matching loss")
 
     @property
     @override

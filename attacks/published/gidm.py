@@ -60,7 +60,7 @@ class GIDM(Attack):
     )
     phases: Literal["both", "latent", "pixels"] = Field("both", description="one phase alone, for ablation")
     prior: str = Field(GLOBAL, description="model behind G: the global one that was sent, or the path of a checkpoint")
-    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+    derivative: Derivative = Field("automatic", description="derivative of the matching loss")
 
     @override
     def check(self, observation: Observation) -> None:

@@ -64,7 +64,7 @@ class GradientGuidedFineTuning(Attack):
     stall_ratio: float = Field(
         0.9, gt=0, le=1, description="the search ends if the loss is above so many times that of `patience` ago"
     )
-    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+    derivative: Derivative = Field("automatic", description="derivative of the matching loss")
 
     @override
     def further_memory(self, observation: Observation) -> float:

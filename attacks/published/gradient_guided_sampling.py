@@ -43,7 +43,7 @@ class GradientGuidedSampling(Attack):
     guidance: float = Field(1000.0, ge=0, description="gamma, by which the derivative moves a step's mean")
     clip: float = Field(0.001, gt=0, description="largest entry of the derivative")
     distance: Literal["squared", "cosine"] = Field("squared", description="distance of the gradients")
-    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+    derivative: Derivative = Field("automatic", description="derivative of the matching loss")
 
     @override
     def check(self, observation: Observation) -> None:

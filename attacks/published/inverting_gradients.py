@@ -21,7 +21,6 @@ from attacks.inversion.gradient_matching import Derivative, Matching, Objective,
 from attacks.inversion.problem import InversionProblem
 from attacks.inversion.simulated_training import SimulatedTraining
 from attacks.labels.recovery import labels_for_search
-from fl_sim.diffusion import DiffusionTask
 
 ITERATIONS = {"short": 4_800, "published": 24_000}
 """The authors' code has the former as its default, and the paper's experiments took the latter."""
@@ -40,9 +39,7 @@ class InvertingGradients(Attack):
     starts: int = Field(1, ge=1, description="starts from other noise; the smallest matching loss counts")
     lr: float = Field(0.1, gt=0, description="first step of Adam")
     total_variation: float = Field(1e-4, ge=0, description="weight alpha of the total variation")
-    derivative: Derivative | None = Field(
-        None, description="of the matching loss; unset: exact, as published, for a classifier, one-sided in diffusion"
-    )
+    derivative: Derivative = Field("automatic", description="derivative of the matching loss")
 
     def search(self, problem: InversionProblem, generator: torch.Generator) -> Outcome:
         """Find the pixels."""
@@ -67,12 +64,7 @@ class InvertingGradients(Attack):
         """The cosine distance of the gradient, or of several local steps that can be simulated."""
         if problem.simulates_local_steps:
             return SimulatedTraining.of_pixels(problem, cosine_distance, labels)
-        return match_pixels(problem, self._derivative_for(problem), cosine_distance, labels)
-
-    def _derivative_for(self, problem: InversionProblem) -> Derivative:
-        """With ReLU, as classifiers have it, a finite difference steps over kinks, and the search ends earlier."""
-        usual: Derivative = "one-sided" if isinstance(problem.task, DiffusionTask) else "double-backward"
-        return self.derivative or usual
+        return match_pixels(problem, self.derivative, cosine_distance, labels)
 
     def descend(self, matching: Objective, start: Tensor) -> Tensor:
         """The images [N,C,H,W] with the smallest objective among all iterations from ``start``."""

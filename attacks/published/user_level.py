@@ -86,7 +86,7 @@ class UserLevel(Attack):
     draws: int = Field(
         16, ge=1, description="of noise and timestep an evaluation, where a diffusion client's are private"
     )
-    derivative: Derivative = Field("one-sided", description="derivative of the matching loss")
+    derivative: Derivative = Field("automatic", description="derivative of the matching loss")
 
     @field_validator("method")
     @classmethod
