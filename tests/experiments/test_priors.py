@@ -4,18 +4,19 @@ import pytest
 import torch
 from typer.testing import Result
 
-from experiments.attack_offline import _arguments
+from experiments.attack_offline import attack_overrides
 from experiments.checkpoint import load_checkpoint
 from experiments.experiment import prepare
 from experiments.package_data import BUNDLED_FILES, BUNDLED_PRIORS
 from experiments.public_images import image_hashes
-from experiments.settings import load_run
+from experiments.settings import ExperimentSettings, load_run
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import DataSettings
 from fl_sim.diffusion import DiffusionTask, scheduler_config
 from fl_sim.images.bundled import TRAINING_PHOTOGRAPHS
 from fl_sim.images.sources import list_images
 from fl_sim.network import build_model, unet_config
+from fl_sim.settings_file import load_settings
 from tests.experiments.test_cli import assert_refused, fl_sim
 
 GIDM = ("threat=known", "attack.name=gidm")
@@ -76,7 +77,8 @@ def test_a_bundled_prior_goes_by_its_name(name: str) -> None:
     path = str((BUNDLED_FILES | BUNDLED_PRIORS)[name])
     settings = load_run("demo-16", [*GIDM, f"attack.args.gidm.prior={name}"]).attack
     assert settings.args["gidm"] == {"prior": name}
-    assert settings.arguments["gidm"] == _arguments("gidm", [f"prior={name}"]) == {"prior": path}
+    offline = load_settings(ExperimentSettings, {}, attack_overrides(["gidm"], [f"prior={name}"])).attack
+    assert settings.arguments["gidm"] == offline.arguments["gidm"] == {"prior": path}
     assert load_checkpoint(Path(path)).image_shape is not None
 
 
