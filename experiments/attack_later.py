@@ -204,7 +204,7 @@ class AttackedRun:
         settings = options.settings(directory.config)
         attacks, recipe = _create(settings.attack.arguments), build_recipe(settings)
         check_priors(settings, recipe.image_shape[0])
-        updates = [_captured_update(path) for path in sorted(directory.captures.glob("*.safetensors"))]
+        updates = [update_of(path) for path in sorted(directory.captures.glob("*.safetensors"))]
         chosen = [(update, name) for update in updates for name in attacks]
         again, kept = set(chosen), []
         for attacked in attacks_in(directory):
@@ -269,14 +269,6 @@ class AttackedRun:
 
     def _capture(self, update: UpdateId) -> Path:
         return self.directory.captures / f"{update.stem}.safetensors"
-
-
-def _captured_update(path: Path) -> UpdateId:
-    """Whose update a run's capture is; SettingsError if its name does not say."""
-    update = update_of(path)
-    if path.stem != update.stem:
-        raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
-    return update
 
 
 def _check_suits(attack: Attack, captures: Sequence[Path]) -> None:

@@ -230,9 +230,11 @@ def _check_captures(
 def update_of(path: Path) -> UpdateId:
     """The update that a capture or a reconstruction is about; SettingsError if its name says none."""
     found = re.fullmatch(r"(round-\d+-(?:client-\d+|sum)(?:-peer-\d+)?)(-.+)?", path.stem)
-    if found is None or path.suffix != ".safetensors" or bool(found[2]) is (path.parent.name == "captures"):
-        raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
-    return UpdateId.from_stem(found[1])
+    if found and path.suffix == ".safetensors" and bool(found[2]) is not (path.parent.name == "captures"):
+        update = UpdateId.from_stem(found[1])
+        if update.stem == found[1]:
+            return update
+    raise SettingsError(f"{path}: not a file of a run; allowed: to move it elsewhere")
 
 
 def _update_in(row: Mapping[str, Any]) -> UpdateId:

@@ -5,21 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-import pandas as pd
 import pytest
 from flwr.app import Context, Message
 from rich.console import Console
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from attacks.workers import Job, Result
 from experiments.cli import app
-from experiments.leakage import TIME_COLUMNS, read_leakage
 from experiments.run import launch, resume
 from experiments.run_directory import RunDirectory
 from fl_sim.local_grid import Client
 from fl_sim.wire import CONFIG, ROUND
 from tests.experiments.in_process import PoolInThisProcess, federation_in_process, without_ray
+from tests.kill_and_resume import differences
 
 GUESSING = "attack.name=tests.attacks.toy_attacks:Guess"
 TINY = (
@@ -114,22 +112,6 @@ def reporting() -> object:
     return patch("experiments.run.build_report", side_effect=Killed)
 
 
-def assert_same(resumed: RunDirectory, undisturbed: RunDirectory) -> None:
-    first, second = (
-        {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-        for run in (resumed, undisturbed)
-    )
-    assert first == second
-    tables = [read_leakage(run.leakage_csv).drop(columns=list(TIME_COLUMNS)) for run in (resumed, undisturbed)]
-    pd.testing.assert_frame_equal(*tables)
-    pd.testing.assert_frame_equal(*(pd.read_parquet(run.rounds) for run in (resumed, undisturbed)))
-    for name in first:
-        if name.endswith(".safetensors"):
-            kept, wanted = (load_file(run.path / name) for run in (resumed, undisturbed))
-            assert kept.keys() == wanted.keys()
-            assert all(kept[key].equal(wanted[key]) for key in wanted), name
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunDirectory]:
     made: dict[str, RunDirectory] = {}
@@ -149,7 +131,7 @@ def test_whatever_the_strategy_remembers_it_goes_on_with_it(
     directory = killed_in(tmp_path / "run", RUNS[name], recording(2))
     assert directory.state.is_file()
     go_on(directory)
-    assert_same(directory, undisturbed(name))
+    assert differences(directory, undisturbed(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -162,7 +144,7 @@ def test_wherever_it_was_broken_off(
     name = "FedSGD with momentum"
     directory = killed_in(tmp_path / "run", RUNS[name], at)
     go_on(directory)
-    assert_same(directory, undisturbed(name))
+    assert differences(directory, undisturbed(name)) == []
 
 
 def test_it_may_be_broken_off_twice(undisturbed: Callable[[str], RunDirectory], tmp_path: Path) -> None:
@@ -171,7 +153,7 @@ def test_it_may_be_broken_off_twice(undisturbed: Callable[[str], RunDirectory], 
     with recording(2)(), pytest.raises(Killed):
         go_on(directory)
     go_on(directory)
-    assert_same(directory, undisturbed(name))
+    assert differences(directory, undisturbed(name)) == []
 
 
 def test_a_run_that_has_ended_is_left_alone(undisturbed: Callable[[str], RunDirectory]) -> None:
