@@ -97,7 +97,7 @@ class Attack(BaseModel, ABC):
     The fields of a subclass are its arguments, validated when it is made.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING

@@ -4,13 +4,12 @@ An Observation is all that an attack ever gets. It has no field for the private 
 there in the known threat model alone, where the server dictated the first two and clients revealed the last.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import (
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from fl_sim import network
 from fl_sim.diffusion import DiffusionTask, num_train_timesteps
 from fl_sim.errors import UserError, dotted, first_error
+from fl_sim.json_text import parse_json
 from fl_sim.network import (
     ConfigError,
     LocalOptimizer,
@@ -98,15 +98,21 @@ class DefenceDisclosure(BaseModel):
     ``quantisation_levels``; reduced to ``signs``, times any magnitude for each tensor.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    sample_clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
-    gradient_noise_std: float = Field(0.0, ge=0, allow_inf_nan=False)
-    clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
-    noise_std: float = Field(0.0, ge=0, allow_inf_nan=False)
+    sample_clip_norm: float | None = Field(None, gt=0)
+    gradient_noise_std: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    noise_std: float = Field(0.0, ge=0)
     sparsified: bool = False
     quantisation_levels: int | None = Field(None, ge=1)
     signs: bool = False
+
+
+Whole = Annotated[int, Field(strict=True, lt=2**63)]
+"""A whole number; true is none."""
+Size = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+"""Channels or a side of the images."""
 
 
 class Circumstances(BaseModel):
@@ -127,22 +133,22 @@ class Circumstances(BaseModel):
 
     format: Literal[1, 2] = 2
     task: Task
-    round: int = Field(ge=0)
-    client: int = Field(ge=-1)
+    round: Whole = Field(ge=1)
+    client: Whole = Field(ge=-1)
     update: Literal["gradient", "delta"] = "gradient"
-    num_examples: int = Field(1, ge=1)
-    batch_size: int = Field(1, ge=1)
-    local_steps: int = Field(1, ge=1)
+    num_examples: Whole = Field(1, ge=1)
+    batch_size: Whole = Field(1, ge=1)
+    local_steps: Whole = Field(1, ge=1)
     local_optimizer: LocalOptimizer | None = None
     defence: DefenceDisclosure | None = None
     loss_reduction: Literal["mean"] = "mean"
-    ema_decay: float | None = Field(None, ge=0, lt=1)
+    ema_decay: float | None = Field(None, ge=0, lt=1, strict=True)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[Size, Size, Size]
     value_range: tuple[Literal[-1], Literal[1]] = (-1, 1)
     model: dict[str, Any]
-    num_clients: int = Field(1, ge=1)
-    observer: int | None = Field(None, ge=0)
+    num_clients: Whole = Field(1, ge=1)
+    observer: Whole | None = Field(None, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -250,13 +256,19 @@ class Observation:
         tensors = {name: value.float() if value.dtype in _HALVES else value for name, value in stored.items()}
         weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
         update = {name.removeprefix("update/"): t for name, t in tensors.items() if name.startswith("update/")}
-        known = (tensors.get(name) for name in ("noise", "timesteps", "labels"))
+        known = (tensors.get(name) for name in _KNOWN)
+        if extra := [name for name in tensors if not name.startswith(("weights/", "update/")) and name not in _KNOWN]:
+            raise CaptureError(
+                f"{path}: {min(extra)!r} is no tensor of a capture; allowed: weights/…, update/…, {', '.join(_KNOWN)}"
+            )
         try:
             return cls(circumstances, weights, update, *known)
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
 
 
+_KNOWN = ("noise", "timesteps", "labels")
+"""Tensors that are there in the known threat model."""
 _HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}  # the coarsest first
 
 
@@ -280,12 +292,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Circumstances]:
     if text is None:
         raise CaptureError(f"{path}: metadata has no 'observation'; this is not a capture file")
     try:
-        return tensors, Circumstances.model_validate(json.loads(text))
+        return tensors, Circumstances.model_validate(parse_json(text))
     except ValidationError as error:
         first = first_error(error)
         place = first["loc"][2:] if first["loc"][:1] == ("task",) and len(first["loc"]) > 2 else first["loc"]
         raise CaptureError(f"{path}: observation.{dotted(place)}: {first['msg']}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CaptureError(f"{path}: metadata 'observation' is not JSON: {error}") from error
 
 

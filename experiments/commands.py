@@ -48,7 +48,7 @@ def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False)
             errors.print(f"fl-sim: {printable(error.filename)}: {error.strerror}")
             raise typer.Exit(2) from error
         except FederationError as error:
-            errors.print(f"fl-sim: the run failed: {error}")
+            errors.print(f"fl-sim: the run failed: {printable(error)}")
             raise typer.Exit(1) from error
 
 

@@ -161,7 +161,10 @@ def _public_images(settings: ExperimentSettings, recipe: Recipe) -> Tensor | Non
         return None
     assert isinstance(recipe.task, ClassificationTask)
     chosen = INVERSIONS.create(inversion.name, inversion.arguments, "inversion")
-    chosen.chosen_classes(recipe.task.num_classes)
+    try:
+        chosen.check(recipe.task.num_classes, recipe.image_shape)
+    except ConfigError as error:
+        raise SettingsError(f"inversion.args.{inversion.name}: {error}") from error
     return public_images(settings.data, recipe.image_shape[0])
 
 

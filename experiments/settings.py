@@ -37,7 +37,7 @@ class AttackSettings(Section):
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     workers: int = Field(2, ge=1, le=10_000)
     queue_limit: int | None = Field(None, ge=1)
-    gpus_per_worker: float = Field(0.0, ge=0, allow_inf_nan=False)
+    gpus_per_worker: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1, le=10_000)
     timeout: Seconds = 600.0
 

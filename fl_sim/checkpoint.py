@@ -18,6 +18,7 @@ from fl_sim.classification import ClassificationTask
 from fl_sim.diffusion import DiffusionTask
 from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from fl_sim.diffusion.noise_schedule import build_scheduler
+from fl_sim.json_text import parse_json
 from fl_sim.network.configuration import ConfigError
 from fl_sim.network.network import build_model, image_shape, outline
 from fl_sim.network.parameters import misfit
@@ -126,8 +127,8 @@ def _checkpoint_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
             f"its metadata has no {CHECKPOINT!r}, the configuration of network and noise schedule; {other}"
         )
     try:
-        facts = json.loads(metadata[CHECKPOINT])
-    except json.JSONDecodeError as error:
+        facts = parse_json(metadata[CHECKPOINT])
+    except ValueError as error:
         raise ConfigError(f"its metadata {CHECKPOINT!r} is not JSON: {error}") from error
     classifier = isinstance(facts, dict) and facts.get("task") == "classification"
     for key in ("model",) if classifier else ("model", "scheduler"):

@@ -1,7 +1,6 @@
 """The honest client: it draws its images, noise and timesteps in private, trains, and replies with one update."""
 
 import os
-import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import islice
@@ -24,7 +23,7 @@ from fl_sim.images.classes import check_sound_classes, class_numbers
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
-from fl_sim.settings_file import load_settings
+from fl_sim.settings_file import load_settings, read_toml
 from fl_sim.task import Task
 from fl_sim.wire import (
     ARRAYS,
@@ -255,6 +254,9 @@ def _train(message: Message, client: int, settings: Settings) -> Message:
     config = message.content.config_records[CONFIG]
     server_round = int(str(config[ROUND]))
     recipe = Recipe.from_config(config).in_round(server_round)
+    if settings.data.height_width != recipe.image_shape[1:]:
+        asked, own = ("x".join(map(str, sides)) for sides in (recipe.image_shape[1:], settings.data.height_width))
+        raise SettingsError(f"data.image_size: the server trains on images of {asked} pixels, this client has {own}")
     if settings.model.factory is not None:
         network.trust([settings.model.factory])  # the client's own settings name it, not the server's message
     draw = private_draw(settings, recipe, client, server_round)
@@ -301,10 +303,7 @@ def _config_path(context: Context) -> Path:
 @cache
 def _read_settings(path: Path) -> Settings:
     """The federation's settings in a run's config.toml; a client ignores the other sections."""
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    tree = read_toml(path)
     return load_settings(Settings, {key: value for key, value in tree.items() if key in Settings.model_fields})
 
 

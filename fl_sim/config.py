@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from fl_sim.errors import UserError
 from fl_sim.setting_layers import Tree, Void, drop_arguments, fill_in, look_up, remove
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 SEED_BITS = 63
 
+MOST_SAMPLES = 1_000_000
+"""Images that a client draws in a round, all at once: 16x16 RGB, they and their noise take 6 GB."""
+
 NO_CHECKPOINT = "none"
 """The value of ``model.checkpoint`` for a network that nobody has trained."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**SEED_BITS, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 S = TypeVar("S", bound="Settings")
@@ -91,7 +94,7 @@ class SettingsError(UserError):
 class Section(BaseModel):
     """A table of settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 _SHAPE = ("block_out_channels", "layers_per_block", "norm_num_groups", "attention")
@@ -161,7 +164,7 @@ class ModelSettings(Section):
 
     checkpoint: UserPath = "bundled"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    num_train_timesteps: int = Field(1000, ge=1)
+    num_train_timesteps: int = Field(1000, ge=1, le=100_000)
     block_out_channels: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 64), min_length=1)
     layers_per_block: int = Field(1, ge=1, le=64)
     norm_num_groups: int = Field(8, ge=1)
@@ -207,7 +210,7 @@ class FederationSettings(Section):
     clients_per_round: int | None = Field(None, ge=1)
     rounds: int = Field(3, ge=1)
     client_cpus: Positive = 1.0
-    client_gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
+    client_gpus: float | None = Field(None, ge=0)
     timeout: Seconds = 600.0
     client_timeout: Seconds | None = None
 
@@ -254,7 +257,7 @@ class ClientSettings(Section):
     momentum: float = Field(0.0, ge=0, lt=1)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Positive = 1e-8
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0)
     lr: Positive = 0.01
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Positive | None = None
@@ -262,11 +265,29 @@ class ClientSettings(Section):
     gradient_accumulation: int = Field(1, ge=1, le=10_000)
     horizontal_flip: bool = False
     min_snr_gamma: Positive | None = None
-    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    noise_offset: float = Field(0.0, ge=0)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     lora: LoRASettings = LoRASettings()
     label_dropout: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _two_betas(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) != 2:
+            raise ValueError("allowed: two numbers, of the gradient's first and second moment")
+        return value
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        samples = self.batch_size * self.gradient_accumulation * self.local_steps
+        if samples > MOST_SAMPLES:
+            raise ValueError(
+                f"client.batch_size = {self.batch_size}: with client.gradient_accumulation = "
+                f"{self.gradient_accumulation} and client.local_steps = {self.local_steps} a client would draw "
+                f"{samples:,} images in a round; allowed: at most {MOST_SAMPLES:,}"
+            )
+        return self
 
 
 class StrategySettings(Section):

@@ -33,9 +33,15 @@ def one_line(text: object, most: int = 300) -> str:
     return " ".join(str(text).split())[:most]
 
 
-def printable(text: object) -> str:
-    """The text with line breaks, escape sequences and the like written out, so that a terminal shows it as one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+def printable(text: object, most: int = 4000) -> str:
+    """The text with line breaks, escape sequences and the like written out, so that a terminal shows it as one line.
+
+    What is longer than ``most`` characters, such as a value that somebody made of a million digits, loses its middle.
+    """
+    whole = str(text)
+    if len(whole) > most:
+        whole = f"{whole[: most // 2]} … {whole[-most // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
 
 
 def message(error: BaseException) -> str:

@@ -5,7 +5,7 @@ It imports nothing of the project but fl_sim/errors.py.
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, get_args
@@ -91,9 +91,8 @@ class Registry(Generic[Kind]):
         """
         cls = self.find(name, table)
         where = f"{self.kind} {name!r}: " if table is None else f"{table}.{self._arguments.format(name=name)}."
-        for key, value in (arguments or {}).items():
-            if isinstance(value, bool) and not _is_switch(cls, key):
-                raise self.error(f"{where}{key} = {str(value).lower()}: neither true nor false is allowed here")
+        for key, value in _loose_booleans(cls, arguments or {}):
+            raise self.error(f"{where}{key} = {str(value).lower()}: neither true nor false is allowed here")
         try:
             return cls(**(arguments or {}))
         except ValidationError as error:
@@ -109,10 +108,27 @@ class Registry(Generic[Kind]):
             raise self.error(f"{key} = {first['input']!r}: {problem}") from error
 
 
+def _loose_booleans(cls: type[BaseModel], given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Dotted key and value of every true and false that is no switch; pydantic would take it for a number."""
+    for key, value in given.items():
+        tables = [kind for kind in _kinds(cls, key) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if tables and isinstance(value, Mapping):
+            yield from _loose_booleans(tables[0], value, f"{prefix}{key}.")
+        elif not _is_switch(cls, key):
+            parts = value if isinstance(value, list | tuple) else [value]
+            yield from ((f"{prefix}{key}", part) for part in parts if isinstance(part, bool))
+
+
+def _kinds(cls: type[BaseModel], key: str) -> tuple[Any, ...]:
+    """The type of a field and those that it is made of; none where there is no such field."""
+    annotation = cls.model_fields[key].annotation if key in cls.model_fields else None
+    return () if annotation is None else (annotation, *get_args(annotation))
+
+
 def _is_switch(cls: type[BaseModel], key: str) -> bool:
     """Whether the field may be true or false; so may one that is not there, which is refused for that."""
-    annotation = cls.model_fields[key].annotation if key in cls.model_fields else bool
-    return annotation is Any or bool in (annotation, *get_args(annotation))
+    kinds = _kinds(cls, key)
+    return not kinds or Any in kinds or bool in kinds
 
 
 def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, NO_CHECKPOINT, Settings, SettingsError, defaults_of
 from fl_sim.errors import first_error, nearest
+from fl_sim.json_text import DEEPEST, check_depth
 from fl_sim.setting_layers import Tree, drop_void, remove
 
 S = TypeVar("S", bound=Settings)
@@ -34,7 +35,7 @@ def load_settings(
     Raises:
         SettingsError: naming the key, its value and what is allowed, with the nearest name where one is close.
     """
-    file = _read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
+    file = read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
     given = _with_overrides({}, overrides)
     kept = cls.without_outlived_arguments(file, given)
     tree = _with_overrides(kept, overrides)
@@ -72,13 +73,33 @@ def dump_toml(settings: Settings) -> str:
     return tomli_w.dumps(tree)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> Tree:
+    """The tables in a TOML file; SettingsError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond Python's limits
+    except ValueError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
+
+
+def _parse_toml(text: str) -> Tree:
+    """The tables; ValueError if it is no TOML, nests too deep, or a number has more than TOML's 64 bits."""
+    try:
+        tree = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+    check_depth(tree)
+    _refuse_long_numbers(tree)
+    return tree
+
+
+def _refuse_long_numbers(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _refuse_long_numbers(part)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a number does not fit into 64 bits")
 
 
 def _with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
@@ -93,7 +114,7 @@ def _apply(tree: Tree, override: str) -> None:
     """Set one ``key=value`` in a tree of tables, in place, making the tables on the way."""
     key, equals, text = override.partition("=")
     path = _parse_key(key)
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > DEEPEST:
         raise SettingsError(f"override {override!r}: expected key=value, such as client.batch_size=4")
     *tables, leaf = path
     for depth, name in enumerate(tables):
@@ -106,8 +127,8 @@ def _apply(tree: Tree, override: str) -> None:
 def _parse_key(key: str) -> list[str]:
     """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
     try:
-        table = tomllib.loads(f"{key} = 0")
-    except (ValueError, RecursionError):
+        table = _parse_toml(f"{key} = 0")
+    except ValueError:
         return [part.strip() for part in key.split(".")]
     path: list[str] = []
     while isinstance(table, dict) and len(table) == 1:
@@ -118,8 +139,8 @@ def _parse_key(key: str) -> list[str]:
 
 def _parse_value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):  # also numbers and nesting beyond Python's limits
+        parsed = _parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 

@@ -22,15 +22,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from attacks.inversion.budget import Budget
 from fl_sim.errors import UserError, one_line
+from fl_sim.json_text import parse_json
 
 MAGIC = b"fl-sim search 1\n"
 _LENGTH, _DIGEST = 8, 32
@@ -57,6 +58,17 @@ class _Block:
     seconds: float
     answers: list[Answer]
     end: int
+
+
+class _Content(BaseModel):
+    """What the metadata of a block holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    search: dict[str, Any]
+    seconds: float = Field(ge=0)
+    points: list[str]
+    spent: list[Annotated[int, Field(ge=0, lt=2**53)]]
 
 
 class EvaluationLog:
@@ -238,7 +250,7 @@ def _blocks(path: Path) -> Iterator[_Block]:
                 return
             try:
                 yield _parse(body, file.tell())
-            except (SafetensorError, ValueError, LookupError, TypeError) as error:
+            except Exception as error:  # whatever a library raises about what somebody else wrote
                 raise CheckpointError(
                     f"--checkpoint {path}: is no checkpoint of a search: {one_line(error)}"
                 ) from error
@@ -246,8 +258,17 @@ def _blocks(path: Path) -> Iterator[_Block]:
 
 def _parse(body: bytes, end: int) -> _Block:
     header_length = int.from_bytes(body[:8], "little")
-    content = json.loads(json.loads(body[8 : 8 + header_length])["__metadata__"]["log"])
+    content = _Content.model_validate(
+        parse_json(parse_json(body[8 : 8 + header_length].decode())["__metadata__"]["log"])
+    )
     tensors = safetensors.torch.load(body)
-    described = zip(content["points"], content["spent"], strict=True)
+    described = zip(content.points, content.spent, strict=True)
     answers = [Answer(point, spent, tensors[str(number)]) for number, (point, spent) in enumerate(described)]
-    return _Block(content["search"], content["seconds"], answers, end)
+    for number, answer in enumerate(answers):
+        if (
+            answer.values.ndim != 1
+            or answer.values.dtype not in (torch.float32, torch.float64)
+            or not len(answer.values)
+        ):
+            raise ValueError(f"answer {number} is {answer.values.dtype} of shape {list(answer.values.shape)}")
+    return _Block(content.search, content.seconds, answers, end)

@@ -15,7 +15,7 @@ ARun = TypeVar("ARun", bound=LBFGSRun)
 class Patience(BaseModel):
     """How often a start is looked at, and how long it is left alone at first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     slice_evaluations: int = Field(
         40, ge=1, description="evaluations between two looks at a start, times the square root of the number of images"

@@ -12,7 +12,7 @@ class Arguments(BaseModel):
     Of such a field only some keys may be given: the others are those of the field's default, not of its class.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

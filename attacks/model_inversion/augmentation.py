@@ -4,28 +4,41 @@ Differentiable. The kinds are those of the code of Diff-MI (github.com/Ouxiang-L
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from attacks.attack import AttackError
 from attacks.model_inversion.arguments import Arguments
 
 
 class Augmentation(Arguments):
     """Which changes, how strong, how often; they are drawn anew for every copy of every image."""
 
-    copies: int = Field(1, ge=1, description="changed copies of every image")
+    copies: int = Field(1, ge=1, le=1024, description="changed copies of every image")
     least_crop: float = Field(1.0, gt=0, le=1, description="least share of the area that a random crop keeps")
     rotation: float = Field(0.0, ge=0, le=180, description="largest angle in degrees, either way")
     flip: float = Field(0.0, ge=0, le=1, description="probability of mirroring left and right")
     brightness: float = Field(0.0, ge=0, le=1, description="largest relative change of the brightness")
     contrast: float = Field(0.0, ge=0, le=1, description="largest relative change of the contrast")
     colour_probability: float = Field(1.0, ge=0, le=1, description="probability of a change of brightness and contrast")
-    blur_radius: int = Field(0, ge=0, description="of the Gaussian blur's window, in pixels; 3: a window of 7x7")
+    blur_radius: int = Field(
+        0, ge=0, le=1024, description="of the Gaussian blur's window, in pixels; 3: a window of 7x7"
+    )
     blur_sigma: float = Field(1.0, gt=0, description="standard deviation of the blur in pixels")
     blur_probability: float = Field(0.0, ge=0, le=1, description="probability of a blur")
+
+    def check(self, image_shape: Sequence[int]) -> None:
+        """AttackError if images [C,H,W] cannot be changed so."""
+        shorter = min(image_shape[1:])
+        if self.blur_radius and self.blur_probability and self.blur_radius >= shorter:
+            raise AttackError(
+                f"augmentation.blur_radius = {self.blur_radius}: the images' shorter side has {shorter} pixels; allowed: "
+                "less"
+            )
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changed copies [copies x N,C,H,W] of images [N,C,H,W], clipped to [-1, 1]: one of each, then the next."""

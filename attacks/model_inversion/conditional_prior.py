@@ -4,6 +4,7 @@ Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): in training s
 one network predicts the noise with and without a label, and sampling may move away from the latter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,14 +25,18 @@ class PriorTraining(Arguments):
     """The network, and how it is trained."""
 
     steps: int = Field(50_000, ge=1, description="optimiser steps")
-    batch_size: int = Field(300, ge=1, description="images in a step (the authors': 150 on each of two GPUs)")
+    batch_size: int = Field(
+        300, ge=1, le=65_536, description="images in a step (the authors': 150 on each of two GPUs)"
+    )
     lr: float = Field(1e-4, gt=0, description="AdamW's learning rate, without weight decay")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the moving average of the weights; it warms up")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels that become the null label")
     flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring an image left and right")
     dequantisation: float = Field(1.0, ge=0, description="width of the uniform noise on pixels, in 8-bit levels")
-    block_out_channels: tuple[int, ...] = Field((128, 256, 384, 512), min_length=1, description="of the U-Net")
-    layers_per_block: int = Field(3, ge=1, description="of the U-Net")
+    block_out_channels: tuple[int, ...] = Field(
+        (128, 256, 384, 512), min_length=1, max_length=16, description="of the U-Net"
+    )
+    layers_per_block: int = Field(3, ge=1, le=64, description="of the U-Net")
     norm_num_groups: int = Field(32, ge=1, description="of the U-Net")
     unet: dict[str, Any] = Field(
         {
@@ -43,7 +48,18 @@ class PriorTraining(Arguments):
         description="further keys of diffusers.UNet2DModel",
     )
 
-    def unet_config(self, image_shape: torch.Size, num_classes: int) -> dict[str, Any]:
+    def check(self, num_classes: int, image_shape: Sequence[int]) -> None:
+        """ConfigError if there is no such U-Net for images [C,H,W] of ``num_classes``."""
+        channels, height, width = image_shape
+        config = self.unet_config(image_shape, num_classes)
+        if config["num_class_embeds"] != num_classes + 1:
+            raise network.ConfigError(
+                f"training.unet.num_class_embeds = {config['num_class_embeds']!r}: it follows from the classifier; "
+                "allowed: unset"
+            )
+        diffusion.check_network(config, diffusion.scheduler_config(), (channels, height, width))
+
+    def unet_config(self, image_shape: Sequence[int], num_classes: int) -> dict[str, Any]:
         """Configuration of the U-Net for images [C,H,W]; the last of ``num_classes`` + 1 labels is null."""
         channels, height, width = image_shape
         sizes = (self.block_out_channels, self.layers_per_block, self.norm_num_groups)
@@ -90,8 +106,8 @@ def train_prior(
     """
     images = target.public[chosen.flatten()]
     labels = torch.arange(len(chosen), device=images.device).repeat_interleave(chosen.shape[1])
+    training.check(target.num_classes, images.shape[1:])
     config, schedule = training.unet_config(images.shape[1:], target.num_classes), diffusion.scheduler_config()
-    diffusion.check_network(config, schedule, (images.shape[1], images.shape[2], images.shape[3]))
     model = _build(config, int(torch.randint(2**62, (), generator=generator)), target)
     prior = ConditionalPrior(model, diffusion.build_scheduler(schedule), target.num_classes, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.0)

@@ -6,12 +6,14 @@ under this prior. Order, losses and numbers are those of the authors' code (gith
 inferred is marked in docs/model-inversion.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from attacks.attack import AttackError
 from attacks.model_inversion.arguments import merge
@@ -96,6 +98,12 @@ class DiffMI(ModelInversion):
     @classmethod
     def _fill_in(cls, given: dict[str, Any]) -> dict[str, Any]:
         return merge(RECIPES.get(str(given.get("recipe", "digits")), {}), given)
+
+    @override
+    def check(self, num_classes: int, image_shape: Sequence[int]) -> None:
+        super().check(num_classes, image_shape)
+        if self.variant != "public-images":
+            self.training.check(num_classes, image_shape)
 
     def search(self, target: Target, labels: Tensor) -> Tensor:
         """The stages, one after the other."""

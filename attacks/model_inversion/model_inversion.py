@@ -6,15 +6,17 @@ Adding one: subclass ModelInversion in a file of its own, give it a ``name``, im
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from attacks.attack import AttackError, repeatable_arithmetic
 from attacks.model_inversion.arguments import Arguments
+from attacks.model_inversion.augmentation import Augmentation
 from attacks.model_inversion.target import Target, TrainedClassifier
 from attacks.trace import to_unit_range
 
@@ -47,7 +49,7 @@ class ModelInversion(Arguments, ABC):
     name: ClassVar[str]
 
     classes: tuple[Class, ...] | None = Field(None, min_length=1, description="classes to reconstruct; unset: all")
-    images_per_class: int = Field(5, ge=1, description="images of every class, R")
+    images_per_class: int = Field(5, ge=1, le=10_000, description="images of every class, R")
 
     def reconstruct(
         self, classifier: TrainedClassifier, public: Tensor, seed: int, device: str = "cpu"
@@ -65,6 +67,7 @@ class ModelInversion(Arguments, ABC):
 
     def invert(self, target: Target) -> ClassReconstructions:
         """The same for a target that several inversions may share: what two of them compute alike is computed once."""
+        self.check(target.num_classes, target.public.shape[1:])
         started, before = time.perf_counter(), target.evaluations
         classes = torch.tensor(self.chosen_classes(target.num_classes))
         labels = classes.repeat_interleave(self.images_per_class).to(target.device)
@@ -89,6 +92,26 @@ class ModelInversion(Arguments, ABC):
 
         All randomness comes from ``target.generator``.
         """
+
+    def check(self, num_classes: int, image_shape: Sequence[int]) -> None:
+        """Refuse what does not fit a classifier of so many classes of images [C,H,W], before any time is spent.
+
+        Raises:
+            AttackError: if a class does not exist, or the images cannot be changed as an augmentation says.
+            ConfigError: if there is no diffusion model as the arguments describe it.
+        """
+        self.chosen_classes(num_classes)
+        for table in (self, *(value for _, value in self)):
+            augmentation = getattr(table, "augmentation", None)
+            if isinstance(augmentation, Augmentation):
+                augmentation.check(image_shape)
+
+    @field_validator("classes")
+    @classmethod
+    def _named_once(cls, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ValueError("a class is named twice; allowed: each once")
+        return classes
 
     def chosen_classes(self, num_classes: int) -> list[int]:
         """The classes to reconstruct of a classifier that has so many, without repetition.

@@ -24,7 +24,7 @@ from attacks.residual.conv_inputs import map_convolution_inputs
 class KFACMetric(BaseModel):
     """When a search changes to the metric, and how the metric is regularised."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     below: float = Field(
         1e-2,

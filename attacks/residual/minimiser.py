@@ -29,7 +29,7 @@ from attacks.residual.unknowns import NoisyImageAndResidual, Unknowns
 class CandidateRules(BaseModel):
     """When a candidate is on track, and when its samples fit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     on_track_factor: float = Field(
         100, ge=1, description="a candidate is on track below so many times the matching loss of a solved one"

@@ -11,7 +11,7 @@ from attacks.residual.minimiser import Candidate
 class Stage(BaseModel, ABC):
     """One step of the attack; its fields are its settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @abstractmethod
     def run(self, candidate: Candidate, budget: Budget) -> Candidate:

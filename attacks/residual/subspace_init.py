@@ -52,7 +52,7 @@ class SubspaceInit(BaseModel):
     fraction of a matching loss.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     starts: int = Field(8, ge=0, description="starts from random smooth images; 0 leaves out the search by row spaces")
     start_noise: float = Field(

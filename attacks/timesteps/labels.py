@@ -27,7 +27,7 @@ from attacks.timesteps.time_layers import TimeLayer, observed_layers
 class LabelRules(BaseModel):
     """When a label counts as read off, and how many are tried."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     clear_of_noise: float = Field(
         5.0, ge=0, description="standard deviations by which a label's row of the table must exceed noise alone"

@@ -19,7 +19,7 @@ class ClassificationTask(TrainingTask):
     labels_named: ClassVar[str] = "model.classes"
 
     task: Literal["classification"] = "classification"
-    num_classes: int = Field(ge=2)
+    num_classes: int = Field(ge=2, le=65_536, strict=True)
 
     @override
     def check(self, model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:

@@ -22,11 +22,9 @@ class ClipNoise(UpdateDefence):
 
     name: ClassVar[str] = "clip-noise"
 
-    clip_norm: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="largest L2 norm of the update, over all of it"
-    )
+    clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of the update, over all of it")
     noise_multiplier: float = Field(
-        0.1, ge=0, allow_inf_nan=False, description="standard deviation of the noise over clip_norm; 0 clips only"
+        0.1, ge=0, description="standard deviation of the noise over clip_norm; 0 clips only"
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
 

@@ -31,7 +31,7 @@ class Defence(BaseModel):
     a round's updates.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     sum_only: ClassVar[bool] = False

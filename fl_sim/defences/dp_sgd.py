@@ -28,9 +28,9 @@ class DPSGD(Defence):
 
     name: ClassVar[str] = "dp-sgd"
 
-    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="largest L2 norm of an image's gradient")
+    clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of an image's gradient")
     noise_multiplier: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="standard deviation of the noise on a batch's sum, over clip_norm"
+        1.0, ge=0, description="standard deviation of the noise on a batch's sum, over clip_norm"
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="of the (epsilon, delta) in the table of rounds")
 

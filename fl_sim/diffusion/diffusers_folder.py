@@ -4,7 +4,6 @@ Weights are read from safetensors files, one or several shards; a pickle is neve
 was saved with says how images were noised in training: its betas are taken over into a DDPM noise schedule.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fl_sim.diffusion.noise_schedule import build_scheduler, scheduler_config
+from fl_sim.diffusion.noise_schedule import ScheduleLimits, build_scheduler, scheduler_config
 from fl_sim.errors import message, quiet
+from fl_sim.json_text import parse_json
 from fl_sim.network.configuration import ConfigError, from_config
 from fl_sim.network.network import outline
 from fl_sim.network.unet import MODEL_CLASSES
@@ -95,7 +95,7 @@ def ddpm_config(config: Mapping[str, Any]) -> dict[str, Any]:
         flow = " it is for flow matching, which cannot be attacked yet;" if "FlowMatch" in str(name) else ""
         raise ConfigError(f"scheduler {name!r}:{flow} allowed: {', '.join(SCHEDULERS)}")
     given = {key: config[key] for key in FORWARD_PROCESS if key in config}
-    other = from_config(getattr(diffusers, name), given, "scheduler")
+    other = from_config(getattr(diffusers, name), given, "scheduler", ScheduleLimits)
     settled = {key: other.config[key] for key in FORWARD_PROCESS if key in other.config}
     betas = settled.get("trained_betas")
     if betas is not None:
@@ -129,10 +129,10 @@ def read_network_config(file: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{file.name} is not JSON: {message(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file.name} holds no table")

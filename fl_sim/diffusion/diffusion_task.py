@@ -31,8 +31,8 @@ class DiffusionTask(TrainingTask):
     task: Literal["diffusion"] = "diffusion"
     prediction_type: PredictionType = "epsilon"
     scheduler: dict[str, Any]
-    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
-    noise_offset: float = Field(0.0, ge=0, allow_inf_nan=False)
+    min_snr_gamma: float | None = Field(None, gt=0, strict=True)
+    noise_offset: float = Field(0.0, ge=0, strict=True)
 
     @model_validator(mode="after")
     def _one_prediction_type(self) -> "DiffusionTask":

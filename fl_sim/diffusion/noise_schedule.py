@@ -8,12 +8,28 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fl_sim.network.configuration import ConfigError, cached_by_value, from_config
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 """What a scheduler's configuration may name as the network's target (fl_sim/diffusion/prediction.py)."""
+
+
+MOST_TIMESTEPS = 100_000
+"""T of the longest noise schedule: a hundred times DDPM's."""
+
+
+class ScheduleLimits(BaseModel):
+    """How long a noise schedule a configuration may describe; every timestep takes memory."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    num_train_timesteps: int = Field(1000, ge=1, le=MOST_TIMESTEPS)
+    trained_betas: list[float] | None = Field(None, max_length=MOST_TIMESTEPS)
+    beta_start: float = 0.0
+    beta_end: float = 0.0
 
 
 def scheduler_config(num_train_timesteps: int = 1000, prediction_type: str = "epsilon") -> dict[str, Any]:
@@ -38,7 +54,7 @@ def build_scheduler(config: Mapping[str, Any]) -> DDPMScheduler:
     name = config.get("_class_name", "DDPMScheduler")
     if name != "DDPMScheduler":
         raise ConfigError(f"scheduler._class_name {name!r} is not allowed; allowed: DDPMScheduler")
-    scheduler = from_config(DDPMScheduler, config, "scheduler")
+    scheduler = from_config(DDPMScheduler, config, "scheduler", ScheduleLimits)
     if scheduler.config.prediction_type not in PREDICTION_TYPES:
         allowed = ", ".join(PREDICTION_TYPES)
         raise ConfigError(f"prediction_type {scheduler.config.prediction_type!r} is unknown; allowed: {allowed}")

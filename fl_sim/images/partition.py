@@ -52,8 +52,12 @@ def held_out_images(settings: DataSettings, seed: int) -> frozenset[int]:
     """
     count = len(list_images(settings))
     number = round(settings.held_out * count)
-    if number == 0:
+    if settings.held_out == 0:
         return frozenset()
+    if number == 0:
+        raise SettingsError(
+            f"data.held_out = {settings.held_out:g}: that is none of {count} images; allowed: 0, or more of them"
+        )
     return frozenset(draw_image_indices(derive_seed(seed, "held-out"), number, count).tolist())
 
 

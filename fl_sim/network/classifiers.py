@@ -12,6 +12,7 @@ from fl_sim.network.configuration import ConfigError
 
 Positive = Annotated[int, Field(ge=1, le=65_536)]
 Side = Annotated[int, Field(ge=4, le=1024)]
+Blocks = Annotated[int, Field(ge=1, le=64)]
 Channels = Annotated[list[Positive], Field(min_length=1, max_length=16)]
 
 
@@ -57,7 +58,7 @@ def resnet(
     image_size: tuple[Side, Side],  # noqa: ARG001  # every classifier is told; this one takes images of any size
     in_channels: Positive = 3,
     channels: Channels = (32, 64, 128),  # type: ignore[assignment]  # validated into a list
-    blocks: Positive = 1,
+    blocks: Blocks = 1,
     norm_num_groups: Positive = 8,
 ) -> nn.Module:
     """ResNet for small images (He et al. 2015, arXiv 1512.03385, section 4.2) with GroupNorm in place of BatchNorm.

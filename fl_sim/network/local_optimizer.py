@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
 class LocalOptimizer(BaseModel):
@@ -20,16 +20,16 @@ class LocalOptimizer(BaseModel):
     A step's gradient, that term included, is then scaled down to the norm ``max_grad_norm`` if it exceeds it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(gt=0, allow_inf_nan=False)
-    momentum: float = Field(0.0, ge=0, lt=1)
+    lr: float = Field(gt=0, strict=True)
+    momentum: float = Field(0.0, ge=0, lt=1, strict=True)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    proximal_mu: float = Field(0.0, ge=0, allow_inf_nan=False)
-    max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    eps: float = Field(1e-8, gt=0, strict=True)
+    weight_decay: float = Field(0.0, ge=0, strict=True)
+    proximal_mu: float = Field(0.0, ge=0, strict=True)
+    max_grad_norm: float | None = Field(None, gt=0, strict=True)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over ``parameters``."""

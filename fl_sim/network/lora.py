@@ -20,11 +20,11 @@ class LoRA(BaseModel):
     ``targets``: glob patterns of the names of linear and convolutional layers, such as ``*.to_q``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rank: int = Field(ge=1)
-    alpha: int = Field(ge=1)
-    targets: tuple[str, ...] = Field(("*",), min_length=1)
+    rank: int = Field(ge=1, le=1024, strict=True)
+    alpha: int = Field(ge=1, le=2**31, strict=True)
+    targets: tuple[str, ...] = Field(("*",), min_length=1, max_length=256)
 
     @classmethod
     def from_model_config(cls, fields: Any) -> "LoRA":

@@ -11,8 +11,11 @@ from fl_sim.network.classifiers import CLASSIFIERS, build_classifier
 from fl_sim.network.configuration import ConfigError, cached_by_value
 from fl_sim.network.factory import FACTORY, build_by_factory
 from fl_sim.network.lora import LORA, LoRA, adapt
-from fl_sim.network.parameters import trainable_parameters
+from fl_sim.network.parameters import count_parameters, trainable_parameters
 from fl_sim.network.unet import MODEL_CLASSES, build_unet
+
+MOST_PARAMETERS = 2**32
+"""Of a network that is built: 16 GiB of float32. A configuration that asks for more is a mistake or an attack."""
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
@@ -22,8 +25,15 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     ``lora`` holds the fields of LoRA: the network then has adapters.
 
     Raises:
-        ConfigError: if the name is neither's, or the network cannot be built with the other keys.
+        ConfigError: if the name is neither's, the network cannot be built with the other keys, or it would have more
+            than MOST_PARAMETERS.
     """
+    if FACTORY not in config:
+        outline(config)  # before any memory is taken
+    return _build(config)
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
     model = build_by_factory(config) if FACTORY in config else _build_by_class(config)
     return adapt(model, LoRA.from_model_config(config[LORA])) if LORA in config else model
 
@@ -56,7 +66,10 @@ def outline(config: Mapping[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             return build_model(config).to("meta")
     with torch.device("meta"):
-        return build_model(config)
+        network = _build(config)
+    if (parameters := count_parameters(network.parameters())) > MOST_PARAMETERS:
+        raise ConfigError(f"the network has {parameters:.3g} parameters; allowed: at most {MOST_PARAMETERS:.3g}")
+    return network
 
 
 def num_classes(config: Mapping[str, Any]) -> int | None:

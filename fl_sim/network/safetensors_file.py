@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from fl_sim.errors import message
@@ -25,7 +25,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # also of a type that torch does not know, and of a name that is no Unicode
         raise ConfigError(_why_unreadable(path, error)) from error
 
 

@@ -17,7 +17,7 @@ class TrainingTask(BaseModel, ABC):
     not use is None.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     labels_named: ClassVar[str]
     """The setting that says how many labels there are, for messages."""

@@ -198,7 +198,7 @@ def test_halves_in_a_file_become_float32_exactly_and_are_refused_elsewhere(tmp_p
             [3, 7, 8],
             "7x8 pixels do not go through a network of 2 levels; allowed: sides that are multiples of 2",
         ),
-        (MODEL, [3, -8, 8], "cannot be trained on images of shape"),
+        (MODEL, [3, -8, 8], "observation.image_shape.1: input should be greater than"),
         (MODEL | {"time_embedding_type": "none"}, [3, 8, 8], "cannot be built"),
     ],
 )
