@@ -4,11 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save_file
 
 from attacks.attack import AttackError, Reconstruction
-from fl_sim.errors import one_line
+from fl_sim.errors import UserError, one_line
+from fl_sim.json_text import parse_json
+from fl_sim.network import read_safetensors
 
 _TENSORS = ("images", "timesteps", "labels")
 _NAME = "name"
@@ -30,9 +32,24 @@ def load_reconstruction(path: Path) -> Reconstruction:
         AttackError: if the file is missing, truncated or no reconstruction.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS if name in file.keys()}  # noqa: SIM118 (no dict)
-            facts = json.loads((file.metadata() or {})["attack"])
-        return Reconstruction(**tensors, attack=facts.pop(_NAME), **facts)
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        stored, metadata = read_safetensors(path)
+        facts = dict(parse_json(metadata["attack"]))
+        found = Reconstruction(
+            **{name: stored[name] for name in _TENSORS if name in stored}, attack=str(facts.pop(_NAME)), **facts
+        )
+        _check(found)
+    except (UserError, LookupError, TypeError, ValueError) as error:
         raise AttackError(f"{path}: not a readable reconstruction: {one_line(error)}") from error
+    return found
+
+
+def _check(found: Reconstruction) -> None:
+    """ValueError if the tensors are not those of a reconstruction."""
+    images, timesteps = found.images, found.timesteps
+    if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3) or images.dtype != torch.float32:
+        raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}")
+    if not bool(((images >= 0) & (images <= 1)).all()):  # refuses NaN too
+        raise ValueError("images leave [0, 1]")
+    for values in (timesteps, *([] if found.labels is None else [found.labels])):
+        if values.dtype != torch.int64 or values.ndim != 1:
+            raise ValueError(f"timesteps or labels are {values.dtype} of shape {list(values.shape)}")

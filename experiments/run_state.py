@@ -15,7 +15,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +28,8 @@ from experiments.run_directory import RunDirectory
 from fl_sim.config import SettingsError
 from fl_sim.errors import UserError
 from fl_sim.files import write_atomically
-from fl_sim.network import ConfigError, read_safetensors
+from fl_sim.json_text import parse_json
+from fl_sim.network import read_safetensors
 from fl_sim.repeatable_grid import RoundLog
 from strategies.state import Tree, decode, encode, restore_state, state_of
 
@@ -100,11 +101,11 @@ class RunState:
         """Read the file; SettingsError if it is none."""
         try:
             tensors, metadata = read_safetensors(path)
-            facts = json.loads(metadata[STATE])
+            facts = parse_json(metadata[STATE])
             arrays, average = (decode(facts[name], tensors) for name in ("arrays", "average"))
             logs, rounds = _LOGS.validate_python(facts["logs"]), _ROUNDS.validate_python(facts["rounds"])
             run, strategy = str(facts["run"]), list(facts["strategy"])
-        except (ConfigError, ValidationError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a library raises about what somebody else wrote
             raise SettingsError(f"{path}: not the state of a run: {' '.join(str(error).split())}") from error
         return cls(run, len(logs), arrays, strategy, tensors, average, logs, rounds)
 

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_sim.draws import derive_seed
 from fl_sim.errors import one_line
+from fl_sim.reply_check import usual_names, why_unusable
 from fl_sim.wire import CLIENT, DEVICE, METRICS, PARTITION, TRAIN_LOSS
 
 POLL_SECONDS = 0.05
@@ -136,11 +138,12 @@ class RepeatableGrid(GridProxy):
             queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
             replies = self._exchange(queries, self.timeout)
             _stop_if_a_process_died(replies)
-            answers = {
-                reply.metadata.src_node_id: int(str(reply.content.config_records[CLIENT][PARTITION]))
+            stated = {
+                reply.metadata.src_node_id: reply.content.config_records.get(CLIENT, {}).get(PARTITION)
                 for reply in replies
                 if not reply.has_error()
             }
+            answers = {node: number for node, number in stated.items() if isinstance(number, int)}
             if len(answers) < self.clients:
                 reason = next((_reason(reply) for reply in replies if reply.has_error()), "no answer")
                 raise FederationError(f"{len(answers)} of {self.clients} clients gave a partition index: {reason}")
@@ -166,6 +169,8 @@ class RepeatableGrid(GridProxy):
         training = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
         asked = [message.metadata.dst_node_id for message in messages]
         replies = self._exchange(messages, self.timeout if timeout is None else min(timeout, self.timeout))
+        if training:
+            replies = _without_unusable(replies, messages, partitions)
         replies.sort(key=lambda reply: partitions[reply.metadata.src_node_id])
         if training:
             self.rounds.append(_round_log(len(self.rounds) + 1, asked, replies, partitions))
@@ -208,6 +213,20 @@ def reseed_sampling(seed: int, server_round: int) -> None:
     derived = derive_seed(seed, "sampling", server_round)
     random.seed(derived)
     np.random.seed(derived % 2**32)
+
+
+def _without_unusable(
+    replies: Iterable[Message], messages: Iterable[Message], partitions: dict[int, int]
+) -> list[Message]:
+    """The replies, in the place of those that cannot be used an error that says why."""
+    asked, replies, checked = {message.metadata.dst_node_id: message for message in messages}, list(replies), []
+    usual = usual_names(reply.content for reply in replies if not reply.has_error())
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        reason = None if reply.has_error() else why_unusable(reply.content, asked[node], partitions[node], usual)
+        refused = None if reason is None else Error(ErrorCode.UNKNOWN, reason)
+        checked.append(reply if refused is None else Message(refused, reply_to=asked[node]))
+    return checked
 
 
 def _round_log(number: int, asked: Sequence[int], replies: Sequence[Message], partitions: dict[int, int]) -> RoundLog:

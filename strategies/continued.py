@@ -1,11 +1,16 @@
 """A strategy that goes on where a run was broken off: Flower counts rounds from 1, the strategy from a later one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+
+from fl_sim.errors import UserError, explain
+from fl_sim.repeatable_grid import FederationError
 
 
 class Continued(Strategy):
@@ -25,13 +30,17 @@ class Continued(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Delegate."""
-        return self.strategy.configure_train(self.rounds_before + server_round, arrays, config, grid)
+        number = self.rounds_before + server_round
+        with self._in_round(number):
+            return list(self.strategy.configure_train(number, arrays, config, grid))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Delegate."""
-        return self.strategy.aggregate_train(self.rounds_before + server_round, replies)
+        number = self.rounds_before + server_round
+        with self._in_round(number):
+            return self.strategy.aggregate_train(number, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -42,6 +51,21 @@ class Continued(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Delegate."""
         return self.strategy.aggregate_evaluate(self.rounds_before + server_round, replies)
+
+    @contextmanager
+    def _in_round(self, number: int) -> Iterator[None]:
+        """Say in one line which round failed; what was written of those before stays.
+
+        Raises:
+            FederationError: if the strategy raises anything but an error of ours or of Flower.
+        """
+        try:
+            yield
+        except (UserError, FederationError, AppExitException):
+            raise
+        except Exception as error:  # whatever a stranger's strategy raises
+            name = type(self.strategy).__name__
+            raise FederationError(f"round {number}: strategy {name} failed: {explain(error)}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered from round to round: nothing."""

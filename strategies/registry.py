@@ -56,6 +56,8 @@ def build_strategy(
         raise StrategyError(f"strategy = {args['strategy']!r}: {name} wraps the strategy whose name is given as inner")
     inner = args.pop("inner", "FedAvg")
     others = _constructor(strategy_class(inner, "inner"))
+    if "strategy" in others.parameters and inner != FedSGD.__name__:
+        raise ArgumentError("inner", f"= {inner!r}: wraps a strategy itself; allowed: one that wraps none, or FedSGD")
     known = {"inner", *own.parameters, *others.parameters} - {"strategy"}
     _refuse_unknown(args, known, f"{name} around {inner}", own.takes_any or others.takes_any)
     mine = {

@@ -36,8 +36,8 @@ class Augmentation(Arguments):
         shorter = min(image_shape[1:])
         if self.blur_radius and self.blur_probability and self.blur_radius >= shorter:
             raise AttackError(
-                f"augmentation.blur_radius = {self.blur_radius}: the images' shorter side has {shorter} pixels; allowed: "
-                "less"
+                f"augmentation.blur_radius = {self.blur_radius}: the images' shorter side has {shorter} pixels; "
+                "allowed: less"
             )
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,12 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from attacks.attack import AttackError
 from attacks.model_inversion.model_inversion import ClassReconstructions
-from fl_sim.errors import one_line
+from fl_sim.errors import UserError, one_line
+from fl_sim.json_text import parse_json
+from fl_sim.network import read_safetensors
 
 METADATA = "inversion"
 _TENSORS = ("images", "classes")
@@ -29,9 +30,11 @@ def load_reconstructions(path: Path) -> ClassReconstructions:
         AttackError: if the file is missing, truncated or holds something else.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            facts = json.loads((file.metadata() or {})[METADATA])
-        return ClassReconstructions(**tensors, **facts)
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        tensors, metadata = read_safetensors(path)
+        facts = parse_json(metadata[METADATA])
+        found = ClassReconstructions(**{name: tensors[name] for name in _TENSORS}, **facts)
+        if found.images.ndim != 5 or found.classes.shape != found.images.shape[:1]:
+            raise ValueError(f"images have shape {list(found.images.shape)}, classes {list(found.classes.shape)}")
+    except (UserError, LookupError, TypeError, ValueError) as error:
         raise AttackError(f"{path}: not readable as the result of a model inversion: {one_line(error)}") from error
+    return found

@@ -4,6 +4,7 @@ Weights are read from safetensors files, one or several shards; a pickle is neve
 was saved with says how images were noised in training: its betas are taken over into a DDPM noise schedule.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def read_diffusers_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, An
         ConfigError: if a part is missing, damaged, or of a kind that cannot be trained here.
     """
     network = folder / "unet" if (folder / "model_index.json").is_file() else folder
+    for part in (folder, network, folder / "scheduler", network.parent / "scheduler"):
+        _check_links(part)
     if network != folder:
         _check_pipeline(_read_json(folder / "model_index.json"))
     model = read_network_config(network / "config.json")
@@ -158,6 +161,23 @@ def _check_weight_files(folder: Path) -> str:
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"{file.name} is no whole safetensors file: {message(error)}") from error
     return ", ".join(sorted(_TYPES.get(kind, kind.lower()) for kind in types))
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse what would be read from elsewhere: an index that names other folders, links that leave this one.
+
+    The hub's cache is made of links: ``snapshots/REVISION/…`` to ``blobs/…`` beside it.
+    """
+    blobs = [above.parent / "blobs" for above in folder.absolute().parents if above.name == "snapshots"]
+    places = [os.path.realpath(place) for place in (folder, *blobs)]
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.is_symlink() and not any(Path(os.path.realpath(file)).is_relative_to(place) for place in places):
+            raise ConfigError(f"{file.name} is a link to another folder; allowed: files in the folder itself")
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = _read_json(index).get("weight_map")
+        for shard in shards.values() if isinstance(shards, dict) else [shards]:
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise ConfigError(f"{index.name} names {shard!r} as a shard; allowed: files in the folder itself")
 
 
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
