@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 
 from attacks.attack import AttackError, Reconstruction
@@ -14,6 +16,22 @@ from fl_sim.network import read_safetensors
 
 _TENSORS = ("images", "timesteps", "labels")
 _NAME = "name"
+
+
+class _Facts(BaseModel):
+    """What the metadata holds: all of a Reconstruction that is no tensor."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    matching_loss: float
+    evaluations: int
+    seconds: float
+    device: str
+    settings: dict[str, Any]
+    seed: int
+    peak_memory: float | None = None
+    representative: bool = False
 
 
 def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
@@ -33,10 +51,9 @@ def load_reconstruction(path: Path) -> Reconstruction:
     """
     try:
         stored, metadata = read_safetensors(path)
-        facts = dict(parse_json(metadata["attack"]))
-        found = Reconstruction(
-            **{name: stored[name] for name in _TENSORS if name in stored}, attack=str(facts.pop(_NAME)), **facts
-        )
+        facts = _Facts.model_validate(parse_json(metadata["attack"]))
+        tensors: dict[str, Any] = {name: stored[name] for name in _TENSORS if name in stored}
+        found = Reconstruction(**tensors, attack=facts.name, **facts.model_dump(exclude={_NAME}))
         _check(found)
     except (UserError, LookupError, TypeError, ValueError) as error:
         raise AttackError(f"{path}: not a readable reconstruction: {one_line(error)}") from error

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -45,6 +46,8 @@ class Checkpointing:
         """What the command line asks for; SettingsError if there is nothing to resume."""
         if path is None and resume:
             raise SettingsError("--resume: needs the file to go on from; allowed: with --checkpoint FILE")
+        if math.isnan(every_seconds):
+            raise SettingsError("--checkpoint-every nan: allowed: seconds from 0")
         return None if path is None else cls(path, resume, every_seconds)
 
 

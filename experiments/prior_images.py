@@ -21,6 +21,8 @@ from fl_sim.settings_file import load_settings
 PHOTOGRAPHS = "photographs"
 HASHES = "sha256"
 """Keys of a checkpoint's metadata: the bundled photographs that it was trained on, and the hash of every image."""
+_OF_CLIENTS = ("partition", "dirichlet_alpha", "held_out")
+"""Settings of [data] that deal images out to clients."""
 
 
 class PriorSource(Section):
@@ -117,7 +119,10 @@ def scaled_photographs(names: Sequence[str], image_size: int, crops: Sequence[in
 
 def _settings(source: PriorSource) -> DataSettings:
     for setting in source.settings:
-        if setting.partition("=")[0] in ("name", "path", "image_size", "channels", "tiles_per_side"):
+        key = setting.partition("=")[0].strip()
+        if key in _OF_CLIENTS or key.startswith("public"):
+            raise SettingsError(f"--set {setting}: has no effect: a prior is trained on all images; allowed: unset")
+        if key in ("name", "path", "image_size", "channels", "tiles_per_side"):
             raise SettingsError(f"--set {setting}: allowed: --data, --image-size, --grey, --crops, or another setting")
     where: dict[str, Any] = {"name": source.data}
     if source.data == "bundled":

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
@@ -34,6 +34,7 @@ from fl_sim.config import Section, SettingsError
 from fl_sim.draws import derive_seed, drop_labels, seeded_generator
 from fl_sim.errors import first_error, nearest, one_line
 from fl_sim.files import write_atomically
+from fl_sim.json_text import parse_json
 from fl_sim.network import ConfigError, build_model, count_parameters, unet_config
 from fl_sim.network.safetensors_file import read_safetensors
 
@@ -66,6 +67,17 @@ class PriorTraining(Section):
     seed: int = Field(0, ge=0)
     dtype: Literal["float32", "float16"] = "float32"
     samples: int = Field(16, ge=0)
+
+    @model_validator(mode="after")
+    def _all_count(self) -> Self:
+        """Nothing is given that has no effect; a default may be repeated."""
+        fields = type(self).model_fields
+        shape = [] if self.network_name is None else ["block_out_channels", "layers_per_block", "attention"]
+        for key in shape + ([] if self.source.classes else ["label_dropout"]):
+            if getattr(self, key) != fields[key].default:
+                instead = "with --classes" if key == "label_dropout" else "without --network"
+                raise ValueError(f"--{key.replace('_', '-')}: has no effect here; allowed: {instead}")
+        return self
 
     def learning_rate(self, step: int) -> float:
         """Of a step, from 0."""
@@ -104,6 +116,8 @@ def parse_training(**options: Any) -> PriorTraining:
         return PriorTraining.model_validate(options)
     except ValidationError as error:
         first = first_error(error)
+        if first["type"] == "value_error":
+            raise SettingsError(str(first["ctx"]["error"])) from error
         option = [part for part in first["loc"] if isinstance(part, str)][-1].replace("_", "-")
         raise SettingsError(f"--{option} {first['input']}: {first['msg']}") from error
 
@@ -191,7 +205,7 @@ class StateFile:
         """
         try:
             tensors, metadata = read_safetensors(self.path)
-            kept = json.loads(metadata[TRAINING])
+            kept = dict(parse_json(metadata[TRAINING]))
             different = [key for key in self.identity | kept if self.identity.get(key) != kept.get(key)]
         except (ConfigError, KeyError, ValueError, TypeError) as error:
             reason = str(error) if isinstance(error, ConfigError) else "it is no unfinished training"
@@ -204,7 +218,7 @@ class StateFile:
             )
         try:
             state.restore(tensors)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever torch raises about a state that somebody else wrote
             raise SettingsError(f"--resume: {self.path}: it lacks, or has another, {one_line(str(error))}") from error
 
 
@@ -270,6 +284,8 @@ def train_prior(
         SettingsError: if there is no such network, images or device, or ``out`` or the state file are in the way.
         OSError: if ``out`` cannot be written.
     """
+    if math.isnan(save_every):
+        raise SettingsError("--save-every nan: allowed: seconds from 0")
     where = choose_device(device)
     torch.set_num_threads(threads)
     images = read_images(training.source)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -139,7 +139,7 @@ class RepeatableGrid(GridProxy):
             replies = self._exchange(queries, self.timeout)
             _stop_if_a_process_died(replies)
             stated = {
-                reply.metadata.src_node_id: reply.content.config_records.get(CLIENT, {}).get(PARTITION)
+                reply.metadata.src_node_id: reply.content.config_records.get(CLIENT, ConfigRecord()).get(PARTITION)
                 for reply in replies
                 if not reply.has_error()
             }

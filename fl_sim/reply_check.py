@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_sim.errors import explain, printable
 from fl_sim.wire import (
@@ -41,7 +41,8 @@ def why_unusable(reply: RecordDict, asked: Message, client: int, usual: frozense
 
 
 def _wrong_facts(reply: RecordDict, asked: Message, client: int) -> str | None:
-    metrics, facts = reply.metric_records.get(METRICS, {}), reply.config_records.get(CLIENT, {})
+    metrics = reply.metric_records.get(METRICS, MetricRecord())
+    facts = reply.config_records.get(CLIENT, ConfigRecord())
     loss, device = metrics.get(TRAIN_LOSS), facts.get(DEVICE)
     if len(reply.metric_records) != 1 or not isinstance(loss, int | float):
         return f"the reply has no number {METRICS}.{TRAIN_LOSS}"

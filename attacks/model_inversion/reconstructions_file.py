@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -31,8 +32,8 @@ def load_reconstructions(path: Path) -> ClassReconstructions:
     """
     try:
         tensors, metadata = read_safetensors(path)
-        facts = parse_json(metadata[METADATA])
-        found = ClassReconstructions(**{name: tensors[name] for name in _TENSORS}, **facts)
+        facts: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
+        found = ClassReconstructions(**facts, **parse_json(metadata[METADATA]))
         if found.images.ndim != 5 or found.classes.shape != found.images.shape[:1]:
             raise ValueError(f"images have shape {list(found.images.shape)}, classes {list(found.classes.shape)}")
     except (UserError, LookupError, TypeError, ValueError) as error:

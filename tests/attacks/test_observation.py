@@ -91,6 +91,12 @@ def test_metadata_that_is_not_json_is_refused(tmp_path):
     assert_refused(tmp_path / "capture", "is not JSON")
 
 
+@pytest.mark.parametrize("text", ["[" * 5000 + "]" * 5000, '{"round": ' + "9" * 5000 + "}", '{"round": NaN}', "1e400"])
+def test_metadata_that_no_reader_can_hold_is_refused(tmp_path, text):
+    save_file({"a": torch.zeros(1)}, tmp_path / "capture", metadata={"observation": text})
+    assert_refused(tmp_path / "capture", "is not JSON")
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
@@ -99,6 +105,7 @@ def test_metadata_that_is_not_json_is_refused(tmp_path):
         ({f"update/{WEIGHT}": torch.full((16, 3, 3, 3), torch.inf)}, "update/conv_in.weight holds NaN or infinite"),
         ({f"update/{WEIGHT}": torch.ones(16, 3, 3, 3).double()}, "update/conv_in.weight is torch.float64"),
         ({f"weights/{WEIGHT}": None}, "weights/conv_in.weight is missing"),
+        ({"labelz": torch.ones(1)}, "'labelz' is no tensor of a capture; allowed: weights/"),
         ({"update/conv_in.wait": torch.ones(1)}, "update/conv_in.wait is no parameter"),
         ({"noise": torch.zeros(1, 3, 8, 8)}, "noise and timesteps come together"),
         ({"noise": torch.zeros(2, 3, 8, 8), "timesteps": torch.tensor([1, 2])}, "noise has shape"),
@@ -123,6 +130,17 @@ def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
     ("facts", "message"),
     [
         ({"round": None}, "observation.round: field required"),
+        ({"round": 0}, "observation.round: input should be greater than or equal to 1"),
+        ({"round": True}, "observation.round: input should be a valid integer"),
+        ({"num_examples": "3"}, "observation.num_examples: input should be a valid integer"),
+        ({"noise_offset": True}, "observation.noise_offset: input should be a valid number"),
+        ({"model": MODEL | {"_class_name": ["UNet2DModel"]}}, "the configuration cannot be used|is not allowed"),
+        ({"model": MODEL | {"_class_name": {"a": 1}}}, "the configuration cannot be used|is not allowed"),
+        ({"model": MODEL | {"layers_per_block": 10**6}}, "model.layers_per_block = 1000000"),
+        ({"model": MODEL | {"block_out_channels": [65536, 65536]}}, "parameters; allowed: at most"),
+        ({"model": MODEL | {"down_block_types": [1, 2]}}, "model.down_block_types.0 = 1: input should be a valid str"),
+        ({"scheduler": {"num_train_timesteps": 10**12}}, "scheduler.num_train_timesteps = 1000000000000"),
+        ({"scheduler": {"trained_betas": [[0.1]]}}, "scheduler.trained_betas.0 = "),
         ({"colour": "red"}, "observation.colour: extra inputs"),
         ({"format": 3}, "observation.format"),
         ({"task": "regression"}, "observation.task: .*'regression'.*'diffusion', 'classification'"),

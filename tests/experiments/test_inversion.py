@@ -166,6 +166,27 @@ def test_after_which_rounds() -> None:
         (["inversion.name=max-margn"], r"inversion\.name = 'max-margn': unknown; .*did you mean 'max-margin'"),
         (["inversion.args.max-margin.iteration=3"], r"inversion\.args\.max-margin\.iteration = 3: .*'iterations'"),
         (["inversion.args.max-margin.classes=[12]"], r"classes = 12; the classifier has 10, allowed: 0 to 9"),
+        (["inversion.args.max-margin.classes=[0,0]"], r"args\.max-margin\.classes = \[0, 0\]: .*named twice"),
+        (["inversion.args.max-margin.classes=[true]"], r"args\.max-margin\.classes = true: neither true nor false"),
+        (
+            ["inversion.args.max-margin.loss.top_k=true"],
+            r"args\.max-margin\.loss\.top_k = true: neither true nor false",
+        ),
+        (["inversion.args.max-margin.lr=inf"], r"args\.max-margin\.lr = inf: .*finite"),
+        (["inversion.args.max-margin.images_per_class=1000000000000"], r"images_per_class = 1000000000000: .*10000"),
+        (["inversion.args.max-margin.augmentation.copies=1000000000"], r"augmentation\.copies = 1000000000: .*1024"),
+        (
+            ["inversion.args.max-margin.augmentation={blur_radius=16, blur_probability=1.0}"],
+            r"blur_radius = 16: the images' shorter side has 16 pixels; allowed: less",
+        ),
+        (
+            ["inversion.name=diff-mi", "inversion.args.diff-mi.training.unet.num_class_embeds=3"],
+            r"inversion\.args\.diff-mi: training\.unet\.num_class_embeds = 3: .*allowed: unset",
+        ),
+        (
+            ["inversion.name=diff-mi", "inversion.args.diff-mi.training.unet.down_block_types=[1, 2]"],
+            r"inversion\.args\.diff-mi: model\.down_block_types",
+        ),
         (["inversion.args.diff-mi.variant=full"], r"inversion\.args\.diff-mi: inversion\.name = 'max-margin' does not"),
         (["inversion.args.diff-my.variant=full"], r"inversion\.args\.diff-my: unknown .*did you mean 'diff-mi'"),
         (["inversion.every=-1"], r"inversion\.every = -1: "),

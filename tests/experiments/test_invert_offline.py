@@ -110,6 +110,8 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing(tmp_path: Path, clas
     assert_refused(fl_sim(*use, "--method", "diff-my"), "'diff-my': unknown", "did you mean 'diff-mi'?")
     assert_refused(fl_sim(*use, "--set", "image_search.iteration=3"), "iteration = 3", "did you mean 'iterations'?")
     assert_refused(fl_sim(*use, "--set", "classes=[5]"), "classes = 5; the classifier has 2")
+    blurred = "image_search.augmentation={blur_radius=100, blur_probability=1.0}"
+    assert_refused(fl_sim(*use, "--set", blurred), "blur_radius = 100: the images' shorter side")
     assert_refused(fl_sim(*use, "--set", "images_per_class"), "expected key=value")
     assert_refused(fl_sim(*use, "--device", "tpu"), "--device tpu")
     assert not (tmp_path / "out").exists()

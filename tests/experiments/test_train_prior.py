@@ -24,6 +24,7 @@ from fl_sim.images.sources import list_images
 from fl_sim.network import num_classes
 from tests.experiments.test_cli import assert_refused, fl_sim
 
+DEFAULT_SHAPE = ("--block-out-channels", "32,64")
 SMALL = ("--block-out-channels", "8,8", "--steps", "2", "--batch-size", "2", "--samples", "2", "--device", "cpu")
 DIGITS = ("--data", "digits", "--grey", "--set", "limit=20")
 
@@ -74,7 +75,7 @@ def test_the_options_describe_the_network_and_the_file(tmp_path: Path) -> None:
 
 
 def test_a_known_network_may_be_named(tmp_path: Path) -> None:
-    model = trained(tmp_path / "mine", "--network", "small", "--grey", "--image-size", "12").model
+    model = trained(tmp_path / "mine", *DEFAULT_SHAPE, "--network", "small", "--grey", "--image-size", "12").model
     assert model == KNOWN_NETWORKS["small"] | {"sample_size": 12, "in_channels": 1, "out_channels": 1}
 
 
@@ -204,8 +205,8 @@ def test_a_file_that_cannot_be_written_is_told_before_training(tmp_path: Path, m
     ("arguments", "complaint"),
     [
         (("--block-out-channels", "32,many"), ("--block-out-channels 32,many", "whole numbers from 1")),
-        (("--network", "smal"), ("--network smal: unknown", "did you mean 'small'")),
-        (("--network", "paper", "--image-size", "28"), ("--image-size 28 --network paper",)),
+        ((*DEFAULT_SHAPE, "--network", "smal"), ("--network smal: unknown", "did you mean 'small'")),
+        ((*DEFAULT_SHAPE, "--network", "paper", "--image-size", "28"), ("--image-size 28 --network paper",)),
         (("--crops", "0"), ("--crops 0", "whole numbers from 1")),
         (("--block-out-channels", "30,64"), ("--block-out-channels 30,64", "divisible by")),
         (("--image-size", "17"), ("--image-size 17", "multiples of 2")),
@@ -218,6 +219,12 @@ def test_a_file_that_cannot_be_written_is_told_before_training(tmp_path: Path, m
         (("--set", "limit=none"), ("data.limit = 'none'",)),
         (("--set", "limits=3"), ("data.limits", "did you mean 'data.limit'")),
         (("--set", "image_size=12"), ("--set image_size=12", "--image-size")),
+        (("--network", "small"), ("--block-out-channels", "has no effect here; allowed: without --network")),
+        (("--label-dropout", "0.5"), ("--label-dropout", "has no effect here; allowed: with --classes")),
+        (("--set", "held_out=0.1"), ("--set held_out=0.1", "has no effect")),
+        (("--set", "partition=iid"), ("--set partition=iid", "has no effect")),
+        (("--save-every", "nan"), ("--save-every nan", "seconds from 0")),
+        (("--lr", "nan"), ("--lr nan",)),
         (("--device", "tpu"), ("--device tpu", "not on this machine")),
         (("--lr", "1e30"), ("--lr 1e+30", "lower it")),
         (("--lr", "1e300"), ("--lr 1e+300", "less than or equal to")),

@@ -99,6 +99,11 @@ def test_resolved_paths_mean_the_same_from_every_folder(tmp_path: Path, monkeypa
         ("client.batch_size=1000000000000", ["client.batch_size = 1000000000000", "less than or equal to 10000"]),
         ("model.layers_per_block=1000000", ["model.layers_per_block = 1000000", "less than or equal to 64"]),
         ("federation.timeout=1e13", ["federation.timeout = 10000000000000.0", "less than or equal to"]),
+        ("federation.client_cpus=1e400", ["federation.client_cpus = inf", "finite number"]),
+        ("federation.timeout=inf", ["federation.timeout = inf", "finite number"]),
+        (f"seed=0x{'f' * 5000}", ["seed = '0xfff", "valid integer"]),
+        (f"{'a.' * 5000}b=1", ["expected key=value"]),
+        ("model.num_train_timesteps=1000000000", ["model.num_train_timesteps = 1000000000", "100000"]),
         ("ray.address=", ["ray.address = ''"]),
         ("ray.address=nonsense", ["ray.address = 'nonsense'"]),
         ("model.checkpoint=\udcff", ["model.checkpoint", "not valid UTF-8"]),
@@ -114,6 +119,27 @@ def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(override: str,
     assert "\n" not in str(caught.value)
     for fragment in fragments:
         assert fragment in str(caught.value)
+
+
+def test_adam_has_two_betas() -> None:
+    adam = ["client.update=weights", "client.optimizer=adam"]
+    with pytest.raises(SettingsError, match=r"client\.betas = \[0\.9\]: allowed: two numbers"):
+        load_settings(Settings, {}, [*adam, "client.betas=[0.9]"])
+
+
+def test_a_client_draws_no_more_images_than_fit_anywhere() -> None:
+    with pytest.raises(SettingsError, match=r"client\.batch_size = 10000: .* would draw 100,000,000 images in a round"):
+        load_settings(Settings, {}, ["client.batch_size=10000", "client.gradient_accumulation=10000"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a = " + "[" * 5000 + "]" * 5000, "a = " + "[" * 40 + "]" * 40, "a = 0x" + "f" * 5000, "a = " + "9" * 5000],
+)
+def test_a_file_that_nests_too_deep_or_has_endless_numbers_is_no_toml(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.toml").write_text(content)
+    with pytest.raises(SettingsError, match=r"run\.toml: not valid TOML: "):
+        load_settings(Settings, tmp_path / "run.toml")
 
 
 def test_infinity_is_recorded_as_such() -> None:

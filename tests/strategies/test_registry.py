@@ -171,6 +171,11 @@ def test_what_is_offered_counts_where_it_is_taken_and_nothing_else_is_given():
         ("FedXgbBagging", {}, "name = 'FedXgbBagging': unknown"),
         ("FedSGD", {"inner": "FedAvrg"}, "inner = 'FedAvrg': .*did you mean 'FedAvg'"),
         ("FedSGD", {"inner": 3}, "inner = 3: must be the name"),
+        (
+            "DifferentialPrivacyServerSideFixedClipping",
+            {"inner": "DifferentialPrivacyClientSideFixedClipping"},
+            "inner = 'DifferentialPrivacyClientSideFixedClipping': wraps a strategy itself",
+        ),
         ("FedSGD", {"lrr": 1.0}, "lrr = 1.0: unknown to FedSGD around FedAvg; .*did you mean 'lr'"),
         (
             "FedSGD",

@@ -59,6 +59,35 @@ def test_the_noise_schedule_comes_with_the_pipeline_also_for_its_network_alone(t
         assert torch.equal(build_scheduler(read_checkpoint(place).diffusion.scheduler).alphas_cumprod, expected)
 
 
+@pytest.mark.parametrize("elsewhere", ["../outside.safetensors", "/outside.safetensors", 3])
+def test_an_index_names_files_of_its_own_folder(tmp_path: Path, elsewhere: object) -> None:
+    folder = save_shards(tmp_path / "saved")
+    index = folder / f"{WEIGHTS}.index.json"
+    content = json.loads(index.read_text())
+    shard = next(iter(content["weight_map"].values()))
+    (folder / shard).rename(tmp_path / "outside.safetensors")
+    content["weight_map"] = {name: elsewhere if file == shard else file for name, file in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="as a shard; allowed: files in the folder itself"):
+        read_checkpoint(folder)
+
+
+def test_links_stay_in_the_folder_or_in_the_hubs_cache(tmp_path: Path) -> None:
+    snapshot = save_model(tmp_path / "models--me--mine" / "snapshots" / "1a2b")
+    blobs = tmp_path / "models--me--mine" / "blobs"
+    blobs.mkdir()
+    for file in list(snapshot.iterdir()):
+        (snapshot / file.name).rename(blobs / file.name)
+        file.symlink_to(Path("..", "..", "blobs", file.name))
+    assert read_checkpoint(snapshot).dtype == "float32"
+    outside = tmp_path / "outside"
+    (blobs / WEIGHTS).rename(outside)
+    (snapshot / WEIGHTS).unlink()
+    (snapshot / WEIGHTS).symlink_to(outside)
+    with pytest.raises(ConfigError, match=f"{WEIGHTS} is a link to another folder"):
+        read_checkpoint(snapshot)
+
+
 def test_half_precision_is_read_and_said(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "saved")
     save_file({name: value.half() for name, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
