@@ -287,8 +287,10 @@ def read_leakage(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(io.StringIO(whole_lines), dtype=text_columns, keep_default_na=False, na_values=[""])
         if lacking := [name for name in COLUMNS if name not in frame and name not in ADDED_COLUMNS]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
+        if foreign := [name for name in frame["attack"].astype(str).unique() if "/" in name or not name.isprintable()]:
+            raise ValueError(f"an attack is called {foreign[0]!r}, which names no file in the folder")
         return typed(frame.reindex(columns=list(COLUMNS)))
-    except ValueError as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # of pandas, about what somebody else wrote
         raise SettingsError(f"{path}: not a leakage table: {' '.join(str(error).split())}") from error
 
 

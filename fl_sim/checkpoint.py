@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from fl_sim.classification import ClassificationTask
 from fl_sim.diffusion import DiffusionTask
 from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from fl_sim.diffusion.noise_schedule import build_scheduler
+from fl_sim.errors import first_error
 from fl_sim.json_text import parse_json
 from fl_sim.network.configuration import ConfigError
 from fl_sim.network.network import build_model, image_shape, outline
@@ -111,10 +113,14 @@ def _task_facts(task: Task) -> dict[str, Any]:
 def _task_of(facts: Mapping[str, Any]) -> Task:
     """The task that ``_task_facts`` stored."""
     if facts.get("task", "diffusion") == "classification":
-        classes = facts.get("num_classes")
-        if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
-            raise ConfigError(f"its num_classes is {classes!r}; allowed: the number of classes, from 2")
-        return ClassificationTask(num_classes=classes)
+        classes: Any = facts.get("num_classes")
+        try:
+            return ClassificationTask(num_classes=classes)
+        except ValidationError as error:
+            reason = first_error(error)["msg"]
+            raise ConfigError(
+                f"its num_classes is {classes!r}: {reason}; allowed: the number of classes, from 2"
+            ) from error
     schedule = build_scheduler(facts["scheduler"]).config
     settled = {"num_train_timesteps": schedule.num_train_timesteps, "prediction_type": schedule.prediction_type}
     return DiffusionTask.on(facts["scheduler"] | settled)

@@ -141,6 +141,18 @@ def test_a_constant_original_is_read_back(tmp_path: Path) -> None:
     assert read_leakage(tmp_path / "leakage.csv")["flat_psnr"].tolist() == [float("inf")]
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"attack": "/../../x"}, "an attack is called '/../../x'"), ({"evaluations": "inf"}, "infinity")],
+)
+def test_a_foreign_table_names_no_file_elsewhere_and_holds_numbers(
+    tmp_path: Path, changes: dict[str, str], reason: str
+) -> None:
+    table(tmp_path).append([row | changes for row in rows_of()])
+    with pytest.raises(SettingsError, match=f"not a leakage table: .*{reason}"):
+        read_leakage(tmp_path / "leakage.csv")
+
+
 def test_the_table_of_an_earlier_run_lacks_the_columns_added_since(tmp_path: Path) -> None:
     table(tmp_path).append(rows_of())
     csv = tmp_path / "leakage.csv"

@@ -148,6 +148,13 @@ def test_a_grey_recipe_draws_grey_images() -> None:
     assert images.shape == (2, 1, 16, 16)
 
 
+def test_a_client_with_images_of_another_size_says_so() -> None:
+    with pytest.raises(
+        SettingsError, match=r"data\.image_size: the server trains on images of 16x16 .*client has 32x32"
+    ):
+        reply_of(tiny_recipe(), tiny_settings("data.image_size=32", "model.checkpoint=none"))
+
+
 def test_an_unresolved_private_seed_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"client\.seed"):
         private_draw(Settings(), tiny_recipe(), 0, 1)

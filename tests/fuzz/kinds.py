@@ -24,9 +24,11 @@ from attacks.registry import create
 from experiments.checkpoint import load_checkpoint
 from experiments.experiment import prepare
 from experiments.invert_offline import read_classifier, read_public
+from experiments.leakage import read_leakage
 from experiments.report import build_report
 from experiments.run_state import RunState
 from experiments.settings import load_run
+from experiments.summary import summarise
 from fl_sim import network
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.diffusion import DiffusionTask, scheduler_config
@@ -134,16 +136,13 @@ def _make_diffusers(draw: st.DrawFn, folder: Path) -> None:
     else:
         diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler()).save_pretrained(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    for _ in range(draw(st.integers(1, 2))):
-        file = draw(st.sampled_from(files))
+    for file in draw(st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)):
         action = draw(st.sampled_from(["spoil", "spoil", "spoil", "bytes", "remove", "link"]))
         if action == "remove":
             file.unlink(missing_ok=True)
         elif action == "link":
             file.unlink(missing_ok=True)
             file.symlink_to(draw(st.sampled_from(["/etc/passwd", "../../outside", "no-such-file", file.name])))
-        elif file.is_symlink() or not file.is_file():
-            continue
         elif action == "bytes" or file.suffix != ".json":
             file.write_bytes(draw(spoilt_bytes(file.read_bytes())))
         else:
@@ -276,6 +275,27 @@ def _make_run(draw: st.DrawFn, folder: Path) -> None:
         file.write_bytes(draw(spoilt_bytes(file.read_bytes())))
 
 
+def _make_table(draw: st.DrawFn, folder: Path) -> None:
+    content = (_a_run() / "leakage.csv").read_bytes()
+    if draw(st.booleans()):
+        write(folder / "leakage.csv", draw(spoilt_bytes(content, header=300)))
+        return
+    rows = [line.split(",") for line in content.decode().splitlines()]
+    for _ in range(draw(st.integers(1, 3))):
+        row = draw(st.sampled_from(rows))
+        row[draw(st.integers(0, len(row) - 1))] = draw(_FIELDS)
+    action = draw(st.sampled_from(["cells", "no header", "no column", "twice"]))
+    if action == "no column":
+        gone = draw(st.integers(0, len(rows[0]) - 1))
+        rows = [row[:gone] + row[gone + 1 :] for row in rows]
+    rows = {"no header": rows[1:], "twice": rows * 2}.get(action, rows)
+    write(folder / "leakage.csv", ("\n".join(map(",".join, rows)) + "\n").encode())
+
+
+def _read_table(folder: Path) -> None:
+    summarise(read_leakage(folder / "leakage.csv"))
+
+
 def _read_run(folder: Path) -> None:
     page = build_report(folder).read_text(encoding="utf-8")
     if "\x1b" in page or "<script>" in page:
@@ -341,6 +361,7 @@ KINDS: dict[str, Kind] = {
     "--set": Kind(_make_overrides, _read_overrides, cost=0.05),
     "image": Kind(_make_image, _read_image),
     "reconstruction": Kind(_make_reconstruction, _read_reconstruction),
+    "leakage table": Kind(_make_table, _read_table),
     "run directory": Kind(_make_run, _read_run, cost=1.0),
     "state of a run": Kind(_make_state, _read_state),
     "search log": Kind(_make_search, _read_search),

@@ -70,6 +70,9 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         for word in words[3:]:
             rewriting.rewrite(reader.folder / word)
         return Outcome()
+    if words[1:3] == ["-m", "tests.fuzz"]:
+        quick = ["--minutes", "0.01", "--kind", "search log", "--corpus", str(reader.folder / "failing")]
+        return _program(reader, [sys.executable, *words[1:], *quick], environment, cwd=REPOSITORY)
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
 

@@ -1,11 +1,14 @@
 """A search that is broken off goes on to the same result, bit for bit, and from no file but its own."""
 
 import errno
+import json
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from attacks.attack import Attack, Reconstruction
@@ -172,6 +175,37 @@ def test_a_file_without_anything_whole_is_one_line(tmp_path: Path, content: byte
     with pytest.raises(CheckpointError, match=r"search\.log: (is no checkpoint of a search|nothing in it is whole)"):
         EvaluationLog(path, SEARCH, resume=True)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search": [1]},
+        {"seconds": "x"},
+        {"seconds": -1.0},
+        {"spent": [-1]},
+        {"spent": ["x"]},
+        {"points": [3]},
+        {"points": 3},
+        {"answer": torch.ones(())},
+        {"answer": torch.ones(2, 2)},
+        {"answer": torch.ones(2, dtype=torch.int64)},
+        {"answer": torch.ones(0)},
+    ],
+)
+def test_a_block_with_a_valid_hash_around_anything_else_is_one_line(tmp_path: Path, changes: dict[str, object]) -> None:
+    sound: dict[str, object] = {
+        "search": SEARCH,
+        "seconds": 1.0,
+        "points": ["a"],
+        "spent": [1],
+        "answer": torch.ones(2),
+    }
+    content = sound | changes
+    body = safetensors.torch.save({"0": content.pop("answer")}, {"log": json.dumps(content)})
+    (tmp_path / "search.log").write_bytes(MAGIC + len(body).to_bytes(8, "little") + sha256(body).digest() + body)
+    with pytest.raises(CheckpointError, match=r"search\.log: is no checkpoint of a search: "):
+        EvaluationLog(tmp_path / "search.log", SEARCH, resume=True)
 
 
 def test_the_file_of_another_search_is_refused(log_file: Path) -> None:

@@ -86,6 +86,10 @@ def test_links_stay_in_the_folder_or_in_the_hubs_cache(tmp_path: Path) -> None:
     (snapshot / WEIGHTS).symlink_to(outside)
     with pytest.raises(ConfigError, match=f"{WEIGHTS} is a link to another folder"):
         read_checkpoint(snapshot)
+    (snapshot / WEIGHTS).unlink()
+    (snapshot / WEIGHTS).symlink_to(WEIGHTS)
+    with pytest.raises(ConfigError, match=WEIGHTS):  # a link to itself
+        read_checkpoint(snapshot)
 
 
 def test_half_precision_is_read_and_said(tmp_path: Path) -> None:

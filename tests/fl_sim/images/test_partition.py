@@ -34,6 +34,11 @@ def test_an_image_is_held_out_or_held_by_one_client_and_the_private_seed_says_wh
     assert held_out_images(DataSettings(partition=kind), 7) == frozenset()
 
 
+def test_a_share_of_no_image_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"data\.held_out = 1e-09: that is none of 88 images; allowed: 0, or more"):
+        held_out_images(DataSettings(held_out=1e-9), 7)
+
+
 def test_a_client_whose_images_are_all_held_out_is_one_line(folder: Path) -> None:
     settings = DataSettings(name="folder", path=folder, partition="folder", held_out=0.9)
     with pytest.raises(SettingsError, match=r"data\.held_out: all .* images of client . are held out; lower it"):
