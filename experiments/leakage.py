@@ -122,7 +122,16 @@ def observing_peer(observer: str) -> int | None:
 
 
 def match(truth: Tensor, reconstructed: Tensor) -> Tensor:
-    """The reconstructed images [N,C,H,W], permuted to the true ones with the smallest total MSE."""
+    """The reconstructed images [N,C,H,W], permuted to the true ones with the smallest total MSE.
+
+    Raises:
+        SettingsError: if they are not of the true ones' shape: a file of another run.
+    """
+    if reconstructed.shape != truth.shape:
+        raise SettingsError(
+            f"a reconstruction has images of shape {list(reconstructed.shape)}, the originals have "
+            f"{list(truth.shape)}; allowed: the run's own files"
+        )
     return reconstructed[metrics.assign(truth, reconstructed)]
 
 
@@ -289,6 +298,8 @@ def read_leakage(path: Path) -> pd.DataFrame:
             raise ValueError(f"it lacks {', '.join(lacking)}")
         if foreign := [name for name in frame["attack"].astype(str).unique() if "/" in name or not name.isprintable()]:
             raise ValueError(f"an attack is called {foreign[0]!r}, which names no file in the folder")
+        for observer in frame["observer"].unique():
+            observing_peer(observer)
         return typed(frame.reindex(columns=list(COLUMNS)))
     except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # of pandas, about what somebody else wrote
         raise SettingsError(f"{path}: not a leakage table: {' '.join(str(error).split())}") from error

@@ -143,7 +143,11 @@ def test_a_constant_original_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"attack": "/../../x"}, "an attack is called '/../../x'"), ({"evaluations": "inf"}, "infinity")],
+    [
+        ({"attack": "/../../x"}, "an attack is called '/../../x'"),
+        ({"evaluations": "inf"}, "infinity"),
+        ({"observer": "x"}, "'x'"),
+    ],
 )
 def test_a_foreign_table_names_no_file_elsewhere_and_holds_numbers(
     tmp_path: Path, changes: dict[str, str], reason: str
@@ -151,6 +155,11 @@ def test_a_foreign_table_names_no_file_elsewhere_and_holds_numbers(
     table(tmp_path).append([row | changes for row in rows_of()])
     with pytest.raises(SettingsError, match=f"not a leakage table: .*{reason}"):
         read_leakage(tmp_path / "leakage.csv")
+
+
+def test_a_reconstruction_of_another_run_is_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"images of shape \[2, 3, 8, 8\], the originals have \[1, 3, 8, 8\]"):
+        match(torch.zeros(1, 3, 8, 8), torch.zeros(2, 3, 8, 8))
 
 
 def test_the_table_of_an_earlier_run_lacks_the_columns_added_since(tmp_path: Path) -> None:
