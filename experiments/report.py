@@ -50,7 +50,7 @@ from experiments.summary import (
 )
 from experiments.utility import ACCURACY, definitions
 from fl_sim.config import SettingsError
-from fl_sim.errors import explain
+from fl_sim.errors import explain, printable_page
 from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
 
@@ -394,6 +394,7 @@ def _render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template(template).render(
+    html = environment.get_template(template).render(
         recognisable=RECOGNISABLE_DB, ok=OK, no_evidence=NO_EVIDENCE, **content
     )
+    return printable_page(html)

@@ -5,6 +5,7 @@ It imports nothing of the project, so that every package may use it.
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,14 @@ def printable(text: object, most: int = 4000) -> str:
     if len(whole) > most:
         whole = f"{whole[: most // 2]} … {whole[-most // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable_page(text: str) -> str:
+    """The text, of several lines, with escape sequences and marks that turn its direction written out."""
+    return _CONTROLS.sub(lambda found: printable(found[0]), text)
 
 
 def message(error: BaseException) -> str:

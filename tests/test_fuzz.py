@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.report import build_report
+from tests.experiments.made_up_run import make_up_run
 from tests.fuzz.attempt import ACCEPTED, FAULTS, REFUSED, Outcome, attempt
 from tests.fuzz.campaign import try_inputs
 from tests.fuzz.kinds import KINDS
@@ -78,6 +80,14 @@ def test_a_reader_that_fails_hangs_or_leaves_its_folder_is_found_out(tmp_path: P
     assert attempt(run_its_code, folder).kind == "left its folder"
     assert attempt(take_memory, folder).kind == "too much memory"
     assert attempt(lambda _: None, folder).kind == ACCEPTED
+
+
+def test_a_report_has_no_control_characters_of_a_files(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run")
+    directory.write_environment({"lpips": "\x1b[31mred \u202eturned"}, {})
+    page = build_report(directory.path).read_text(encoding="utf-8")
+    assert "\\x1b[31mred" in page
+    assert "\x1b" not in page
 
 
 ROOMS = ("fl_sim", "strategies", "attacks", "experiments")

@@ -1,0 +1,17 @@
+"""What goes to a terminal or into a page has no control characters, and is of a bounded length."""
+
+from fl_sim.errors import printable, printable_page
+
+
+def test_a_line_is_one_line_without_escape_sequences() -> None:
+    assert printable("a\x1b[31m\nb\u202e") == "a\\x1b[31m\\nb\\u202e"
+
+
+def test_a_long_line_loses_its_middle() -> None:
+    shown = printable("a" * 10**6 + "end")
+    assert len(shown) < 4010
+    assert shown.endswith("aaend")
+
+
+def test_a_page_keeps_its_lines() -> None:
+    assert printable_page("a\n\tb\x1b[2J\u202eé") == "a\n\tb\\x1b[2J\\u202eé"
