@@ -11,6 +11,7 @@ import typer
 from experiments.bench.cli import app as bench
 from experiments.commands import (
     Device,
+    OneLineGroup,
     comparison_file,
     console,
     expand_home,
@@ -31,8 +32,9 @@ app = typer.Typer(
     "fl-sim trains a diffusion model over clients that keep their images to themselves, while an honest-but-curious "
     "server reconstructs those images from the updates that it receives. Start with [bold]fl-sim run demo[/bold].",
     no_args_is_help=True,
-    add_completion=False,
+    cls=OneLineGroup,
     rich_markup_mode="rich",
+    suggest_commands=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")

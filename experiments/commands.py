@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from experiments.stopping import stoppable
 
@@ -23,6 +25,33 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 """The option that ``choose_device`` reads."""
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose usage errors are one line on stderr and exit code 2, as all errors that a user can cause."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command that the arguments name, and exit."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **extra))
+        except click.exceptions.NoArgsIsHelpError as error:  # the help has been printed
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            errors.print(f"fl-sim: {_in_one_line(error)}")
+            sys.exit(error.exit_code)
+
+
+def _in_one_line(error: click.ClickException) -> str:
+    """What is wrong with the words of a command, which name is near, and which help says more."""
+    from fl_sim.errors import one_line, printable
+
+    near = sorted(getattr(error, "possibilities", None) or ())
+    wrong = one_line(printable(error.message if near else error.format_message())).rstrip(".")
+    context = getattr(error, "ctx", None)
+    more = f"; did you mean {near[0]!r}?" if near else f"; see {context.command_path} --help" if context else ""
+    return f"{wrong[:1].lower()}{wrong[1:]}{more}"
 
 
 @contextmanager

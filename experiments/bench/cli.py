@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    suggest_commands=False,
 )
 
 Out = Annotated[

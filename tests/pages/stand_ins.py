@@ -40,6 +40,9 @@ CHEAPER_INVERSION = {
 }
 """The like for ``fl-sim invert`` and its benchmark."""
 
+CHEAPER_NETWORK = {"model.block_out_channels": "[8, 8, 8, 8]", "model.layers_per_block": "1"}
+"""In the place of a network of 62 million parameters, four levels too."""
+
 CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
 """More of them, within a run, where an attack that gives up does not end the command."""
 
