@@ -23,7 +23,7 @@ from experiments.stopping import stoppable
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.", rich_help_panel="Resources")]
 """The option that ``choose_device`` reads."""
 
 
@@ -123,6 +123,13 @@ def output_folder(given: Path | None, name: str) -> Path:
 def expand_home(path: Path) -> Path:
     """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def presets(incomplete: str) -> list[str]:
+    """The presets whose names begin so, for the shell to complete."""
+    from experiments.settings import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
 
 
 def is_one_file(path: Path) -> bool:

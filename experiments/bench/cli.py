@@ -13,7 +13,9 @@ import typer
 from experiments.commands import Device, choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
-    help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.",
+    help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.\n\n"
+    "Writes rows.jsonl, a line for every measurement, and NAME.json and NAME.md, the tables, into --out. If it is "
+    "stopped, the same command with that folder goes on.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     suggest_commands=False,
@@ -177,7 +179,9 @@ def bench_defences(
         console.print(f"table: [bold]{directory / 'defences.md'}[/bold]", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n[cyan]fl-sim bench timesteps --victims 10 --out results-timesteps[/cyan]   a few minutes",
+)
 def timesteps(
     victims: CaseVictims = 100,
     seed: VictimSeed = 40961,
@@ -192,7 +196,9 @@ def timesteps(
         console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n[cyan]fl-sim bench labels --victims 5 --jobs 2 --out results-labels[/cyan]",
+)
 def labels(
     victims: CaseVictims = 40,
     seed: VictimSeed = 61681,
@@ -207,7 +213,9 @@ def labels(
         console.print(f"table: [bold]{directory / 'labels.md'}[/bold]", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n[cyan]fl-sim bench classification --quick[/cyan]   DLG on LeNet, without a ResNet's hours",
+)
 def classification(
     victims: Annotated[int, typer.Option(min=1, help="Victims an attack and case.")] = 16,
     quick: Annotated[bool, typer.Option("--quick", help="DLG alone.")] = False,
@@ -223,7 +231,10 @@ def classification(
         console.print(f"table: [bold]{directory / 'classification.md'}[/bold]", soft_wrap=True)
 
 
-@app.command("many-clients")
+@app.command(
+    "many-clients",
+    epilog="Examples:\n\n[cyan]fl-sim bench many-clients --clients 50 --per-round 5 --turns 1[/cyan]",
+)
 def many_clients(
     clients: Annotated[int, typer.Option(min=1)] = 200,
     per_round: Annotated[int, typer.Option(min=1, help="How many of them train in a round.")] = 10,

@@ -358,7 +358,7 @@ def _read_toml(reader: Reader, item: Item) -> Outcome:
 
 def _convert(reader: Reader, item: Item) -> Outcome:
     """An equation has to become MathML, as on the site."""
-    unknown = re.findall(r"<mi>(\\\\\w+)</mi>", convert(item.text))
+    unknown = re.findall(r"<mi>(\\\w+)</mi>", convert(item.text))
     assert not unknown, f"{item}: no MathML for {unknown}"
     return Outcome()
 
