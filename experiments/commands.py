@@ -30,12 +30,18 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there 
 class OneLineGroup(TyperGroup):
     """Commands whose usage errors are one line on stderr and exit code 2, as all errors that a user can cause."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command that the arguments name, and exit."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **extra))
+            sys.exit(super().main(args, prog_name, standalone_mode=False, **extra))
         except click.exceptions.NoArgsIsHelpError as error:  # the help has been printed
             sys.exit(error.exit_code)
         except click.ClickException as error:

@@ -180,7 +180,7 @@ def bench_defences(
 
 
 @app.command(
-    epilog="Examples:\n\n[cyan]fl-sim bench timesteps --victims 10 --out results-timesteps[/cyan]   a few minutes",
+    epilog="Examples:\n\n[cyan]fl-sim bench timesteps --victims 10 --out results-timesteps[/cyan]",
 )
 def timesteps(
     victims: CaseVictims = 100,

@@ -258,9 +258,9 @@ def _option(words: list[str], name: str) -> str:
 
 
 def _attack_of(preset: str) -> str:
-    """The attack that a preset names; of a file, or of several, our own."""
+    """The attack that a preset names, of several the first; a file's is taken to be our own."""
     name = load_run(preset).attack.name if preset in preset_names() else "residual"
-    return name if isinstance(name, str) else "residual"
+    return name if isinstance(name, str) else name[0]
 
 
 def _cheaper(words: list[str]) -> list[str]:
