@@ -13,6 +13,7 @@ from experiments.commands import (
     Device,
     OneLineGroup,
     comparison_file,
+    complete_preset,
     console,
     expand_home,
     how_to_go_on,
@@ -22,7 +23,6 @@ from experiments.commands import (
     one_line_errors,
     one_run,
     output_folder,
-    presets,
     unfinished,
     what_is_left,
 )
@@ -66,7 +66,7 @@ def run(
     preset: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PRESET | FILE.toml]", help="What to run.", show_default="demo", autocompletion=presets
+            metavar="[PRESET | FILE.toml]", help="What to run.", show_default="demo", autocompletion=complete_preset
         ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)

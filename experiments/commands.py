@@ -131,7 +131,7 @@ def expand_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
 
 
-def presets(incomplete: str) -> list[str]:
+def complete_preset(incomplete: str) -> list[str]:
     """The presets whose names begin so, for the shell to complete."""
     from experiments.settings import preset_names
 
