@@ -224,12 +224,12 @@ def classification(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[cyan]fl-sim bench priors --quick[/cyan]   four minutes on one CPU core\n\n"
+    "[cyan]fl-sim bench priors --quick[/cyan]   two to four minutes on one CPU core\n\n"
     "[cyan]fl-sim train-prior --data digits --set limit=898 --grey --out digits.safetensors[/cyan]\n\n"
     "[cyan]fl-sim bench priors --prior digits.safetensors --out results[/cyan]   everything, hours; it can be resumed",
 )
 def priors(
-    quick: Annotated[bool, typer.Option("--quick", help="One victim, 30 evaluations, ConvNets alone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One victim, 20 evaluations, ConvNets alone.")] = False,
     only: Annotated[
         str,
         typer.Option(
@@ -250,7 +250,7 @@ def priors(
         int | None, typer.Option(min=1, help="Victims of every case.", show_default="10, of large 1, with --quick 1")
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(min=8, help="Of every search.", show_default="300, with --quick 30")
+        int | None, typer.Option(min=8, help="Of every search.", show_default="100, with --quick 20")
     ] = None,
     seed: VictimAndAttackSeed = 61681,
     jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each; 1 for fair seconds.")] = 1,

@@ -30,9 +30,11 @@ from fl_sim.diffusion import DiffusionTask
 from fl_sim.draws import derive_seed
 from fl_sim.network import build_model
 
-EVALUATIONS = 300
-"""Of every search; gradient-guided sampling has steps of its own size, for which its guidance was chosen."""
-QUICK_EVALUATIONS = 30
+EVALUATIONS = 100
+"""Of every search, which leaves a prior of 1.4 million parameters half a minute on one core."""
+QUICK_EVALUATIONS = 20
+SAMPLER_STEPS = 4
+"""Of the fine-tuned prior; on two tuning victims four found more than two, in half the time of ten."""
 
 Source = Literal["none", "trained", "untrained"]
 
@@ -47,7 +49,7 @@ class PriorContender(Contender):
 def contenders(evaluations: int) -> list[PriorContender]:
     """The two attacks with a prior, GIDM by phases, and those that know nothing of images, at equal evaluations."""
     third = max(evaluations // 3, 1)
-    tuned: dict[str, Any] = {"iterations": evaluations, "candidates": 1}
+    tuned: dict[str, Any] = {"iterations": evaluations, "candidates": 1, "sampler_steps": SAMPLER_STEPS}
     both = {"latent_iterations": third, "pixel_iterations": evaluations - third}
     guided = {"steps": min(100, evaluations)}
     return [
@@ -78,7 +80,7 @@ def _noisy(strengths: Sequence[float], **facts: Any) -> list[ClassifierCase]:
 
 SUITES: dict[str, list[ClassifierCase]] = {
     "convnet": _noisy(NOISE, classifier="ConvNet", data="photographs", image_size=32),
-    "resnet": _noisy(NOISE, classifier="ResNet", data="photographs", image_size=32),
+    "resnet": _noisy((0.0, 1.0), classifier="ResNet", data="photographs", image_size=32),
     "digits": _noisy(NOISE, classifier="ConvNet", data="digits", image_size=16),
     "large": [ClassifierCase(classifier="ConvNet", data="photographs", image_size=side) for side in (64, 128)],
 }
