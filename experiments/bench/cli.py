@@ -322,12 +322,14 @@ def inversion(
 @app.command(
     epilog="Examples:\n\n"
     "[cyan]fl-sim bench users --quick[/cyan]   three to five minutes on one CPU core\n\n"
+    "[cyan]fl-sim bench users --short --jobs 2[/cyan]   every case, about an hour on two cores\n\n"
     "[cyan]fl-sim bench users --out results --jobs 2[/cyan]   everything, hours; run again, it goes on where it was",
 )
 def users(
     quick: Annotated[bool, typer.Option("--quick", help="Five small cases, short searches.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="Every case, with the short searches of --quick.")] = False,
     repetitions: Annotated[
-        int | None, typer.Option(min=1, help="Other weights and images each time.", show_default="3, with --quick 1")
+        int | None, typer.Option(min=1, help="Other weights and images each time.", show_default="3, short 1")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of images, weights, training and attacks.")] = 71993,
     jobs: Annotated[int, typer.Option(min=1, help="Methods side by side, one thread each.")] = 1,
@@ -343,7 +345,7 @@ def users(
     with _resumable(out) as directory:
         from experiments.bench.users import bench_users
 
-        bench_users(quick, repetitions, seed, jobs, directory, console)
+        bench_users(quick, short, repetitions, seed, jobs, directory, console)
         console.print(f"tables: [bold]{directory / 'users.md'}[/bold]", soft_wrap=True)
 
 
