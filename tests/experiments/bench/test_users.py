@@ -93,7 +93,9 @@ def test_every_method_is_measured_and_a_benchmark_goes_on_where_it_was(
 
 def test_short_searches_say_what_they_leave_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(users, "cases", lambda _: [UserCase(batch_size=256)])
-    monkeypatch.setattr(UserMeasurement, "measure", lambda _: {"users": 1, "judged": {}, "evaluator_accuracy": 1.0})
+    failed = [{"user": 0, "status": "out of luck"}]
+    row = {"users": 1, "evaluator_accuracy": 1.0}
+    monkeypatch.setattr(UserMeasurement, "measure", lambda self: row | {"judged": {self.method: failed}})
     bench_users(False, True, None, 1, 1, tmp_path / "out", Console(quiet=True))
     written = json.loads((tmp_path / "out" / "users.json").read_text())
     assert ALL_IMAGES not in {row["method"] for row in written["rows"]}
