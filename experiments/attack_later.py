@@ -225,8 +225,8 @@ class AttackedRun:
         """Attack what is due, compare it, and bring tables and report up to date."""
         directory, settings, attack = self.directory, self.settings, self.settings.attack
         rounds = pd.read_parquet(directory.rounds)
-        table = LeakageTable(directory.leakage_csv, directory.leakage_parquet, self.rows)
         evaluator = Evaluator(directory.run_name(), settings, self.recipe)
+        table = LeakageTable(directory.leakage_csv, directory.leakage_parquet, self.rows, evaluator.further_columns)
 
         def take(update: UpdateId, name: str, result: Result) -> None:
             summed = clients_behind(rounds, update) if update.client < 0 else ()

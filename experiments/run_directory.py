@@ -19,7 +19,18 @@ from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import dump_toml, load_settings
 
-REPORTED_PACKAGES = ("fl-sim", "torch", "torchvision", "diffusers", "flwr", "flwr-datasets", "ray", "numpy", "lpips")
+REPORTED_PACKAGES = (
+    "fl-sim",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "flwr",
+    "flwr-datasets",
+    "ray",
+    "numpy",
+    "lpips",
+    "piq",
+)
 
 
 @dataclass(frozen=True)
