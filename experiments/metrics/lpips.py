@@ -88,7 +88,8 @@ class LPIPS(Metric):
     def missing(self) -> str | None:
         if not self.file.is_file():
             return (
-                f"torchvision's {self.backbone.title} weights are missing: put {self.file.name} in {self.file.parent}"
+                f"torchvision's {self.backbone.title} weights are missing: put {self.file.name} in {self.file.parent}, "
+                "or name it in metrics.lpips_weights"
             )
         try:
             load_network(self.backbone.net, self.file)

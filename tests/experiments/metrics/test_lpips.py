@@ -65,7 +65,8 @@ def test_lpips_is_that_of_the_package_on_the_same_backbone(
 def test_without_weights_it_says_which_file_goes_where(cache: Path) -> None:
     with pytest.raises(MetricUnavailableError, match=r"AlexNet weights are missing: put alexnet-owt-\w+\.pth in "):
         AlexLPIPS()(*pair())
-    assert VggLPIPS().missing() == f"torchvision's VGG-16 weights are missing: put vgg16-397923af.pth in {cache}"
+    where = f"put vgg16-397923af.pth in {cache}, or name it in metrics.lpips_weights"
+    assert VggLPIPS().missing() == f"torchvision's VGG-16 weights are missing: {where}"
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 16), (1, 16), (3, 64)])
