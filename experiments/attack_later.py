@@ -24,6 +24,7 @@ from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
 from experiments.attack_offline import attack_overrides, trusted_factories
 from experiments.attacks_progress import AttacksProgress
+from experiments.chance_table import save_chance
 from experiments.commands import choose_device, expand_home
 from experiments.experiment import build_recipe
 from experiments.headline import headline
@@ -242,6 +243,7 @@ class AttackedRun:
             sink.attack_the_rest()
             sink.drain()
         save_medians(directory.rounds, table.frame())
+        save_chance(directory, settings, self.recipe)
         build_report(directory.path)
 
     def conclude(self, console: Console) -> int:

@@ -80,6 +80,11 @@ class RunDirectory:
         return self.path / "leakage.parquet"
 
     @property
+    def chance(self) -> Path:
+        """What a guess would have got, one row per attack and metric (experiments/chance_table.py)."""
+        return self.path / "chance.parquet"
+
+    @property
     def rounds(self) -> Path:
         """One row per round."""
         return self.path / "rounds.parquet"
