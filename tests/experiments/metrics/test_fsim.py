@@ -15,7 +15,7 @@ def of_piqa(first: Tensor, second: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("images", [waves(1, SIDE), waves(3, SIDE), pair(3, SIDE)], ids=["grey", "colour", "noise"])
 def test_fsim_is_that_of_piqa(images: tuple[Tensor, Tensor]) -> None:
-    """They differ in the third decimal: in how a median of an even number and a low-pass filter are defined."""
+    """To the third decimal."""
     assert FSIM()(*images).tolist() == pytest.approx(of_piqa(*images), abs=2e-3)
 
 
