@@ -39,9 +39,9 @@ MOST_ATTACKED = 1_000
 
 
 def save_chance(directory: RunDirectory, settings: ExperimentSettings, recipe: Recipe) -> None:
-    """Write ``chance.parquet`` for what was attacked so far; nothing if ``metrics.chance_pairs`` is 0."""
-    if settings.metrics.chance_pairs:
-        table = chance_table(directory, settings, recipe)
+    """Write ``chance.parquet``, if ``metrics.chance_pairs`` is not 0 and an attack has found something."""
+    table = chance_table(directory, settings, recipe) if settings.metrics.chance_pairs else pd.DataFrame()
+    if len(table):
         write_atomically(directory.chance, table.to_parquet)
 
 
@@ -56,7 +56,7 @@ def chance_table(directory: RunDirectory, settings: ExperimentSettings, recipe: 
     pool, public = _public(settings, recipe.image_shape[0])
     rows: list[dict[str, object]] = []
     for attack, of_attack in leakage[leakage["status"] == OK].groupby("attack", sort=True):
-        pairs = list(_pairs(directory, settings, recipe, _spread(of_attack, MOST_ATTACKED)))
+        pairs = list(_pairs(directory, settings, recipe, of_attack))
         if pairs:
             truth, found = (torch.cat(images) for images in zip(*pairs, strict=True))
             rows += _rows(truth, found, pool, metrics, settings.metrics.chance_pairs, str(attack), public)
@@ -103,18 +103,18 @@ def _public(settings: ExperimentSettings, channels: int) -> tuple[PublicPool | N
     return pool, "none: clients hold all bundled photographs" if pool is None else pool.name
 
 
-def _spread(rows: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most so many of the rows, spread over all of them."""
-    chosen = min(len(rows), most)
-    return rows.iloc[[place * len(rows) // chosen for place in range(chosen)]]
-
-
 def _pairs(
     directory: RunDirectory, settings: ExperimentSettings, recipe: Recipe, rows: pd.DataFrame
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Originals and reconstructions [N,C,H,W] of the rows, update by update; without what has no file any more."""
+    """Originals and reconstructions [N,C,H,W] of the rows, update by update; without what has no file any more.
+
+    Of a long run a spread of updates.
+    """
     rounds = pd.read_parquet(directory.rounds)
-    for (number, client, observer, attack), alike in rows.groupby(["round", "client", "observer", "attack"]):
+    updates = list(rows.groupby(["round", "client", "observer", "attack"]))
+    count = max(1, len(updates) * min(len(rows), MOST_ATTACKED) // len(rows))
+    for place in range(count):
+        (number, client, observer, attack), alike = updates[place * len(updates) // count]
         update = UpdateId(int(str(number)), int(str(client)), observing_peer(str(observer)))
         file = directory.reconstruction(update.round, update.client, str(attack), update.observer)
         try:
@@ -124,5 +124,5 @@ def _pairs(
         truth = summed_truth(settings, recipe, clients_behind(rounds, update), update.round)
         of_user = bool((alike["image"] == USER).all())
         images = shared_truth(truth).images if of_user else truth.images
-        places = [0] if of_user else alike["image"].astype("int64").tolist()
+        places = [0] if of_user else alike["image"].astype("int64").tolist()[:MOST_ATTACKED]
         yield images[places], match(images, found)[places]
