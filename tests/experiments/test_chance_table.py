@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from attacks.reconstruction_file import load_reconstruction
+from attacks.reconstruction_file import load_reconstruction, save_reconstruction
 from experiments.chance import chance_level, nearest_public, public_pool
 from experiments.chance_table import COLUMNS, chance_table, save_chance
 from experiments.experiment import build_recipe
@@ -86,3 +87,12 @@ def test_a_lost_reconstruction_is_left_out(tmp_path: Path) -> None:
     run = make_up_run(tmp_path / "run")
     run.reconstruction(1, 0, "residual").unlink()
     assert table_of(run)["images"].unique().tolist() == [2]
+
+
+def test_reconstructions_of_a_batch_are_matched_whatever_their_order(tmp_path: Path) -> None:
+    run = make_up_run(tmp_path / "run", "client.batch_size=3")
+    before = table_of(run)
+    for file in run.reconstructions.iterdir():
+        found = load_reconstruction(file)
+        save_reconstruction(file, replace(found, images=found.images.roll(1, 0), timesteps=found.timesteps.roll(1, 0)))
+    pd.testing.assert_frame_equal(table_of(run), before)

@@ -74,6 +74,13 @@ def test_a_metric_of_somebody_elses_has_a_path() -> None:
     assert found(first, second).tolist() == pytest.approx((first - second).mean((1, 2, 3)).abs().tolist())
 
 
+def test_an_entry_point_gives_it_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = {"fl_sim.metrics": {"brightness": f"{__name__}:Brightness"}}
+    monkeypatch.setattr("fl_sim.registry.plugins", lambda group: registered.get(group, {}))
+    assert "brightness" in METRICS.names()
+    assert isinstance(create_metrics(MetricsSettings(names=("brightness",)))["brightness"], Brightness)
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
