@@ -418,7 +418,7 @@ def show_names(
     epilog="Examples:\n\n"
     "[cyan]fl-sim metrics[/cyan]\n\n"
     "[cyan]fl-sim metrics --check[/cyan]   which of them can be computed here\n\n"
-    "[cyan]fl-sim run demo --set metrics.names=fsim[/cyan]   a run that is measured by one of them, MSE and PSNR"
+    "[cyan]fl-sim run demo --set metrics.names=fsim --dry-run[/cyan]   a run measured by one of them, MSE and PSNR"
 )
 def metrics(
     check: Annotated[
