@@ -400,6 +400,22 @@ def report(
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim watch runs/demo[/cyan]   until the run has ended\n\n"
+    "[cyan]fl-sim watch runs/demo --once[/cyan]   how it stands now"
+)
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, on this machine or mounted.")],
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and leave.")] = False,
+) -> None:
+    """Show how a run goes on that was started elsewhere: rounds, attacks, what leaked, time left. Only reads files."""
+    with one_line_errors("stopped watching"):
+        from experiments.watch import watch as show
+
+        show(expand_home(directory), console, once)
+
+
 @app.command("list")
 def show_names() -> None:
     """Show the attacks, model inversions, strategies, defences, networks, datasets, priors and presets there are."""

@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def resume(out: Path, console: Console, verbose: bool = False) -> None:
     """
     directory = RunDirectory.open(out)
     with directory.locked():
-        if directory.model.is_file() and not directory.state.is_file():
+        if directory.ended:
+            directory.progress.unlink(missing_ok=True)  # of a run that was killed after all was done
             console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
             return
         experiment = _check(str(directory.config), (), verbose)
@@ -82,9 +84,9 @@ def _run(
 ) -> None:
     """Run the federation and the attacks to the end, and print what came out."""
     settings = experiment.settings
-    with run_progress(experiment, console) as display:
+    with run_progress(experiment, directory, console) as display:
         if earlier is not None:
-            display.go_on(earlier.state.rounds if earlier.state else (), len(earlier.ended))
+            display.go_on(map(asdict, earlier.state.rounds if earlier.state else ()), earlier.leakage)
         server_app = build_server_app(experiment, directory, display, earlier)
         run_federation(server_app, build_client_app(settings), settings, _attack_resources(settings), verbose)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
