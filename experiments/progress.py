@@ -228,8 +228,9 @@ def time_left(done: int, left: int, seconds: float) -> float | None:
 def panel(standing: Standing, tally: Tally, headline: str, live: bool = True) -> RenderableType:
     """Bars for rounds and attacks below a ``headline``, and a table of the latest rounds; ``live``: it turns."""
     grid = Table.grid(padding=(0, 2))
-    left = f", about {_minutes(standing.left)} left" if standing.left else ""
-    grid.add_row(_SPINNER if live else "", Text(headline), Text(f"{_minutes(standing.seconds)}{left}", style="dim"))
+    since = _minutes(standing.seconds) if standing.seconds else ""
+    left = f", about {_minutes(standing.left)} left" if live and standing.left else ""
+    grid.add_row(_SPINNER if live else "", Text(headline), Text(f"{since}{left}", style="dim"))
     if standing.planned_rounds:
         grid.add_row("", *_bar("rounds", standing.rounds, standing.planned_rounds, ""))
     if standing.planned_attacks:

@@ -3,8 +3,10 @@
 Nothing is written. Files that are half copied, or gone for a moment, count as they were before.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from time import monotonic, sleep, time
 from typing import Any
 
@@ -17,6 +19,8 @@ from experiments.progress import Standing, outcome, panel, round_line
 from experiments.run_directory import RunDirectory
 from experiments.tally import Tally
 
+ENDED, STOPPED = "ended", "stopped"
+"""States of a run that does nothing any more."""
 LOOK_EVERY = 1.0
 """Seconds between two looks."""
 SILENT_AFTER = 30.0
@@ -38,21 +42,22 @@ class Watch(Display):
         self._tally = Tally()
         self._standing: Standing | None = None
         self._changed = monotonic()
-        self.look()
+        self._lock = Lock()
 
-    def look(self) -> None:
-        """Read the files once more."""
+    def look(self, tell: bool = True) -> None:
+        """Read the files once more; ``tell`` in lines what is new, where there is no terminal."""
         directory = self._directory
         rounds, leakage = _read(directory.rounds, pd.read_parquet), _read(directory.leakage_csv, read_leakage)
-        for row in [] if rounds is None else rounds.to_dict("records"):
-            if self._tally.add_round(row):
-                self.say(round_line(row, self._planned))
-        for row in self._tally.add_attacks([] if leakage is None else leakage.to_dict("records")):
-            self.say(f"  {outcome(row)}")
         there = directory.progress.exists()
         standing = _read(directory.progress, Standing.load) if there else None
-        if standing != self._standing and (standing or not there):
-            self._standing, self._changed = standing, monotonic()
+        with self._lock:
+            trained = [] if rounds is None else rounds.to_dict("records")
+            lines = [round_line(row, self._planned) for row in trained if self._tally.add_round(row)]
+            attacked = self._tally.add_attacks([] if leakage is None else leakage.to_dict("records"))
+            if standing != self._standing and (standing or not there):
+                self._standing, self._changed = standing, monotonic()
+        for line in [*lines, *(f"  {outcome(row)}" for row in attacked)] if tell else []:
+            self.say(line)
 
     @property
     def ended(self) -> bool:
@@ -69,16 +74,23 @@ class Watch(Display):
         last = self._standing.at if self._standing else self._directory.config.stat().st_mtime
         return time() - last
 
-    def headline(self, silent: float) -> str:
-        """In which state the run is, if it has been ``silent`` for so many seconds."""
-        path, standing = self._directory.path, self._standing
+    def state(self, silent: float) -> str:
+        """What the run does, or that it does nothing any more, if it has been ``silent`` for so many seconds."""
         if self.ended:
-            return f"ended; report: {self._directory.report}"
-        if silent < SILENT_AFTER:
-            return standing.step if standing else "starting"
-        if standing and standing.work == "attack":
-            return "stopped; to go on: the same fl-sim attack once more"
-        return f"stopped; to go on: fl-sim run --resume {path}"
+            return ENDED
+        if silent >= SILENT_AFTER:
+            return STOPPED
+        return self._standing.step if self._standing else "starting"
+
+    def last_words(self, silent: float) -> str:
+        """What to do about a run that does nothing any more; empty if it goes on."""
+        state, path = self.state(silent), self._directory.path
+        if state == ENDED:
+            return f"{ENDED}; report: {self._directory.report}"
+        again = shlex.join(["fl-sim", "run", "--resume", str(path)])
+        if self._standing and self._standing.work == "attack":
+            again = "the same fl-sim attack once more"
+        return f"{STOPPED}; to go on: {again}" if state == STOPPED else ""
 
     def renderable(self) -> RenderableType:
         """What the run shows, and whether it goes on."""
@@ -86,15 +98,15 @@ class Watch(Display):
 
     def panel(self, silent: float) -> RenderableType:
         """The panel of a run that has been ``silent`` for so many seconds."""
-        standing = self._standing or self._at_rest()
-        goes_on = not self.ended and silent < SILENT_AFTER
-        return panel(standing, self._tally, self.headline(silent), live=goes_on)
+        with self._lock:
+            state = self.state(silent)
+            return panel(self._standing or self._at_rest(), self._tally, state, live=state not in (ENDED, STOPPED))
 
     def _at_rest(self) -> Standing:
         """What can be said where there is no progress file: what the tables say."""
         tally = self._tally
-        counts = {"rounds": tally.rounds, "attacks": tally.attacks, "planned_attacks": tally.attacks}
-        return Standing("run", "", time(), 0.0, planned_rounds=self._planned, failed=tally.failed, **counts)
+        planned = tally.attacks if self.ended else 0
+        return Standing("run", "", time(), 0.0, tally.rounds, self._planned, tally.attacks, planned, tally.failed)
 
 
 def watch(path: Path, console: Console, once: bool = False) -> None:
@@ -104,14 +116,18 @@ def watch(path: Path, console: Console, once: bool = False) -> None:
         SettingsError: if ``path`` is no run directory.
     """
     display = Watch(console, RunDirectory.open(path))
+    display.look(tell=not once)
+    silent = display.silent() if once else 0.0
     if once:
-        console.print(display.panel(display.silent()))
-        return
-    with display:
-        while not display.ended and display.silent_here() < SILENT_AFTER:
-            sleep(LOOK_EVERY)
-            display.look()
-    display.say(display.headline(display.silent_here()))
+        console.print(display.panel(silent))
+    else:
+        with display:
+            while not display.last_words(silent):
+                sleep(LOOK_EVERY)
+                display.look()
+                silent = display.silent_here()
+    if words := display.last_words(silent):
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
