@@ -6,7 +6,7 @@ A file in the run directory tells the same to whoever watches from elsewhere (ex
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import time
@@ -137,10 +137,10 @@ class Progress(Display):
     def round_done(self, finished: Round) -> None:
         """Show a round that was aggregated."""
         with self._lock:
-            self._tally.add_round(asdict(finished))
+            self._tally.add_round(finished.row())
         left = self._planned_rounds - self._tally.rounds
         self._step = f"training round {finished.round + 1}" if left else "waiting for the attacks"
-        self.say(round_line(asdict(finished), self._planned_rounds))
+        self.say(round_line(finished.row(), self._planned_rounds))
 
     def attacked(self, rows: list[dict[str, Any]]) -> None:
         """Show one attack's rows of the leakage table."""

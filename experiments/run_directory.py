@@ -139,6 +139,11 @@ class RunDirectory:
         return self.path / "samples.png"
 
     @property
+    def tensorboard(self) -> Path:
+        """The folder of what TensorBoard shows, if it was asked for."""
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """The report to open in a browser."""
         return self.path / "report.html"
