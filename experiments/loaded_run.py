@@ -88,7 +88,7 @@ class LoadedRun:
                 f"round {round} client {client}: not in this run; allowed: rounds 1 to {rounds}, clients 0 to "
                 f"{clients - 1}, and -1 for the sum of a round's clients"
             )
-        update = UpdateId(round, client, observer)
+        update = UpdateId(int(round), int(client), observer)  # from a table they are numpy's
         return Images.of(self._originals(update), self._found(update))
 
     @cached_property
