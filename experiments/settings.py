@@ -207,17 +207,18 @@ class ExperimentSettings(Settings):
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.toml"))
+    """The presets that come with the package, sorted; those in a folder are called ``folder/name``."""
+    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.toml"))
 
 
 Source = str | Path | Mapping[str, Any] | ExperimentSettings
-"""What to run: a preset's name, a TOML file (a string with a suffix or a slash, or a Path), values by dotted key, or
-settings."""
+"""What to run: a preset's name, a TOML file, values by dotted key, or settings."""
 
 
 def load_run(source: Source, overrides: Sequence[str] = ()) -> ExperimentSettings:
     """Resolved settings from what somebody wants to run, with ``key=value`` overrides applied in order.
+
+    A string that is no preset is a file if it has a suffix or is there.
 
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
@@ -250,7 +251,7 @@ def _preset_or_file(name: str) -> Path:
         path = Path(expand_home(name))
     except ValueError as error:
         raise SettingsError(f"preset or file {name!r}: {error}") from error
-    return _preset(name) if path.suffix == "" and path.name == name else path
+    return _preset(name) if name in preset_names() or (path.suffix == "" and not path.exists()) else path
 
 
 def _preset(name: str) -> Path:
