@@ -19,7 +19,18 @@ from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import dump_toml, load_settings
 
-REPORTED_PACKAGES = ("fl-sim", "torch", "torchvision", "diffusers", "flwr", "flwr-datasets", "ray", "numpy", "lpips")
+REPORTED_PACKAGES = (
+    "fl-sim",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "flwr",
+    "flwr-datasets",
+    "ray",
+    "numpy",
+    "lpips",
+    "piq",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,11 @@ class RunDirectory:
         return directory
 
     @property
+    def ended(self) -> bool:
+        """Whether the run was finished, report included."""
+        return self.model.is_file() and not self.state.is_file()
+
+    @property
     def config(self) -> Path:
         """The resolved settings, both seeds included."""
         return self.path / "config.toml"
@@ -69,6 +85,11 @@ class RunDirectory:
         return self.path / "leakage.parquet"
 
     @property
+    def chance(self) -> Path:
+        """What a guess would have got, one row per attack and metric (experiments/chance_table.py)."""
+        return self.path / "chance.parquet"
+
+    @property
     def rounds(self) -> Path:
         """One row per round."""
         return self.path / "rounds.parquet"
@@ -77,6 +98,11 @@ class RunDirectory:
     def state(self) -> Path:
         """Where the federation is, until the run has ended: what it takes to go on (experiments/run_state.py)."""
         return self.path / "state.safetensors"
+
+    @property
+    def progress(self) -> Path:
+        """Where the run is, and that it lives, for those who watch; gone when nobody works here."""
+        return self.path / "progress.json"
 
     @property
     def captures(self) -> Path:
@@ -127,6 +153,11 @@ class RunDirectory:
     def samples(self) -> Path:
         """A grid of images sampled from the final model."""
         return self.path / "samples.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of what TensorBoard shows, if it was asked for."""
+        return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:

@@ -1,10 +1,11 @@
 """A run's settings: the federation's, plus the attack on it; presets by name."""
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from experiments.package_data import BUNDLED_FILES, BUNDLED_PRIORS, data_file
 from fl_sim.config import (
@@ -14,13 +15,14 @@ from fl_sim.config import (
     Section,
     Settings,
     SettingsError,
+    UserPath,
     defaults_of,
     expand_home,
     resolve,
 )
 from fl_sim.errors import nearest
 from fl_sim.setting_layers import Tree, Void, look_up
-from fl_sim.settings_file import load_settings
+from fl_sim.settings_file import dump_toml, load_settings
 
 PRESETS = data_file("presets")
 NO_ATTACK = "none"
@@ -101,11 +103,29 @@ _PUBLIC = tuple(f"data.public.{key}" for key in PublicSettings.model_fields)
 _INVERSION = (*(f"inversion.{key}" for key in InversionSettings.model_fields), *_PUBLIC)
 
 
+def _several(value: Any) -> Any:
+    """A list of one, where somebody typed the one without brackets."""
+    return (value,) if isinstance(value, str) else value
+
+
 class UtilitySettings(Section):
     """How often the evaluator measures the model, and how many images it samples."""
 
     every: int = Field(1, ge=0)
     samples: int = Field(16, ge=0, le=10_000)
+
+
+class MetricsSettings(Section):
+    """What reconstructions are measured by, and what chance is measured on.
+
+    ``names``: metrics, each a column of the leakage table; mse and psnr always are. ``lpips_weights``: files with the
+    backbones of LPIPS. ``chance_pairs``: at most so many pairs of a reconstruction and an image that is not its own
+    make the chance level of a metric; 0: it is not computed.
+    """
+
+    names: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("mse", "psnr", "ssim", "lpips")
+    lpips_weights: Annotated[tuple[UserPath, ...], BeforeValidator(_several)] = ()
+    chance_pairs: int = Field(500, ge=0, le=1_000_000)
 
 
 class ExperimentSettings(Settings):
@@ -164,6 +184,20 @@ class ExperimentSettings(Settings):
             "task = 'diffusion'",
         ),
         Void(
+            "metrics.names",
+            lambda names: "lpips" not in str(names),
+            ("metrics.lpips_weights",),
+            "LPIPS is not computed",
+            "lpips, lpips_vgg or lpips_squeeze in it",
+        ),
+        Void(
+            "attack.name",
+            lambda name: not _names(name),
+            tuple(f"metrics.{key}" for key in MetricsSettings.model_fields),
+            "nothing is reconstructed",
+            "an attack's name",
+        ),
+        Void(
             "utility.every",
             lambda every: every == 0,
             ("utility.samples",),
@@ -203,26 +237,60 @@ class ExperimentSettings(Settings):
     attack: AttackSettings = AttackSettings()
     inversion: InversionSettings = InversionSettings()
     utility: UtilitySettings = UtilitySettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.toml"))
+    """The presets that come with the package, sorted; those in a folder are called ``folder/name``."""
+    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.toml"))
 
 
-def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
-    """Resolved settings from a preset's name or a TOML file (a name with a suffix or a slash), with overrides.
+Source = str | Path | Mapping[str, Any] | ExperimentSettings
+"""What to run: a preset's name, a TOML file, values by dotted key, or settings."""
+
+
+def load_run(source: Source, overrides: Sequence[str] = ()) -> ExperimentSettings:
+    """Resolved settings from what somebody wants to run, with ``key=value`` overrides applied in order.
+
+    A string that is no preset is a file if it has a suffix or is there.
 
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
     """
+    if isinstance(source, ExperimentSettings):
+        tree: Path | Mapping[str, Any] = tomllib.loads(dump_toml(source))
+    elif isinstance(source, Mapping):
+        tree = _nested(source)
+    else:
+        tree = source if isinstance(source, Path) else _preset_or_file(source)
+    return _with_absolute_weights(resolve(load_settings(ExperimentSettings, tree, overrides)))
+
+
+def _nested(values: Mapping[str, Any]) -> Tree:
+    """Tables from values by dotted key; a value may be a table itself."""
+    tree: Tree = {}
+    for key, value in values.items():
+        *tables, leaf = str(key).split(".")
+        table = tree
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise SettingsError(f"{key} = {value!r}: {name} is a value, not a table")
+        table[leaf] = {**table.get(leaf, {}), **value} if isinstance(value, Mapping) else value
+    return tree
+
+
+def _preset_or_file(name: str) -> Path:
     try:
-        path = Path(expand_home(preset_or_file))
+        path = Path(expand_home(name))
     except ValueError as error:
-        raise SettingsError(f"preset or file {preset_or_file!r}: {error}") from error
-    if path.suffix == "" and path.name == preset_or_file:
-        path = _preset(preset_or_file)
-    return resolve(load_settings(ExperimentSettings, path, overrides))
+        raise SettingsError(f"preset or file {name!r}: {error}") from error
+    return _preset(name) if name in preset_names() or (path.suffix == "" and not path.exists()) else path
+
+
+def _with_absolute_weights(settings: ExperimentSettings) -> ExperimentSettings:
+    weights = tuple(str(Path(file).absolute()) for file in settings.metrics.lpips_weights)
+    return settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"lpips_weights": weights})})
 
 
 def _preset(name: str) -> Path:

@@ -57,6 +57,9 @@ EXAMPLES: dict[str, Any] = {
     "client.lora.targets": ["*.to_q"],
     "strategy.args.lr": 0.5,
     "utility.samples": 3,
+    "metrics.names": ["fsim"],
+    "metrics.lpips_weights": ["/weights/alex.pth"],
+    "metrics.chance_pairs": 9,
     "attack.when": "after",
     "attack.knows_defence": False,
     "attack.workers": 3,
@@ -93,6 +96,7 @@ MAKES_VOID: dict[str, list[Any]] = {
     "client.optimizer": ["adam", "adamw", "sgd"],
     "client.lora.rank": [0],
     "utility.every": [0],
+    "metrics.names": ["fsim"],
     "attack.name": ["none"],
     "attack.when": ["never"],
     "inversion.name": ["none"],
@@ -245,6 +249,6 @@ def test_beside_a_checkpoint_config_toml_has_what_was_given_of_the_network_alone
 
 
 def test_a_presets_network_does_not_outlive_the_choice_of_a_checkpoint() -> None:
-    assert load_run("paper-cifar100", ["model.checkpoint=bundled"]).model.model_fields_set == {"checkpoint"}
-    kept = load_run("paper-cifar100", ["model.checkpoint=bundled", "model.attention=true"]).model
+    assert load_run("paper/cifar100-known-gidm", ["model.checkpoint=bundled"]).model.model_fields_set == {"checkpoint"}
+    kept = load_run("paper/cifar100-known-gidm", ["model.checkpoint=bundled", "model.attention=true"]).model
     assert kept.model_fields_set == {"checkpoint", "attention"}
