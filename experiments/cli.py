@@ -551,6 +551,7 @@ def report(
     """
     with one_line_errors("stopped"):
         from experiments.report import build_comparison, build_report
+        from experiments.run_directory import reading
 
         runs = [expand_home(directory) for directory in directories]
         comparison = comparison_file(out, runs)
@@ -558,7 +559,8 @@ def report(
             from experiments.strip import build_strip
 
             build_strip(one_run(runs, "--picture"), expand_home(picture))
-        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
+        with reading(*runs):
+            page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 

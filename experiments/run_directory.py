@@ -16,6 +16,7 @@ from typing import IO, Any
 from attacks.observation import UpdateId
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
+from fl_sim.errors import UserError, explain
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import dump_toml, load_settings
 
@@ -200,6 +201,18 @@ class RunDirectory:
         """Record this machine, the definitions of the metrics, and why any is missing."""
         content = environment() | {"metrics": metrics, "not_computed": not_computed}
         write_atomically(self.environment, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+@contextmanager
+def reading(*folders: Path) -> Iterator[None]:
+    """Whatever run directories that somebody else wrote make a library raise is a SettingsError of one line."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # a value of another type may break anything that is made of it
+        named = ", ".join(map(str, folders))
+        raise SettingsError(f"{named}: its files are damaged, or of different runs: {explain(error)}") from error
 
 
 def _lock(file: IO[str]) -> None:

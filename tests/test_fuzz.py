@@ -9,6 +9,7 @@ import pytest
 
 from experiments.report import build_report
 from tests.experiments.made_up_run import make_up_run
+from tests.experiments.test_cli import fl_sim
 from tests.fuzz.attempt import ACCEPTED, FAULTS, REFUSED, Outcome, attempt
 from tests.fuzz.campaign import try_inputs
 from tests.fuzz.kinds import KINDS
@@ -80,6 +81,14 @@ def test_a_reader_that_fails_hangs_or_leaves_its_folder_is_found_out(tmp_path: P
     assert attempt(run_its_code, folder).kind == "left its folder"
     assert attempt(take_memory, folder).kind == "too much memory"
     assert attempt(lambda _: None, folder).kind == ACCEPTED
+
+
+def test_a_run_directory_of_another_kind_of_values_is_one_line(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run")
+    directory.environment.write_text('{"packages": "all of them"}')
+    result = fl_sim("report", directory.path)
+    assert result.exit_code in (0, 2)
+    assert result.exit_code == 0 or "its files are damaged" in result.stderr
 
 
 def test_a_report_has_no_control_characters_of_a_files(tmp_path: Path) -> None:

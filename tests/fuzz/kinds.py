@@ -26,6 +26,7 @@ from experiments.experiment import prepare
 from experiments.invert_offline import read_classifier, read_public
 from experiments.leakage import read_leakage
 from experiments.report import build_report
+from experiments.run_directory import reading
 from experiments.run_state import RunState
 from experiments.settings import load_run
 from experiments.summary import summarise
@@ -297,7 +298,8 @@ def _read_table(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> None:
-    page = build_report(folder).read_text(encoding="utf-8")
+    with reading(folder):
+        page = build_report(folder).read_text(encoding="utf-8")
     if "\x1b[" in page or "<b>x" in page:
         raise AssertionError("text from a file is not escaped in the report")
 
