@@ -325,7 +325,7 @@ def read_leakage(path: Path) -> pd.DataFrame:
         if foreign := [name for name in frame["attack"].astype(str).unique() if "/" in name or not name.isprintable()]:
             raise ValueError(f"an attack is called {foreign[0]!r}, which names no file in the folder")
         for observer in frame["observer"].unique():
-            observing_peer(observer)
+            observing_peer(str(observer))
         further = [name for name in frame.select_dtypes("number") if name not in COLUMNS]
         return typed(frame.reindex(columns=[*COLUMNS, *further]))
     except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # of pandas, about what somebody else wrote
