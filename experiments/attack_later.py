@@ -197,7 +197,7 @@ class AttackedRun:
     @classmethod
     def of(cls, directory: RunDirectory, options: Options) -> "AttackedRun":
         """Check everything about the run; UserError if it cannot be attacked."""
-        if directory.state.is_file() or not directory.model.is_file():
+        if not directory.ended:
             raise SettingsError(
                 f"{directory.path}: the run has not ended; allowed: fl-sim run --resume {directory.path}, then this"
             )

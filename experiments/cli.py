@@ -15,12 +15,12 @@ from experiments.commands import (
     console,
     expand_home,
     how_to_go_on,
-    how_to_go_on_attacking,
     is_one_file,
     numbers,
     one_line_errors,
     one_run,
     output_folder,
+    the_same_again,
     unfinished,
     what_is_left,
 )
@@ -105,6 +105,41 @@ def _resume(directory: Path, other_options: bool, verbose: bool) -> None:
                 "--verbose"
             )
         resume(directory, console, verbose)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim sweep defences --dry-run[/cyan]   the runs, and what they will cost\n\n"
+    "[cyan]fl-sim sweep defences --out runs/defences[/cyan]   if it is stopped, the same command goes on\n\n"
+    "[cyan]fl-sim sweep my-sweep.toml --jobs 4[/cyan]   four runs at a time"
+)
+def sweep(
+    source: Annotated[str, typer.Argument(metavar="PRESET | FILE.toml", help="What to run (docs/sweeps.md).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the runs: new, empty, or one of this sweep, which then goes on.",
+            show_default="runs/PRESET-TIME",
+        ),
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Check every run, print the plan and its cost, and leave nothing behind.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time.", show_default="as many as keep the processors busy; with a GPU 1"),
+    ] = None,
+) -> None:
+    """Launch many runs that differ in a few settings, and report what leaked in each: one table, one report."""
+    folder = output_folder(out, Path(source).stem)
+    with one_line_errors(lambda: the_same_again(out, folder), with_ray=True):
+        from experiments.sweep.command import dry_run, run_sweep
+
+        if dry:
+            dry_run(source, folder, jobs, console)
+            return
+        code = run_sweep(source, folder, jobs, console)
+    raise typer.Exit(code)
 
 
 @app.command(
@@ -200,7 +235,7 @@ def attack(
     kept = None if checkpoint is None else expand_home(checkpoint)
     if not (len(paths) == len(names) == 1 and workers is None and is_one_file(expand_home(paths[0]))):
         folder = output_folder(out, "attack")
-        with one_line_errors(lambda: how_to_go_on_attacking(out, folder), with_ray=True):
+        with one_line_errors(lambda: the_same_again(out, folder), with_ray=True):
             from experiments.attack_later import Options, attack_all
             from fl_sim.config import SettingsError
 
@@ -402,7 +437,7 @@ def report(
 
 @app.command("list")
 def show_names() -> None:
-    """Show the attacks, model inversions, strategies, defences, networks, datasets, priors and presets there are."""
+    """Show the attacks, model inversions, strategies, defences, networks, datasets, priors, presets and sweeps."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 

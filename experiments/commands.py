@@ -80,8 +80,11 @@ def how_to_go_on(checkpoint: Path | None) -> str:
     return f"stopped; to go on: {shlex.join(['fl-sim', *words, '--resume'])}"
 
 
-def how_to_go_on_attacking(given: Path | None, folder: Path) -> str:
-    """The last words of attacks that were stopped; ``folder`` is what they write into where none was ``given``."""
+def the_same_again(given: Path | None, folder: Path) -> str:
+    """The last words of a command that was stopped, and goes on if it is given again.
+
+    ``folder`` is what it writes into where none was ``given``.
+    """
     made = ["--out", str(folder)] if given is None and folder.is_dir() else []
     return f"stopped; to go on: {shlex.join(['fl-sim', *sys.argv[1:], *made])}"
 

@@ -68,10 +68,10 @@ def resume(out: Path, console: Console, verbose: bool = False) -> None:
     """
     directory = RunDirectory.open(out)
     with directory.locked():
-        if directory.model.is_file() and not directory.state.is_file():
+        if directory.ended:
             console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
             return
-        experiment = _check(str(directory.config), (), verbose)
+        experiment = check(str(directory.config), (), verbose)
         earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
         console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
         _run(experiment, directory, earlier, console, verbose)
@@ -114,12 +114,12 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
 def _try_out(preset: str, overrides: Sequence[str], out: Path, verbose: bool = False) -> tuple[Experiment, FirstBatch]:
     """Find out everything that can be found out before a run writes anything; Flower logs only if ``verbose``."""
     check_empty_folder(out)
-    experiment = _check(preset, overrides, verbose)
+    experiment = check(preset, overrides, verbose)
     return experiment, try_first_batch(experiment)
 
 
-def _check(preset: str, overrides: Sequence[str], verbose: bool) -> Experiment:
-    """Build the experiment, and see that this machine has what it needs."""
+def check(preset: str, overrides: Sequence[str], verbose: bool = False) -> Experiment:
+    """Build the experiment, and see that this machine has what it needs; UserError if something is wrong."""
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.ERROR)
     experiment = prepare(load_run(preset, overrides))

@@ -1,5 +1,6 @@
 """What ``fl-sim list`` prints: everything that has a name, with one line on it."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -9,6 +10,7 @@ from attacks.model_inversion.registry import INVERSIONS
 from attacks.registry import ATTACKS
 from experiments.package_data import BUNDLED_PRIORS
 from experiments.settings import preset_names
+from experiments.sweep.file import SWEEPS, sweep_names
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS
 from fl_sim.images.bundled import PHOTOGRAPHS
@@ -20,7 +22,7 @@ from strategies.registry import available as strategies
 
 
 def list_names() -> Group:
-    """A table each of attacks, model inversions, strategies, defences, networks, datasets, priors and presets."""
+    """A table each of attacks, model inversions, strategies, defences, networks, datasets, priors, presets, sweeps."""
     kinds = {
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "model inversion": {name: _summary_line(INVERSIONS.find(name)) for name in INVERSIONS.names()},
@@ -38,6 +40,7 @@ def list_names() -> Group:
         },
         "prior": dict.fromkeys(BUNDLED_PRIORS, ""),
         "preset": dict.fromkeys(preset_names(), ""),
+        "sweep": {name: _first_comment(SWEEPS / f"{name}.toml") for name in sweep_names()},
     }
     return Group(*(_table(kind, names) for kind, names in kinds.items()))
 
@@ -55,6 +58,11 @@ def _table(kind: str, names: dict[str, str]) -> Table:
 def _network_line(config: dict[str, Any]) -> str:
     parameters = count_parameters(outline(config).parameters()) / 1e6
     return f"{parameters:.1f} million parameters; channels {', '.join(map(str, config['block_out_channels']))}"
+
+
+def _first_comment(file: Path) -> str:
+    """The first line of a file of settings."""
+    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def _summary_line(documented: type) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +48,11 @@ class RunDirectory:
         if not directory.config.is_file():
             raise SettingsError(f"{path}: not a run directory: it has no config.toml")
         return directory
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run was finished, report included."""
+        return self.model.is_file() and not self.state.is_file()
 
     @property
     def config(self) -> Path:
@@ -148,13 +154,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other run out of the folder meanwhile; SettingsError if one is in it."""
-        with self.config.open() as file:
-            try:
-                _lock(file)
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"{self.path}: another run is in this folder; allowed: to wait for its end"
-                ) from error
+        with locked(self.config, f"{self.path}: another run is in this folder; allowed: to wait for its end"):
             yield
 
     def settings(self) -> ExperimentSettings:
@@ -169,6 +169,17 @@ class RunDirectory:
         """Record this machine, the definitions of the metrics, and why any is missing."""
         content = environment() | {"metrics": metrics, "not_computed": not_computed}
         write_atomically(self.environment, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Lock a file meanwhile; SettingsError with the line ``busy`` if another process has locked it."""
+    with path.open() as file:
+        try:
+            _lock(file)
+        except BlockingIOError as error:
+            raise SettingsError(busy) from error
+        yield
 
 
 def _lock(file: IO[str]) -> None:
@@ -189,9 +200,12 @@ def make_empty_folder(path: Path) -> None:
 
 
 def check_empty_folder(path: Path) -> None:
-    """SettingsError unless ``path`` is an empty folder or could be made; nothing is made."""
+    """SettingsError unless ``path`` is an empty folder or could be made; nothing is made.
+
+    What a kill left of a file that was being written does not count.
+    """
     try:
-        occupied = path.exists() and any(path.iterdir())
+        occupied = path.exists() and not all(fnmatch(there.name, ".*.unfinished") for there in path.iterdir())
         above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:
         raise SettingsError(f"--out {path}: cannot be used as a folder: {error.strerror}") from error

@@ -34,7 +34,7 @@ def load_settings(
     Raises:
         SettingsError: naming the key, its value and what is allowed, with the nearest name where one is close.
     """
-    file = _read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
+    file = read_toml(source) if isinstance(source, Path) else deepcopy(dict(source))
     given = _with_overrides({}, overrides)
     kept = cls.without_outlived_arguments(file, given)
     tree = _with_overrides(kept, overrides)
@@ -72,7 +72,31 @@ def dump_toml(settings: Settings) -> str:
     return tomli_w.dumps(tree)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def as_override(path: Sequence[str], value: Any) -> str:
+    """The ``key=value`` that ``load_settings`` reads as that value, of TOML's types, at that path of names.
+
+    >>> as_override(("attack", "args", "my.package:Attack", "depth"), [1, 2])
+    'attack.args."my.package:Attack".depth=[1, 2]'
+    """
+    return f"{dotted_key(path)}={toml_value(value)}"
+
+
+def dotted_key(path: Sequence[str]) -> str:
+    """The names of a path as a dotted key of TOML; those that are no bare keys stand in quotes."""
+    return ".".join(tomli_w.dumps({name: 0}).removesuffix(" = 0\n") for name in path)
+
+
+def toml_value(value: Any) -> str:
+    """The value as TOML has it behind an equals sign, in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{dotted_key([name])} = {toml_value(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; SettingsError if it cannot be read or is none."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -92,7 +116,7 @@ def _with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 def _apply(tree: Tree, override: str) -> None:
     """Set one ``key=value`` in a tree of tables, in place, making the tables on the way."""
     key, equals, text = override.partition("=")
-    path = _parse_key(key)
+    path = parse_key(key)
     if not equals or not all(path):
         raise SettingsError(f"override {override!r}: expected key=value, such as client.batch_size=4")
     *tables, leaf = path
@@ -103,7 +127,7 @@ def _apply(tree: Tree, override: str) -> None:
     tree[leaf] = _parse_value(text.strip())
 
 
-def _parse_key(key: str) -> list[str]:
+def parse_key(key: str) -> list[str]:
     """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
     try:
         table = tomllib.loads(f"{key} = 0")
