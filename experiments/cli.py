@@ -115,6 +115,9 @@ def _resume(directory: Path, other_options: bool, verbose: bool) -> None:
 )
 def sweep(
     source: Annotated[str, typer.Argument(metavar="PRESET | FILE.toml", help="What to run (docs/sweeps.md).")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every run; may be repeated.")
+    ] = [],  # noqa: B006 (as above)
     out: Annotated[
         Path | None,
         typer.Option(
@@ -136,9 +139,9 @@ def sweep(
         from experiments.sweep.command import dry_run, run_sweep
 
         if dry:
-            dry_run(source, folder, jobs, console)
+            dry_run(source, overrides, folder, jobs, console)
             return
-        code = run_sweep(source, folder, jobs, console)
+        code = run_sweep(source, overrides, folder, jobs, console)
     raise typer.Exit(code)
 
 

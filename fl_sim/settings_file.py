@@ -50,13 +50,15 @@ def load_settings(
     return settings
 
 
-def parse_overrides(overrides: Sequence[str]) -> Tree:
+def parse_overrides(overrides: Sequence[str], onto: Tree | None = None) -> Tree:
     """The nested tables of ``key=value`` overrides, applied in order; key and value as in ``load_settings``.
+
+    ``onto``: tables in which they are set, which stay as they are.
 
     Raises:
         SettingsError: if one is no ``key=value``.
     """
-    return _with_overrides({}, overrides)
+    return _with_overrides(onto or {}, overrides)
 
 
 def dump_toml(settings: Settings) -> str:

@@ -16,6 +16,7 @@ from experiments.summary import RECOGNISABLE_DB
 from experiments.sweep import estimate, processes
 from experiments.sweep.directory import SweepDirectory
 from experiments.sweep.file import SweepFile, load_sweep
+from experiments.sweep.jobs import jobs_that_fit
 from experiments.sweep.points import Point, expand
 from experiments.sweep.progress import SweepProgress
 from experiments.sweep.table import ENDED, SweepTable
@@ -23,13 +24,14 @@ from fl_sim.config import SEED_BITS, SettingsError
 from fl_sim.errors import UserError
 
 
-def run_sweep(source: str, out: Path, jobs: int | None, console: Console) -> int:
+def run_sweep(source: str, overrides: Sequence[str], out: Path, jobs: int | None, console: Console) -> int:
     """Run what has not ended of a sweep; ``out`` gets the runs, the table and the report. Returns the exit code.
 
     Everything that can be wrong with any of its runs is found before the first one begins.
 
     Args:
         source: a preset, or a file.
+        overrides: settings of every run, as ``key=value``.
         out: new, empty, or the folder of the same sweep, which then goes on.
         jobs: runs at a time; None: as many as keep the processors busy.
         console: where it tells what it does.
@@ -38,7 +40,7 @@ def run_sweep(source: str, out: Path, jobs: int | None, console: Console) -> int
         UserError: one line on what is wrong, before anything is written.
     """
     directory = SweepDirectory(out)
-    sweep = _with_private_root(directory.take_up(load_sweep(source)))
+    sweep = _with_private_root(directory.take_up(load_sweep(source, overrides)))
     points = expand(sweep)
     ended = {point.name for point in points if directory.run(point.name).ended}
     planned = {}
@@ -56,7 +58,7 @@ def run_sweep(source: str, out: Path, jobs: int | None, console: Console) -> int
         table.save()
         left = [point for point in points if point.name not in ended]
         console.print(f"runs to do: {len(left)}; ended before: {len(ended)}", highlight=False)
-        failed = _run(left, table, jobs or processes.jobs_that_fit(list(planned.values())), len(ended), console)
+        failed = _run(left, table, jobs or jobs_that_fit(list(planned.values())), len(ended), console)
         _conclude(table, console)
     for name, reason in failed.items():
         console.print(f"failed: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
@@ -65,14 +67,14 @@ def run_sweep(source: str, out: Path, jobs: int | None, console: Console) -> int
     return min(1, len(failed))
 
 
-def dry_run(source: str, out: Path, jobs: int | None, console: Console) -> None:
+def dry_run(source: str, overrides: Sequence[str], out: Path, jobs: int | None, console: Console) -> None:
     """``fl-sim sweep --dry-run``: print every run and what they will cost, and leave nothing behind.
 
     Raises:
         UserError: one line on what is wrong.
     """
     directory = SweepDirectory(out)
-    sweep = _with_private_root(directory.take_up(load_sweep(source)))
+    sweep = _with_private_root(directory.take_up(load_sweep(source, overrides)))
     points = expand(sweep)
     costs: dict[str, estimate.Cost] = {}
     planned: dict[str, ExperimentSettings] = {}
@@ -83,7 +85,7 @@ def dry_run(source: str, out: Path, jobs: int | None, console: Console) -> None:
                 costs[point.name] = estimate.estimate(experiment)
         planned[point.name] = experiment.settings
     directory.check_settings(planned)
-    table, lines = estimate.describe(costs, sweep.repetitions, jobs or processes.jobs_that_fit(list(planned.values())))
+    table, lines = estimate.describe(costs, sweep.repetitions, jobs or jobs_that_fit(list(planned.values())))
     console.print(table)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -112,12 +114,12 @@ def _run(points: Sequence[Point], table: SweepTable, jobs: int, ended: int, cons
         for name in (point.name for point in points)
     ]
     with SweepProgress(console, len(table.planned), ended) as display:
-        for task, reason in processes.side_by_side(tasks, jobs, lambda task: display.begun(task.name)):
+        for task, reason in processes.side_by_side(tasks, jobs, display.begun, processes.fl_sim_run):
             if reason is not None:
                 failed[task.name] = reason
             table.update(task.name, ENDED if reason is None else f"failed: {reason}")
             table.save()
-            display.ended(task.name, _outcome(table.rows[task.name]), reason is not None)
+            display.ended(task, _outcome(table.rows[task.name]), reason is not None)
     return failed
 
 

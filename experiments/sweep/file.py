@@ -1,6 +1,6 @@
 """The file of a sweep: what stays, what varies, how often it is repeated."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from experiments.settings import PRESETS, preset_names
 from fl_sim.config import Section, Seed, SettingsError
 from fl_sim.errors import dotted, first_error, nearest, one_line
-from fl_sim.settings_file import dotted_key, read_toml
+from fl_sim.settings_file import dotted_key, parse_overrides, read_toml
 
 SWEEPS = PRESETS / "sweeps"
 
@@ -80,19 +80,31 @@ def sweep_names() -> list[str]:
     return sorted(file.stem for file in SWEEPS.glob("*.toml"))
 
 
-def load_sweep(preset_or_file: str) -> SweepFile:
+def load_sweep(preset_or_file: str, overrides: Sequence[str] = ()) -> SweepFile:
     """The sweep of this name, or of this file (a name with a suffix or a slash), its base a preset or absolute.
 
+    ``overrides`` are settings of every run, as ``key=value``, over those that the file sets.
+
     Raises:
-        SettingsError: if there is none, or something in it is wrong.
+        SettingsError: if there is none, or something in it is wrong, or an override sets what varies.
     """
     path = _find(preset_or_file)
-    tables = read_toml(path)
+    sweep = _validated(path, read_toml(path))
+    for key in flatten(parse_overrides(overrides)):
+        if key in sweep.axes:
+            raise SettingsError(f"--set {dotted_key(key)}: it varies in the sweep; allowed: a setting that does not")
+    tables = sweep.model_dump() | {
+        "base": _base(sweep.base, path.parent),
+        "set": parse_overrides(overrides, sweep.set),
+    }
+    return _validated(path, tables)
+
+
+def _validated(path: Path, tables: Mapping[str, Any]) -> SweepFile:
     try:
-        sweep = SweepFile.model_validate(tables)
+        return SweepFile.model_validate(tables)
     except ValidationError as error:
         raise SettingsError(f"{path}: {_describe(error)}") from error
-    return sweep.model_copy(update={"base": _base(sweep.base, path.parent)})
 
 
 def flatten(tree: Mapping[str, Any]) -> Values:

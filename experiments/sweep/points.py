@@ -75,17 +75,15 @@ def _settings(sweep: SweepFile) -> Iterator[Values]:
 def _names(settings: Sequence[Values], axes: Sequence[KeyPath]) -> list[str]:
     """A name for each run that depends on nothing but what it sets, and on what the axes are called."""
     keys = _short_keys(axes)
-    names = [_name(varied, keys) for varied in settings]
+    names, digests = [_name(varied, keys) for varied in settings], [_digest(varied) for varied in settings]
+    for name, digest in zip(names, digests, strict=True):
+        if (count := digests.count(digest)) > 1:
+            raise SettingsError(f"{name}: {count} runs of the sweep set the same; allowed: each once, and repetitions")
     # On some file systems capital letters are no others.
     often = Counter(name.casefold() for name in names)
-    names = [
-        f"{name}-{_digest(varied)}" if often[name.casefold()] > 1 else name
-        for name, varied in zip(names, settings, strict=True)
+    return [
+        f"{name}-{digest}" if often[name.casefold()] > 1 else name for name, digest in zip(names, digests, strict=True)
     ]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise SettingsError(f"{name}: {count} runs of the sweep set the same; allowed: each once, and repetitions")
-    return names
 
 
 def _name(varied: Values, keys: dict[KeyPath, str]) -> str:

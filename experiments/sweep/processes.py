@@ -13,12 +13,9 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
 import typer
 
 from experiments.commands import console, one_line_errors, what_is_left
-from experiments.run_directory import RunDirectory
-from experiments.settings import ExperimentSettings
 from experiments.stopping import follow_parent
 from fl_sim.errors import one_line, printable
 
@@ -33,8 +30,13 @@ class Task:
     log: Path
 
 
-def side_by_side(tasks: Sequence[Task], jobs: int, begun: Callable[[Task], None]) -> Iterator[tuple[Task, str | None]]:
-    """Each task as it ends, with the reason if its run failed; ``jobs`` at a time; ``begun`` is told of each first."""
+def side_by_side(
+    tasks: Sequence[Task], jobs: int, begun: Callable[[Task], None], work: Callable[[Task], None]
+) -> Iterator[tuple[Task, str | None]]:
+    """Do ``work`` on every task, ``jobs`` at a time; each task as it ends, with the reason if it failed.
+
+    ``begun`` is told of each first.
+    """
     context = multiprocessing.get_context("spawn")
     waiting = list(tasks)
     running: dict[int, tuple[Task, BaseProcess]] = {}
@@ -42,7 +44,7 @@ def side_by_side(tasks: Sequence[Task], jobs: int, begun: Callable[[Task], None]
         while waiting or running:
             while waiting and len(running) < jobs:
                 task = waiting.pop(0)
-                started = context.Process(target=_run, args=(task,), name=task.name)
+                started = context.Process(target=_work, args=(work, task), name=task.name)
                 started.start()
                 running[started.sentinel] = task, started
                 begun(task)
@@ -56,9 +58,17 @@ def side_by_side(tasks: Sequence[Task], jobs: int, begun: Callable[[Task], None]
             process.kill()
 
 
+def fl_sim_run(task: Task) -> None:
+    """What ``fl-sim run`` does, or ``fl-sim run --resume``; what is wrong is one line and an exit code."""
+    with one_line_errors(lambda: what_is_left(task.out), with_ray=True):
+        carry_out(task)
+
+
 def carry_out(task: Task) -> None:
     """Begin the run, or go on with it; UserError or FederationError if it fails."""
+    # Imported by the process of the run alone: it takes seconds.
     from experiments.launch import launch, resume
+    from experiments.run_directory import RunDirectory
 
     if RunDirectory(task.out).config.is_file():
         resume(task.out, console)
@@ -66,33 +76,14 @@ def carry_out(task: Task) -> None:
         launch(str(task.settings), (), task.out, console)
 
 
-def jobs_that_fit(settings: Sequence[ExperimentSettings]) -> int:
-    """How many such runs keep the processors of this machine busy: one where they share a GPU.
-
-    A run counts with the clients that train at once, or with its attack workers if these are more: attacks lag behind
-    the rounds and go on after them.
-    """
-    if torch.cuda.is_available():
-        return 1
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // max(_busy(each, cpus) for each in settings))
-
-
-def _busy(settings: ExperimentSettings, cpus: int) -> int:
-    federation, attack = settings.federation, settings.attack
-    clients = min(federation.clients_per_round or federation.clients, max(1, int(cpus / federation.client_cpus)))
-    return max(clients, attack.workers * attack.threads if attack.in_run else 0)
-
-
-def _run(task: Task) -> None:
+def _work(work: Callable[[Task], None], task: Task) -> None:
     follow_parent()
     task.log.parent.mkdir(exist_ok=True)
     with task.log.open("ab", buffering=0) as log:
         for output in (1, 2):
             os.dup2(log.fileno(), output)
     try:
-        with one_line_errors(lambda: what_is_left(task.out), with_ray=True):
-            carry_out(task)
+        work(task)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
 

@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from experiments.sweep.processes import Task
+
 
 class SweepProgress:
     """The progress of so many ``runs``, of which some have ``ended`` before, as a context manager around them."""
@@ -36,17 +38,17 @@ class SweepProgress:
     ) -> None:
         self._progress.stop()
 
-    def begun(self, name: str) -> None:
+    def begun(self, task: Task) -> None:
         """Show that a run has begun."""
-        self._running[name] = monotonic()
-        self._say(f"{name}: begun")
+        self._running[task.name] = monotonic()
+        self._say(f"{task.name}: begun")
 
-    def ended(self, name: str, outcome: str, failed: bool) -> None:
+    def ended(self, task: Task, outcome: str, failed: bool) -> None:
         """Show what came of a run."""
-        seconds = monotonic() - self._running.pop(name)
+        seconds = monotonic() - self._running.pop(task.name)
         self._ended, self._failed = self._ended + 1, self._failed + failed
         self._progress.advance(self._task)
-        self._say(f"{self._ended}/{self._runs} {name}: {outcome} in {seconds:.0f} s")
+        self._say(f"{self._ended}/{self._runs} {task.name}: {outcome} in {seconds:.0f} s")
 
     def _say(self, line: str) -> None:
         failed = f", {self._failed} failed" if self._failed else ""
