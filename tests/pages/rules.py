@@ -30,15 +30,24 @@ from experiments.bench import __main__ as rewriting
 from experiments.cli import app
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings, load_run, preset_names
+from experiments.sweep.file import load_sweep
+from experiments.sweep.points import expand
 from fl_sim import registry
 from fl_sim.config import resolve
-from fl_sim.settings_file import load_settings
+from fl_sim.settings_file import dotted_key, load_settings
 from tests.experiments.in_process import PoolInThisProcess, without_ray
 from tests.pages.benchmarks import quick_benchmarks
 from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
 from tests.pages.pages import REPOSITORY, Item
 from tests.pages.reading import BlockRule, NoRuleError, Outcome, Reader, Rule
-from tests.pages.stand_ins import CHEAPER_ATTACK, CHEAPER_INVERSION, CHEAPER_RUN, CHEAPER_RUN_ATTACK, NAMES
+from tests.pages.stand_ins import (
+    CHEAPER_ATTACK,
+    CHEAPER_INVERSION,
+    CHEAPER_RUN,
+    CHEAPER_RUN_ATTACK,
+    CHEAPER_SWEEP,
+    NAMES,
+)
 from tests.strategies.test_sink import GUESS
 
 SHORT_GIDM = Phases(sampler_steps=2, latent_iterations=2, pixel_iterations=2, lr=0.1, solved_below=None)
@@ -219,6 +228,7 @@ def _in_this_process(reader: Reader, environment: dict[str, str]) -> Iterator[No
         stack.enter_context(patch("torch.cuda.is_available", lambda: False))
         stack.enter_context(without_ray())
         stack.enter_context(quick_benchmarks())
+        stack.enter_context(patch("experiments.sweep.command.expand", lambda sweep: expand(sweep)[:2]))
         _forget(reader)
         try:
             yield
@@ -254,6 +264,10 @@ def _cheaper(words: list[str]) -> list[str]:
         args = CHEAPER_ATTACK.get(name, {}) | CHEAPER_RUN_ATTACK.get(name, {})
         short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]
+    if words[0] == "sweep":
+        varied = {dotted_key(path) for path in load_sweep(words[1]).axes}
+        cheap = CHEAPER_SWEEP.items()
+        return [f"--set={key}={value}" for key, value in cheap if key not in varied | given.keys()]
     if words[0] == "attack":
         names = [name for before, name in pairwise(words) if before == "--attack"]
         short = {
@@ -315,6 +329,11 @@ def _run_python(reader: Reader, item: Item) -> Outcome:
 def _read_toml(reader: Reader, item: Item) -> Outcome:
     """Settings have to make a run, and entry points to name what the page shows."""
     tables = tomllib.loads(item.text)
+    if "base" in tables:
+        path = reader.folder / "a-sweep.toml"
+        path.write_text(item.text)
+        assert expand(load_sweep(str(path)).model_copy(update={"client_seed": 0}))
+        return Outcome()
     if tables.keys() <= ExperimentSettings.model_fields.keys():
         with _in_this_process(reader, {}):
             prepare(resolve(load_settings(ExperimentSettings, tables)))
