@@ -85,6 +85,11 @@ class RunDirectory:
         return self.path / "state.safetensors"
 
     @property
+    def progress(self) -> Path:
+        """Where the run is, and that it lives, for those who watch; gone when nobody works here."""
+        return self.path / "progress.json"
+
+    @property
     def captures(self) -> Path:
         """The folder of the updates that the server saw, one file each."""
         return self.path / "captures"
@@ -133,6 +138,11 @@ class RunDirectory:
     def samples(self) -> Path:
         """A grid of images sampled from the final model."""
         return self.path / "samples.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of what TensorBoard shows, if it was asked for."""
+        return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.batch_trial import try_first_batch
 from experiments.launch import check
-from experiments.report import build_comparison
+from experiments.report import build_sweep_report
 from experiments.settings import ExperimentSettings
 from experiments.summary import RECOGNISABLE_DB
 from experiments.sweep import estimate, processes
@@ -132,14 +132,11 @@ def _outcome(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _conclude(table: SweepTable, console: Console) -> None:
-    """Build the report of the runs that have ended, and print the table."""
-    ended = [name for name in table.planned if table.directory.run(name).ended]
-    if ended:
-        build_comparison([table.directory.run(name).path for name in ended], table.directory.report)
+    """Build the report, and print the table."""
+    build_sweep_report(table.frame(), table.columns, table.directory.report)
     console.print(_shown(table))
     console.print(f"table: [bold]{table.directory.csv}[/bold]", soft_wrap=True)
-    if ended:
-        console.print(f"report: [bold]{table.directory.report}[/bold]", soft_wrap=True)
+    console.print(f"report: [bold]{table.directory.report}[/bold]", soft_wrap=True)
 
 
 def _shown(table: SweepTable) -> Table:
