@@ -461,14 +461,23 @@ def report(
     "[cyan]fl-sim watch runs/demo --once[/cyan]   how it stands now"
 )
 def watch(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, on this machine or mounted.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The directory of a run or a sweep, on this machine or mounted.")
+    ],
     once: Annotated[bool, typer.Option("--once", help="Show how it stands, and leave.")] = False,
 ) -> None:
     """Show how a run goes on that was started elsewhere: rounds, attacks, what leaked, time left. Only reads files."""
     with one_line_errors("stopped watching"):
+        from experiments.sweep.directory import SweepDirectory
+        from experiments.sweep.watch import watch_sweep
         from experiments.watch import watch as show
 
-        show(expand_home(directory), console, once)
+        path = expand_home(directory)
+        sweep = SweepDirectory(path)
+        if sweep.csv.is_file():
+            watch_sweep(sweep, console, once)
+        else:
+            show(path, console, once)
 
 
 @app.command("list")
