@@ -133,21 +133,38 @@ def _callbacks(directory: Path, tensorboard: bool) -> "list[Callback]":
 def sweep(
     source: Annotated[str, typer.Argument(metavar="PRESET | FILE.toml", help="What to run (docs/sweeps.md).")],
     overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every run; may be repeated.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of every run; may be repeated.",
+            rich_help_panel="What to run",
+        ),
     ] = [],  # noqa: B006 (as above)
     out: Annotated[
         Path | None,
         typer.Option(
             help="The folder of the runs: new, empty, or one of this sweep, which then goes on.",
             show_default="runs/PRESET-TIME",
+            rich_help_panel="What to write",
         ),
     ] = None,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Check every run, print the plan and its cost, and leave nothing behind.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check every run, print the plan and its cost, and leave nothing behind.",
+            rich_help_panel="What to run",
+        ),
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at a time.", show_default="as many as keep the processors busy; with a GPU 1"),
+        typer.Option(
+            min=1,
+            help="Runs at a time.",
+            show_default="as many as keep the processors busy; with a GPU 1",
+            rich_help_panel="Resources",
+        ),
     ] = None,
 ) -> None:
     """Launch many runs that differ in a few settings, and report what leaked in each: one table, one report."""
