@@ -1,7 +1,8 @@
 """``fl-sim sweep``: from the file to the runs, the table and the report."""
 
+import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from experiments.sweep.file import SweepFile, load_sweep
 from experiments.sweep.jobs import jobs_that_fit
 from experiments.sweep.points import Point, expand
 from experiments.sweep.progress import SweepProgress
-from experiments.sweep.table import ENDED, SweepTable
+from experiments.sweep.table import ENDED, Row, SweepTable
 from fl_sim.config import SEED_BITS, SettingsError
 from fl_sim.errors import UserError
 
@@ -123,12 +124,19 @@ def _run(points: Sequence[Point], table: SweepTable, jobs: int, ended: int, cons
     return failed
 
 
-def _outcome(rows: Sequence[Mapping[str, object]]) -> str:
+def _outcome(rows: Sequence[Row]) -> str:
     """What came of a run, in a few words."""
     if rows[0]["status"] != ENDED:
         return str(rows[0]["status"])
-    found = [f"{row['attack']} {row['median_psnr']:.1f} dB" for row in rows if row["median_psnr"] is not None]
+    found = [
+        f"{row['attack']}: {_decibels(row['median_psnr']) or 'failed'}" for row in rows if row["images"] is not None
+    ]
     return ", ".join(found) or ENDED
+
+
+def _decibels(psnr: float | None) -> str:
+    """As text, empty where there is none."""
+    return "" if psnr is None or math.isnan(psnr) else f"{psnr:.1f} dB"
 
 
 def _conclude(table: SweepTable, console: Console) -> None:
@@ -145,13 +153,13 @@ def _shown(table: SweepTable) -> Table:
         shown.add_column(heading, justify="left" if heading in ("run", "attack") else "right", overflow="fold")
     for name in table.planned:
         for row in table.rows[name]:
-            psnr, share = row["median_psnr"], row["share_recognisable"]
+            share = row["share_recognisable"]
             shown.add_row(
                 name,
                 str(row["attack"] or ""),
                 "" if row["images"] is None else str(row["images"]),
-                "" if psnr is None else f"{psnr:.1f} dB",
-                "" if share is None else f"{100 * share:.0f} %",
-                f"{row['utility']:.4f}" if row["utility"] == row["utility"] else "",
+                _decibels(row["median_psnr"]),
+                "" if share is None or math.isnan(share) else f"{100 * share:.0f} %",
+                "" if math.isnan(row["utility"]) else f"{row['utility']:.4f}",
             )
     return shown

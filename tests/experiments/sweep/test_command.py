@@ -171,6 +171,8 @@ def test_attacks_that_find_nothing_are_no_failure_of_the_run(tmp_path: Path) -> 
     assert table["status"].tolist() == ["ended", "ended"]
     assert table["median_psnr"].isna().tolist() == [False, True]
     assert table["share_recognisable"].tolist() == [0, 0]
+    assert "fail: failed in" in result.output
+    assert "nan" not in result.output
 
 
 @pytest.mark.parametrize(
