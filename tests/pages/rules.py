@@ -228,7 +228,7 @@ def _in_this_process(reader: Reader, environment: dict[str, str]) -> Iterator[No
         stack.enter_context(patch("torch.cuda.is_available", lambda: False))
         stack.enter_context(without_ray())
         stack.enter_context(quick_benchmarks())
-        stack.enter_context(patch("experiments.sweep.command.expand", lambda sweep: expand(sweep)[:2]))
+        stack.enter_context(patch("experiments.sweep.command.expand", lambda sweep: expand(sweep)[:1]))
         _forget(reader)
         try:
             yield
