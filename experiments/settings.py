@@ -24,6 +24,8 @@ from fl_sim.setting_layers import Tree, Void, look_up
 from fl_sim.settings_file import dump_toml, load_settings
 
 PRESETS = data_file("presets")
+SWEEPS = PRESETS / "sweeps"
+"""The folder of those of ``fl-sim sweep``."""
 NO_ATTACK = "none"
 NO_INVERSION = "none"
 _PRIORS = BUNDLED_FILES | BUNDLED_PRIORS
@@ -207,8 +209,9 @@ class ExperimentSettings(Settings):
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.toml"))
+    """The presets of runs that come with the package, sorted; those in a folder are called ``folder/name``."""
+    files = [file for file in PRESETS.rglob("*.toml") if SWEEPS not in file.parents]
+    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in files)
 
 
 Source = str | Path | Mapping[str, Any] | ExperimentSettings
@@ -250,7 +253,7 @@ def _preset_or_file(name: str) -> Path:
         path = Path(expand_home(name))
     except ValueError as error:
         raise SettingsError(f"preset or file {name!r}: {error}") from error
-    return _preset(name) if path.suffix == "" and path.name == name else path
+    return _preset(name) if name in preset_names() or (path.suffix == "" and not path.exists()) else path
 
 
 def _preset(name: str) -> Path:

@@ -7,12 +7,10 @@ from typing import Any
 import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
-from experiments.settings import PRESETS, preset_names
+from experiments.settings import SWEEPS, preset_names
 from fl_sim.config import Section, Seed, SettingsError
 from fl_sim.errors import dotted, first_error, nearest, one_line
 from fl_sim.settings_file import dotted_key, parse_overrides, read_toml
-
-SWEEPS = PRESETS / "sweeps"
 
 KeyPath = tuple[str, ...]
 """The names of a dotted key."""
