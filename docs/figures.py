@@ -16,7 +16,7 @@ from experiments.bench.attack_measurement import attempt, psnr
 from experiments.bench.cases import CONTENDERS, Case
 from experiments.bench.victims import Victim, make_victim
 from experiments.checkpoint import BUNDLED
-from experiments.figures import COLOURS
+from experiments.report.charts import COLOURS
 
 IMAGES = Path(__file__).parent / "images"
 SEED = 2211

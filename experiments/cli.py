@@ -14,6 +14,7 @@ from experiments.commands import (
     OneLineGroup,
     comparison_file,
     complete_preset,
+    complete_sweep,
     console,
     expand_home,
     how_to_go_on,
@@ -156,7 +157,12 @@ def _callbacks(directory: Path, tensorboard: bool) -> "list[Callback]":
     "[cyan]fl-sim sweep my-sweep.toml --jobs 4[/cyan]   four runs at a time"
 )
 def sweep(
-    source: Annotated[str, typer.Argument(metavar="PRESET | FILE.toml", help="What to run (docs/sweeps.md).")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET | FILE.toml", help="What to run (docs/sweeps.md).", autocompletion=complete_sweep
+        ),
+    ],
     overrides: Annotated[
         list[str],
         typer.Option(
@@ -192,7 +198,12 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Launch many runs that differ in a few settings, and report what leaked in each: one table, one report."""
+    """Launch many runs that differ in a few settings, and report what leaked in each: one table, one report.
+
+    PRESET is a sweep that fl-sim list shows, FILE.toml one of your own.
+
+    Writes a folder with a run directory for every run, sweep.csv with a row for every run and attack, and report.html.
+    """
     folder = output_folder(out, Path(source).stem)
     with one_line_errors(lambda: the_same_again(out, folder), with_ray=True):
         from experiments.sweep.command import dry_run, run_sweep

@@ -134,6 +134,13 @@ def expand_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
 
 
+def complete_sweep(incomplete: str) -> list[str]:
+    """The sweeps whose names begin so, for the shell to complete."""
+    from experiments.sweep.file import sweep_names
+
+    return [name for name in sweep_names() if name.startswith(incomplete)]
+
+
 def complete_preset(incomplete: str) -> list[str]:
     """The presets whose names begin so, for the shell to complete."""
     from experiments.settings import preset_names
