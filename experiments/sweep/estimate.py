@@ -1,5 +1,6 @@
 """What a sweep will cost, from one gradient of each run that is timed here; an estimate, and it says of what."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,13 +16,14 @@ from fl_sim import network
 from fl_sim.client_app import plain_gradient, private_draw
 
 STARTING_SECONDS = 20.0
-"""To start Ray, the clients and the workers, and to write the report: what the presets took on two cores."""
+"""To start Ray, the clients and the workers, and to write the report: about what that takes on two idle cores."""
 
 MADE_OF = (
     f"An estimate. A run takes {STARTING_SECONDS:.0f} s to start and to end, its clients what one reply took here "
-    "times their number and rounds. An attack takes at most its budget of evaluations, each as long as one gradient of "
-    "the training loss took here, and at most attack.timeout; most end earlier, and one of another budget counts with "
-    "the timeout. Not in it: measuring the model, and what runs side by side take from each other."
+    "times their number and rounds. An attack takes at most its max_evaluations, times the root of the number of "
+    "images, each as long as a gradient of the training loss of all of them took here, and at most attack.timeout; "
+    "most end earlier, and one without that budget counts with the timeout. Not in it: measuring the model, and what "
+    "runs side by side take from each other."
 )
 
 
@@ -67,15 +69,19 @@ def estimate(experiment: Experiment) -> Cost:
     attack = settings.attack
     if not attack.in_run:
         return Cost(training, 0, 0.0)
-    longest = [_longest(create(name, given), gradient, attack.timeout) for name, given in attack.arguments.items()]
+    summed = (
+        (settings.federation.clients_per_round or settings.federation.clients) if experiment.defence.sum_only else 1
+    )
+    budget = math.sqrt(summed * len(draw.images)) * summed * gradient
+    longest = [_longest(create(name, given), budget, attack.timeout) for name, given in attack.arguments.items()]
     attacks = rounds * seen
     return Cost(training, attacks * len(longest), attacks * sum(longest) / attack.workers)
 
 
-def _longest(attack: object, gradient: float, timeout: float) -> float:
-    """Most seconds of one attack."""
+def _longest(attack: object, seconds: float, timeout: float) -> float:
+    """Most seconds of one attack, so many for each evaluation of its budget."""
     evaluations = getattr(attack, "max_evaluations", None)
-    return timeout if evaluations is None else min(timeout, evaluations * gradient)
+    return timeout if evaluations is None else min(timeout, evaluations * seconds)
 
 
 def describe(costs: Mapping[str, Cost], repetitions: int, jobs: int) -> tuple[Table, list[str]]:
