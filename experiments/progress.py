@@ -128,6 +128,8 @@ class Progress(Display):
         self._tally.add_attacks(leakage)
         self._rounds_before, self._attacks_before = self._tally.rounds, self._tally.attacks
         self._ended, self._failed = self._tally.attacks, self._tally.failed
+        if self._work == "run" and self._tally.rounds >= self._planned_rounds:
+            self._step = "waiting for the attacks"
 
     def step(self, text: str) -> None:
         """Show what the run does now."""

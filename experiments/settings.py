@@ -3,9 +3,9 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from experiments.package_data import BUNDLED_FILES, BUNDLED_PRIORS, data_file
 from fl_sim.config import (
@@ -15,6 +15,7 @@ from fl_sim.config import (
     Section,
     Settings,
     SettingsError,
+    UserPath,
     defaults_of,
     expand_home,
     resolve,
@@ -104,11 +105,29 @@ _PUBLIC = tuple(f"data.public.{key}" for key in PublicSettings.model_fields)
 _INVERSION = (*(f"inversion.{key}" for key in InversionSettings.model_fields), *_PUBLIC)
 
 
+def _several(value: Any) -> Any:
+    """A list of one, where somebody typed the one without brackets."""
+    return (value,) if isinstance(value, str) else value
+
+
 class UtilitySettings(Section):
     """How often the evaluator measures the model, and how many images it samples."""
 
     every: int = Field(1, ge=0)
     samples: int = Field(16, ge=0, le=10_000)
+
+
+class MetricsSettings(Section):
+    """What reconstructions are measured by, and what chance is measured on.
+
+    ``names``: metrics, each a column of the leakage table; mse and psnr always are. ``lpips_weights``: files with the
+    backbones of LPIPS. ``chance_pairs``: at most so many pairs of a reconstruction and an image that is not its own
+    make the chance level of a metric; 0: it is not computed.
+    """
+
+    names: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("mse", "psnr", "ssim", "lpips")
+    lpips_weights: Annotated[tuple[UserPath, ...], BeforeValidator(_several)] = ()
+    chance_pairs: int = Field(500, ge=0, le=1_000_000)
 
 
 class ExperimentSettings(Settings):
@@ -167,6 +186,20 @@ class ExperimentSettings(Settings):
             "task = 'diffusion'",
         ),
         Void(
+            "metrics.names",
+            lambda names: "lpips" not in str(names),
+            ("metrics.lpips_weights",),
+            "LPIPS is not computed",
+            "lpips, lpips_vgg or lpips_squeeze in it",
+        ),
+        Void(
+            "attack.name",
+            lambda name: not _names(name),
+            tuple(f"metrics.{key}" for key in MetricsSettings.model_fields),
+            "nothing is reconstructed",
+            "an attack's name",
+        ),
+        Void(
             "utility.every",
             lambda every: every == 0,
             ("utility.samples",),
@@ -206,6 +239,7 @@ class ExperimentSettings(Settings):
     attack: AttackSettings = AttackSettings()
     inversion: InversionSettings = InversionSettings()
     utility: UtilitySettings = UtilitySettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 def preset_names() -> list[str]:
@@ -215,12 +249,13 @@ def preset_names() -> list[str]:
 
 
 Source = str | Path | Mapping[str, Any] | ExperimentSettings
-"""What to run: a preset's name, a TOML file (a string with a suffix or a slash, or a Path), values by dotted key, or
-settings."""
+"""What to run: a preset's name, a TOML file, values by dotted key, or settings."""
 
 
 def load_run(source: Source, overrides: Sequence[str] = ()) -> ExperimentSettings:
     """Resolved settings from what somebody wants to run, with ``key=value`` overrides applied in order.
+
+    A string that is no preset is a file if it has a suffix or is there.
 
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
@@ -231,7 +266,7 @@ def load_run(source: Source, overrides: Sequence[str] = ()) -> ExperimentSetting
         tree = _nested(source)
     else:
         tree = source if isinstance(source, Path) else _preset_or_file(source)
-    return resolve(load_settings(ExperimentSettings, tree, overrides))
+    return _with_absolute_weights(resolve(load_settings(ExperimentSettings, tree, overrides)))
 
 
 def _nested(values: Mapping[str, Any]) -> Tree:
@@ -254,6 +289,11 @@ def _preset_or_file(name: str) -> Path:
     except ValueError as error:
         raise SettingsError(f"preset or file {name!r}: {error}") from error
     return _preset(name) if name in preset_names() or (path.suffix == "" and not path.exists()) else path
+
+
+def _with_absolute_weights(settings: ExperimentSettings) -> ExperimentSettings:
+    weights = tuple(str(Path(file).absolute()) for file in settings.metrics.lpips_weights)
+    return settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"lpips_weights": weights})})
 
 
 def _preset(name: str) -> Path:

@@ -19,6 +19,7 @@ NAMED = {
     ("fl-sim", "attack"),
     ("fl-sim", "report"),
     ("fl-sim", "sweep"),
+    ("fl-sim", "watch"),
     ("fl-sim", "list"),
     ("fl-sim", "train-prior"),
     ("flwr", "run"),

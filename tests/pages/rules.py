@@ -345,9 +345,8 @@ def _run_python(reader: Reader, item: Item) -> Outcome:
 
 def _load_cheaper(source: Source, overrides: Sequence[str] = ()) -> ExperimentSettings:
     """What ``experiments.run`` is asked to run, shorter."""
-    return load_run(
-        source, [*overrides, *(word.removeprefix("--set=") for word in _cheaper(["run", "demo", *overrides]))]
-    )
+    words = _cheaper(["run", "demo", *overrides])
+    return load_run(source, [*overrides, *(word.removeprefix("--set=") for word in words)])
 
 
 def _read_toml(reader: Reader, item: Item) -> Outcome:
