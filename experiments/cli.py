@@ -84,19 +84,19 @@ def run(
     directory = output_folder(out, Path(preset).stem)
     if dry:
         with one_line_errors("stopped; nothing was written"):
-            from experiments.run import dry_run
+            from experiments.launch import dry_run
 
             dry_run(preset, overrides, directory)
         return
     with one_line_errors(lambda: what_is_left(directory), with_ray=True):
-        from experiments.run import launch
+        from experiments.launch import launch
 
         launch(preset, overrides, directory, console, verbose)
 
 
 def _resume(directory: Path, other_options: bool, verbose: bool) -> None:
     with one_line_errors(lambda: what_is_left(directory), with_ray=True):
-        from experiments.run import resume
+        from experiments.launch import resume
         from fl_sim.config import SettingsError
 
         if other_options:

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from experiments.batch_trial import try_first_batch
 from experiments.experiment import prepare
+from experiments.launch import run_on
 from experiments.progress import run_progress
-from experiments.run import run_on
 from experiments.run_directory import RunDirectory
 from experiments.settings import load_run
 from fl_sim.config import SettingsError, flower_run_directory

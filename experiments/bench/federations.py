@@ -17,9 +17,9 @@ from attacks.observation import Observation, ThreatModel, UpdateId
 from experiments.bench.attack_measurement import attempt, compared
 from experiments.bench.benchmark import Measurement, Row
 from experiments.experiment import Experiment, prepare
+from experiments.launch import federate, repeatable_grid
 from experiments.leakage import Truth, client_truth, summed_truth
 from experiments.privacy import most_spent, privacy_spent
-from experiments.run import federate, repeatable_grid
 from experiments.settings import ExperimentSettings
 from experiments.utility import DISTANCE, LOSS, Utility
 from fl_sim.client_app import build_client_app

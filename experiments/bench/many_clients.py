@@ -26,7 +26,7 @@ from attacks.workers import AttackPool
 from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row, revisions
 from experiments.bench.tables import Table
 from experiments.experiment import Experiment, prepare
-from experiments.run import federate, repeatable_grid
+from experiments.launch import federate, repeatable_grid
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
 from fl_sim.config import resolve

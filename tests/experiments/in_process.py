@@ -16,8 +16,8 @@ from attacks.observation import Observation
 from attacks.registry import create
 from attacks.workers import Counts, Job, Result
 from experiments.experiment import prepare
+from experiments.launch import build_server_app
 from experiments.progress import run_progress
-from experiments.run import build_server_app
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from fl_sim.client_app import build_client_app
@@ -58,8 +58,8 @@ def federation_in_process(server_app: ServerApp, client_app: Client, settings: S
 def without_ray() -> Iterator[None]:
     """Federations that the command line starts, and the attacks on them, run in this process meanwhile."""
     with (
-        patch("experiments.run.run_federation", federation_in_process),
-        patch("experiments.run.AttackPool", PoolInThisProcess),
+        patch("experiments.launch.run_federation", federation_in_process),
+        patch("experiments.launch.AttackPool", PoolInThisProcess),
         patch("experiments.attack_later.AttackPool", PoolInThisProcess),
     ):
         yield

@@ -123,8 +123,8 @@ def test_reports_are_built_again_and_compared(tmp_path: Path) -> None:
 def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
     code = (
         "import signal\n"
-        "from experiments import cli, run\n"
-        "run.launch = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
+        "from experiments import cli, launch\n"
+        "launch.launch = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
         "cli.app(['run', 'demo', '--out', 'somewhere'])\n"
     )
 

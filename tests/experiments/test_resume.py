@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from attacks.workers import Job, Result
 from experiments.cli import app
-from experiments.run import launch, resume
+from experiments.launch import launch, resume
 from experiments.run_directory import RunDirectory
 from fl_sim.local_grid import Client
 from fl_sim.wire import CONFIG, ROUND
@@ -80,7 +80,7 @@ def training(round_number: int, client: int) -> Callable[[], object]:
 
         federation_in_process(server_app, dying, settings)
 
-    return lambda: patch("experiments.run.run_federation", run)
+    return lambda: patch("experiments.launch.run_federation", run)
 
 
 def attacking(number: int) -> Callable[[], object]:
@@ -95,7 +95,7 @@ def attacking(number: int) -> Callable[[], object]:
                 raise Killed
             super().submit(job, on_result)
 
-    return lambda: patch("experiments.run.AttackPool", Pool)
+    return lambda: patch("experiments.launch.AttackPool", Pool)
 
 
 def recording(round_number: int) -> Callable[[], object]:
@@ -109,7 +109,7 @@ def recording(round_number: int) -> Callable[[], object]:
 
 
 def reporting() -> object:
-    return patch("experiments.run.build_report", side_effect=Killed)
+    return patch("experiments.launch.build_report", side_effect=Killed)
 
 
 @pytest.fixture(scope="module")
