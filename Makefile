@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint setup browser wheel clean
+.PHONY: demo test lint docs setup browser wheel clean
 
 demo: setup
 	$(BIN)/fl-sim run demo
@@ -16,6 +16,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# into build/site; $(BIN)/mkdocs serve shows it, with its search
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 setup: $(INSTALLED)
 

@@ -11,7 +11,9 @@ import typer
 from experiments.bench.cli import app as bench
 from experiments.commands import (
     Device,
+    OneLineGroup,
     comparison_file,
+    complete_preset,
     console,
     expand_home,
     how_to_go_on,
@@ -29,15 +31,25 @@ app = typer.Typer(
     name="fl-sim",
     help="What does a federated diffusion model leak to the server that trains it?\n\n"
     "fl-sim trains a diffusion model over clients that keep their images to themselves, while an honest-but-curious "
-    "server reconstructs those images from the updates that it receives. Start with [bold]fl-sim run demo[/bold].",
+    "server reconstructs those images from the updates that it receives. Start with [bold]fl-sim run demo[/bold].\n\n"
+    "Exit codes: 0 done; 1 the federation, or an attack on one of several captures, failed; 2 something that you can "
+    "correct, which one line on stderr names; 128 + N stopped by signal N, such as 130 by Ctrl-C.\n\n"
+    "Environment: FL_SIM_HOME, where flwr run leaves its runs; HF_HOME, where datasets of the hub are kept; "
+    "TORCH_HOME, where LPIPS finds its weights; CUDA_VISIBLE_DEVICES, the GPUs to use; NO_COLOR.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=OneLineGroup,
     rich_markup_mode="rich",
+    suggest_commands=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
 
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.", rich_help_panel="What to run"
+    ),
+]
 
 
 @app.command(
@@ -53,17 +65,23 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 def run(
     preset: Annotated[
         str | None,
-        typer.Argument(metavar="[PRESET | FILE.toml]", help="What to run.", show_default="demo"),
+        typer.Argument(
+            metavar="[PRESET | FILE.toml]", help="What to run.", show_default="demo", autocompletion=complete_preset
+        ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default, nobody changes it)
     out: Annotated[
-        Path | None, typer.Option(help="The run directory, new or empty.", show_default="runs/PRESET-TIME")
+        Path | None,
+        typer.Option(
+            help="The run directory, new or empty.", show_default="runs/PRESET-TIME", rich_help_panel="What to write"
+        ),
     ] = None,
     dry: Annotated[
         bool,
         typer.Option(
             "--dry-run",
             help="Check everything, train one batch, print the resolved settings, and leave nothing behind.",
+            rich_help_panel="What to write",
         ),
     ] = False,
     resumed: Annotated[
@@ -72,11 +90,18 @@ def run(
             "--resume",
             metavar="DIR",
             help="Go on with the run in this directory, which was broken off, after its last finished round.",
+            rich_help_panel="What to run",
         ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's and Ray's own logs.")] = False,
 ) -> None:
-    """Launch a federation and the attacks on it, and report what leaked."""
+    """Launch a federation and the attacks on it, and report what leaked.
+
+    PRESET is a name that fl-sim list shows, FILE.toml holds settings of your own, such as a run's config.toml.
+
+    Writes a run directory: config.toml, which runs again unchanged, leakage.csv with a row for every image and attack,
+    rounds.parquet, captures, reconstructions, the model, and report.html.
+    """
     if resumed is not None:
         _resume(expand_home(resumed), preset is not None or bool(overrides) or out is not None or dry, verbose)
         return
@@ -131,6 +156,7 @@ def attack(
             "--attack",
             metavar="NAME",
             help="One of those that fl-sim list shows; may be repeated. A run directory has its own.",
+            rich_help_panel="Attacks",
         ),
     ] = [],  # noqa: B006 (as above)
     seed: Annotated[
@@ -139,6 +165,7 @@ def attack(
             min=0,
             help="The public seed of the run that the captures are from; the attack's own follows from it.",
             show_default="0; a run directory has its own",
+            rich_help_panel="Attacks",
         ),
     ] = None,
     overrides: Annotated[
@@ -147,12 +174,15 @@ def attack(
             "--set",
             metavar="KEY=VALUE",
             help="An argument of the attack, of one of several NAME.KEY=VALUE; may be repeated.",
+            rich_help_panel="Attacks",
         ),
     ] = [],  # noqa: B006 (as above)
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the result: new or empty for one attack on one capture.", show_default="runs/attack-…"
+            help="Folder for the result: new or empty for one attack on one capture.",
+            show_default="runs/attack-…",
+            rich_help_panel="What to write",
         ),
     ] = None,
     device: Device = "auto",
@@ -163,6 +193,7 @@ def attack(
             max=10_000,
             help="Processes that attack, on Ray. Without it one attack on one capture runs in this process.",
             show_default="2, or attack.workers of the run",
+            rich_help_panel="Resources",
         ),
     ] = None,
     threads: Annotated[
@@ -172,16 +203,34 @@ def attack(
             max=1024,
             help="Torch threads; more are faster, and may change the last bits of the result.",
             show_default="1, or attack.threads of the run",
+            rich_help_panel="Resources",
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the search in this file, to go on if it is broken off.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep the search in this file, to go on if it is broken off.",
+            rich_help_panel="Going on",
+        ),
     ] = None,
     every: Annotated[
-        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="How often the file is written.")
+        float,
+        typer.Option(
+            "--checkpoint-every",
+            metavar="SECONDS",
+            min=0,
+            help="How often the file is written.",
+            rich_help_panel="Going on",
+        ),
     ] = 300.0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the file that --checkpoint names, to the same result.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the file that --checkpoint names, to the same result.",
+            rich_help_panel="Going on",
+        ),
     ] = False,
     trusted: Annotated[
         list[str],
@@ -189,6 +238,7 @@ def attack(
             "--trust",
             metavar="PACKAGE.MODULE:BUILD",
             help="A network of somebody's own that the capture may name: its code is imported. May be repeated.",
+            rich_help_panel="Attacks",
         ),
     ] = [],  # noqa: B006 (as above)
 ) -> None:
@@ -196,6 +246,8 @@ def attack(
 
     CAPTURE is a file, whose reconstruction is compared with nothing. DIR is a run: what is found in its captures goes
     into its tables and report. GLOB is a quoted pattern of either.
+
+    Writes a reconstruction and its picture for every capture and attack.
     """
     kept = None if checkpoint is None else expand_home(checkpoint)
     if not (len(paths) == len(names) == 1 and workers is None and is_one_file(expand_home(paths[0]))):
@@ -241,28 +293,53 @@ def invert(
         Path, typer.Argument(metavar="CAPTURE|CHECKPOINT", help="A file that holds a trained classifier.")
     ],
     public: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder of images that no client holds; their labels are not read.")
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="A folder of images that no client holds; their labels are not read.",
+            rich_help_panel="Inversion",
+        ),
     ],
-    method: Annotated[str, typer.Option(metavar="NAME", help="One of those that fl-sim list shows.")] = "diff-mi",
-    seed: Annotated[int, typer.Option(min=0, help="The run's public seed; the method's own follows from it.")] = 0,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="One of those that fl-sim list shows.", rich_help_panel="Inversion")
+    ] = "diff-mi",
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, help="The run's public seed; the method's own follows from it.", rich_help_panel="Inversion"
+        ),
+    ] = 0,
     overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the method; may be repeated.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An argument of the method; may be repeated.",
+            rich_help_panel="Inversion",
+        ),
     ] = [],  # noqa: B006 (as above)
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the result, new or empty.", show_default="runs/invert-…")
+        Path | None,
+        typer.Option(
+            help="Folder for the result, new or empty.", show_default="runs/invert-…", rich_help_panel="What to write"
+        ),
     ] = None,
     device: Device = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.", rich_help_panel="Resources")] = 1,
     trusted: Annotated[
         list[str],
         typer.Option(
             "--trust",
             metavar="PACKAGE.MODULE:BUILD",
             help="A network of somebody's own that the file may name: its code is imported. May be repeated.",
+            rich_help_panel="Inversion",
         ),
     ] = [],  # noqa: B006 (as above)
 ) -> None:
-    """Reconstruct images of a trained classifier's classes from its weights and public images."""
+    """Reconstruct images of a trained classifier's classes from its weights and public images.
+
+    Writes reconstructions.safetensors and a picture with a row for every class.
+    """
     directory = output_folder(out, f"invert-{source.stem}-{method}")
     with one_line_errors("stopped; nothing was written"):
         from experiments.invert_offline import invert_classifier
@@ -291,18 +368,43 @@ def invert(
 )
 def train_prior(
     data: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Public images: a folder, or any other value of data.name.")
+        str,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="Public images: a folder, or any other value of data.name.",
+            rich_help_panel="Images",
+        ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The checkpoint to write; samples go to FILE.png.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="The checkpoint to write; samples go to FILE.png.", rich_help_panel="What to write"
+        ),
+    ],
     overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting of \\[data], such as limit=500.")
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of \\[data], such as limit=500.", rich_help_panel="Images"
+        ),
     ] = [],  # noqa: B006 (as above)
-    skip: Annotated[int, typer.Option(min=0, help="Leave out the first images, for clients to hold.")] = 0,
-    image_size: Annotated[int, typer.Option(min=11, max=1024, help="Side of the images in pixels.")] = 16,
-    grey: Annotated[bool, typer.Option("--grey", help="One channel in place of RGB.")] = False,
-    classes: Annotated[bool, typer.Option("--classes", help="Class-conditional: the images' labels are told.")] = False,
+    skip: Annotated[
+        int, typer.Option(min=0, help="Leave out the first images, for clients to hold.", rich_help_panel="Images")
+    ] = 0,
+    image_size: Annotated[
+        int, typer.Option(min=11, max=1024, help="Side of the images in pixels.", rich_help_panel="Images")
+    ] = 16,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="One channel in place of RGB.", rich_help_panel="Images")
+    ] = False,
+    classes: Annotated[
+        bool,
+        typer.Option("--classes", help="Class-conditional: the images' labels are told.", rich_help_panel="Images"),
+    ] = False,
     label_dropout: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Share of labels that become the null class.")
+        float,
+        typer.Option(
+            min=0.001, max=0.999, help="Share of labels that become the null class.", rich_help_panel="Training"
+        ),
     ] = 0.1,
     crops: Annotated[
         str | None,
@@ -310,34 +412,69 @@ def train_prior(
             metavar="N,…",
             help="Scales of bundled photographs: images that fit along the shorter side.",
             show_default="3,4,6",
+            rich_help_panel="Images",
         ),
     ] = None,
-    flip: Annotated[bool, typer.Option("--horizontal-flip", help="Mirror half of the images left and right.")] = False,
+    flip: Annotated[
+        bool,
+        typer.Option("--horizontal-flip", help="Mirror half of the images left and right.", rich_help_panel="Images"),
+    ] = False,
     network: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A known network (fl-sim list), in the place of the next three options."),
+        typer.Option(
+            metavar="NAME",
+            help="A known network (fl-sim list), in the place of the next three options.",
+            rich_help_panel="Network",
+        ),
     ] = None,
     block_out_channels: Annotated[
-        str, typer.Option(metavar="N,…", help="Channels of the network's levels, each a multiple of 8.")
+        str,
+        typer.Option(
+            metavar="N,…", help="Channels of the network's levels, each a multiple of 8.", rich_help_panel="Network"
+        ),
     ] = "32,64",
-    layers_per_block: Annotated[int, typer.Option(min=1, max=64, help="Residual blocks in every level.")] = 1,
-    attention: Annotated[bool, typer.Option("--attention", help="Attention in the innermost level.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 32,
-    lr: Annotated[float, typer.Option(min=1e-12, help="Highest learning rate of Adam.")] = 1e-3,
-    warm_up_steps: Annotated[int, typer.Option(min=1, help="Steps until it is reached; then it decays.")] = 100,
-    ema_decay: Annotated[float, typer.Option(min=0, max=0.999999, help="Of the average of the weights.")] = 0.995,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, crops, noise and timesteps.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the weights in the file: float32 or float16.")] = "float32",
-    samples: Annotated[int, typer.Option(min=0, max=1024, help="Images in the picture of samples.")] = 16,
+    layers_per_block: Annotated[
+        int, typer.Option(min=1, max=64, help="Residual blocks in every level.", rich_help_panel="Network")
+    ] = 1,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Attention in the innermost level.", rich_help_panel="Network")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", rich_help_panel="Training")] = 5000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.", rich_help_panel="Training")] = 32,
+    lr: Annotated[
+        float, typer.Option(min=1e-12, help="Highest learning rate of Adam.", rich_help_panel="Training")
+    ] = 1e-3,
+    warm_up_steps: Annotated[
+        int, typer.Option(min=1, help="Steps until it is reached; then it decays.", rich_help_panel="Training")
+    ] = 100,
+    ema_decay: Annotated[
+        float, typer.Option(min=0, max=0.999999, help="Of the average of the weights.", rich_help_panel="Training")
+    ] = 0.995,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of weights, crops, noise and timesteps.", rich_help_panel="Training")
+    ] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights in the file: float32 or float16.", rich_help_panel="What to write")
+    ] = "float32",
+    samples: Annotated[
+        int, typer.Option(min=0, max=1024, help="Images in the picture of samples.", rich_help_panel="What to write")
+    ] = 16,
     device: Device = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was broken off.")] = False,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads.", rich_help_panel="Resources")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was broken off.", rich_help_panel="Going on")
+    ] = False,
     every: Annotated[
-        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="How often it is kept.")
+        float,
+        typer.Option(
+            "--save-every", metavar="SECONDS", min=0, help="How often it is kept.", rich_help_panel="Going on"
+        ),
     ] = 60.0,
 ) -> None:
-    """Train a diffusion model on public images: a prior for attacks. On a CPU the same options give the same file."""
+    """Train a diffusion model on public images: a prior for attacks. On a CPU the same options give the same file.
+
+    Writes FILE, a picture of samples beside it, and until it is done FILE.unfinished.
+    """
     file = expand_home(out)
     with one_line_errors(lambda: how_to_go_on(unfinished(file))):
         from experiments.train_prior import parse_training
@@ -386,7 +523,10 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Also write a PNG of what was private, noised and found.")
     ] = None,
 ) -> None:
-    """Build the report of a run again, or compare several runs."""
+    """Build the report of a run again, or compare several runs.
+
+    Writes report.html in the run's folder, or one page that compares them.
+    """
     with one_line_errors("stopped"):
         from experiments.report import build_comparison, build_report
 
@@ -400,7 +540,7 @@ def report(
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 
-@app.command("list")
+@app.command("list", epilog="Examples:\n\n[cyan]fl-sim list[/cyan]")
 def show_names() -> None:
     """Show the attacks, model inversions, strategies, defences, networks, datasets, priors and presets there are."""
     with one_line_errors("stopped"):

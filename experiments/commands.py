@@ -11,18 +11,53 @@ from contextlib import contextmanager
 from datetime import datetime
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from experiments.stopping import stoppable
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.", rich_help_panel="Resources")]
 """The option that ``choose_device`` reads."""
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose usage errors are one line on stderr and exit code 2, as all errors that a user can cause."""
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command that the arguments name, and exit."""
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        try:
+            sys.exit(super().main(args, prog_name, standalone_mode=False, **extra))
+        except click.exceptions.NoArgsIsHelpError as error:  # the help has been printed
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            errors.print(f"fl-sim: {_in_one_line(error)}")
+            sys.exit(error.exit_code)
+
+
+def _in_one_line(error: click.ClickException) -> str:
+    """What is wrong with the words of a command, which name is near, and which help says more."""
+    from fl_sim.errors import one_line, printable
+
+    near = sorted(getattr(error, "possibilities", None) or ())
+    wrong = one_line(printable(error.message if near else error.format_message())).rstrip(".")
+    context = getattr(error, "ctx", None)
+    more = f"; did you mean {near[0]!r}?" if near else f"; see {context.command_path} --help" if context else ""
+    return f"{wrong[:1].lower()}{wrong[1:]}{more}"
 
 
 @contextmanager
@@ -94,6 +129,13 @@ def output_folder(given: Path | None, name: str) -> Path:
 def expand_home(path: Path) -> Path:
     """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """The presets whose names begin so, for the shell to complete."""
+    from experiments.settings import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
 
 
 def is_one_file(path: Path) -> bool:

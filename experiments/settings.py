@@ -206,12 +206,14 @@ class ExperimentSettings(Settings):
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.toml"))
+    """The presets that come with the package, sorted; those in a folder are called ``folder/name``."""
+    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.toml"))
 
 
 def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
-    """Resolved settings from a preset's name or a TOML file (a name with a suffix or a slash), with overrides.
+    """Resolved settings from a preset's name or a TOML file, with overrides.
+
+    What is no preset is a file if it has a suffix or is there.
 
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
@@ -220,7 +222,7 @@ def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSe
         path = Path(expand_home(preset_or_file))
     except ValueError as error:
         raise SettingsError(f"preset or file {preset_or_file!r}: {error}") from error
-    if path.suffix == "" and path.name == preset_or_file:
+    if preset_or_file in preset_names() or (path.suffix == "" and not path.exists()):
         path = _preset(preset_or_file)
     return resolve(load_settings(ExperimentSettings, path, overrides))
 

@@ -39,8 +39,9 @@ def test_the_wheel_holds_presets_templates_and_the_trained_checkpoint(files: set
     data = {
         path.relative_to(REPOSITORY).as_posix()
         for folder in ("presets", "templates", "checkpoints")
-        for path in (REPOSITORY / "experiments" / folder).iterdir()
+        for path in (REPOSITORY / "experiments" / folder).rglob("*")
+        if path.is_file()
     }
     assert {f"experiments/{name}" for name in ("presets/demo.toml", "checkpoints/demo.safetensors")} < data
-    assert "experiments/checkpoints/demo-32.safetensors" in data
+    assert {"experiments/checkpoints/demo-32.safetensors", "experiments/presets/paper/cifar100-known-gidm.toml"} < data
     assert {name for name in files if not name.endswith(".py")} == data

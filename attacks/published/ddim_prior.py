@@ -78,8 +78,11 @@ def check_prior(attack: str, source: str, seen: Circumstances) -> None:
         )
 
 
-def tuning_memory(source: str, seen: Circumstances, kept_steps: int) -> float:
-    """MiB, about, that tuning the weights of a prior by Adam takes, with the graphs of ``kept_steps`` sampler steps."""
+def prior_memory(source: str, seen: Circumstances, kept_steps: int, weight_copies: int = 1) -> float:
+    """MiB, about, that a search through a prior takes, with the graphs of ``kept_steps`` sampler steps.
+
+    ``weight_copies``: the prior's weights and all that is as large; WEIGHT_COPIES where Adam tunes them.
+    """
     classes, config = seen.task.label_count(seen.model), seen.model
     if source != GLOBAL:
         config = read_prior(source, seen.image_shape, classes).model
@@ -89,7 +92,7 @@ def tuning_memory(source: str, seen: Circumstances, kept_steps: int) -> float:
     def predict(images: Tensor, timesteps: Tensor) -> Tensor:
         return diffusion.predict(model, images, timesteps, timesteps if labelled else None)
 
-    return (WEIGHT_COPIES * weights + kept_steps * kept_for_backward(predict, seen.image_shape, seen.num_samples)) / MIB
+    return (weight_copies * weights + kept_steps * kept_for_backward(predict, seen.image_shape, seen.num_samples)) / MIB
 
 
 def read_prior(source: str, image_shape: tuple[int, int, int], classes: int | None = None) -> Checkpoint:

@@ -13,7 +13,7 @@ equation numbers are not given here, because its text was not at hand to check t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -28,7 +28,7 @@ from attacks.inversion.gradient_matching import Derivative, GradientMatching, Ob
 from attacks.inversion.problem import InversionProblem
 from attacks.labels.recovery import labels_for_search
 from attacks.observation import Observation
-from attacks.published.ddim_prior import GLOBAL, check_prior, load_prior
+from attacks.published.ddim_prior import GLOBAL, check_prior, load_prior, prior_memory
 from fl_sim.diffusion import DDIMSampler
 
 
@@ -59,8 +59,26 @@ class GIDM(Attack):
         "short", description="the paper's iterations, or fewer, with a larger step, that stop early"
     )
     phases: Literal["both", "latent", "pixels"] = Field("both", description="one phase alone, for ablation")
+    latent_iterations: int | None = Field(None, ge=1, description="of phase 1, in place of the recipe's")
+    pixel_iterations: int | None = Field(None, ge=1, description="of phase 2, in place of the recipe's")
     prior: str = Field(GLOBAL, description="model behind G: the global one that was sent, or the path of a checkpoint")
     derivative: Derivative = Field("automatic", description="derivative of the matching loss")
+
+    @property
+    def schedule(self) -> Phases:
+        """The recipe, with the iterations that are given in place of its own."""
+        recipe = RECIPES[self.recipe]
+        return replace(
+            recipe,
+            latent_iterations=self.latent_iterations or recipe.latent_iterations,
+            pixel_iterations=self.pixel_iterations or recipe.pixel_iterations,
+        )
+
+    @override
+    def further_memory(self, observation: Observation) -> float:
+        if self.phases == "pixels":
+            return 0.0
+        return prior_memory(self.prior, observation.circumstances, self.schedule.sampler_steps)
 
     @override
     def check(self, observation: Observation) -> None:
@@ -83,7 +101,7 @@ class GIDM(Attack):
         The first of ``start`` is z, or the pixels themselves if phase 1 is left out; the others are in both phases.
         ``labels`` int64 [N] are those of the images, where the network takes them.
         """
-        recipe, unknowns = RECIPES[self.recipe], list(start)
+        recipe, unknowns = self.schedule, list(start)
         matching.problem.budget.plan(recipe.latent_iterations + recipe.pixel_iterations)
         # Adam's eps belongs to the paper's plain sum of squares; the distance here is that sum over |g*|^2.
         eps = float(1e-8 / matching.observed.square().sum())

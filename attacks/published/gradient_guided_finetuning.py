@@ -34,7 +34,7 @@ from attacks.inversion.gradient_matching import DISTANCES, Derivative, GradientM
 from attacks.inversion.problem import InversionProblem
 from attacks.labels.recovery import labels_for_search
 from attacks.observation import Observation
-from attacks.published.ddim_prior import GLOBAL, check_prior, load_prior, tuning_memory
+from attacks.published.ddim_prior import GLOBAL, WEIGHT_COPIES, check_prior, load_prior, prior_memory
 from attacks.published.gidm_plus import Hidden, draw_hidden, match_everything
 from fl_sim.diffusion import DDIMSampler, DiffusionTask
 
@@ -68,7 +68,8 @@ class GradientGuidedFineTuning(Attack):
 
     @override
     def further_memory(self, observation: Observation) -> float:
-        return tuning_memory(self.prior, observation.circumstances, 1 if self.recompute else self.sampler_steps)
+        kept = 1 if self.recompute else self.sampler_steps
+        return prior_memory(self.prior, observation.circumstances, kept, WEIGHT_COPIES)
 
     @override
     def check(self, observation: Observation) -> None:

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from experiments.bench import bench, classification, defences, inversion, labels, many_clients, timesteps, users
+from experiments.bench import bench, classification, defences, inversion, labels, many_clients, priors, timesteps, users
 from experiments.commands import one_line_errors
 from fl_sim.config import SettingsError
 
 BENCHMARKS = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (bench, classification, defences, inversion, labels, many_clients, timesteps, users)
+    for module in (bench, classification, defences, inversion, labels, many_clients, priors, timesteps, users)
 }
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from attacks.attack import Reconstruction
 from experiments.bench.attack_measurement import WORST_DB, attempt, psnr
 from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row
 from experiments.bench.cases import Contender
-from experiments.bench.classifiers import ClassifierCase, make_classifying_victim
+from experiments.bench.classifiers import ClassifierCase, ClassifyingVictim, make_classifying_victim
 from experiments.bench.tables import Table
 from experiments.leakage import OK
 from fl_sim.draws import derive_seed
@@ -40,17 +41,23 @@ class ClassifierMeasurement(Measurement):
         """PSNR of every image and whether the labels are right; a failure counts as the worst PSNR."""
         victim = make_classifying_victim(self.case, self.seed, self.index)
         attack, seed = self.contender.attack, derive_seed(self.seed, "attack", self.contender.attack, self.index)
-        found = attempt(attack, self.contender.arguments, victim.observation, seed, self.device)
-        if isinstance(found, str):
-            return {"status": found, "psnr": [WORST_DB] * len(victim.labels), "labels_exact": False}
-        assert found.labels is not None  # of a classifier there are some
-        return {
-            "status": OK,
-            "psnr": psnr(victim.images, found.images).tolist(),
-            "labels_exact": sorted(found.labels.tolist()) == sorted(victim.labels.tolist()),
-            "matching_loss": found.matching_loss,
-            "evaluations": found.evaluations,
-        }
+        return judge(victim, attempt(attack, self.contender.arguments, victim.observation, seed, self.device))
+
+
+def judge(victim: ClassifyingVictim, found: Reconstruction | str) -> Row:
+    """What was found beside the truth; a failure, whose reason is the status, counts as the worst PSNR."""
+    if isinstance(found, str):
+        return {"status": found, "psnr": [WORST_DB] * len(victim.labels), "labels_exact": False}
+    assert found.labels is not None  # of a classifier there are some
+    return {
+        "status": OK,
+        "psnr": psnr(victim.images, found.images).tolist(),
+        "labels_exact": sorted(found.labels.tolist()) == sorted(victim.labels.tolist()),
+        "matching_loss": found.matching_loss,
+        "evaluations": found.evaluations,
+        "seconds": found.seconds,
+        "peak_memory": found.peak_memory,
+    }
 
 
 def bench_classification(victims: int, quick: bool, seed: int, jobs: int, out: Path, console: Console) -> None:

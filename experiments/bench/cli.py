@@ -13,9 +13,12 @@ import typer
 from experiments.commands import Device, choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
-    help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.",
+    help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.\n\n"
+    "Writes rows.jsonl, a line for every measurement, and NAME.json and NAME.md, the tables, into --out. If it is "
+    "stopped, the same command with that folder goes on.",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    suggest_commands=False,
 )
 
 Out = Annotated[
@@ -176,7 +179,9 @@ def bench_defences(
         console.print(f"table: [bold]{directory / 'defences.md'}[/bold]", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n[cyan]fl-sim bench timesteps --victims 10 --out results-timesteps[/cyan]",
+)
 def timesteps(
     victims: CaseVictims = 100,
     seed: VictimSeed = 40961,
@@ -191,7 +196,9 @@ def timesteps(
         console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n[cyan]fl-sim bench labels --victims 5 --jobs 2 --out results-labels[/cyan]",
+)
 def labels(
     victims: CaseVictims = 40,
     seed: VictimSeed = 61681,
@@ -206,7 +213,9 @@ def labels(
         console.print(f"table: [bold]{directory / 'labels.md'}[/bold]", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n[cyan]fl-sim bench classification --quick[/cyan]   DLG on LeNet, without a ResNet's hours",
+)
 def classification(
     victims: Annotated[int, typer.Option(min=1, help="Victims an attack and case.")] = 16,
     quick: Annotated[bool, typer.Option("--quick", help="DLG alone.")] = False,
@@ -222,7 +231,58 @@ def classification(
         console.print(f"table: [bold]{directory / 'classification.md'}[/bold]", soft_wrap=True)
 
 
-@app.command("many-clients")
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim bench priors --quick[/cyan]   two to four minutes on one CPU core\n\n"
+    "[cyan]fl-sim train-prior --data digits --set limit=898 --grey --out digits.safetensors[/cyan]\n\n"
+    "[cyan]fl-sim bench priors --prior digits.safetensors --out results[/cyan]   everything, hours; it can be resumed",
+)
+def priors(
+    quick: Annotated[bool, typer.Option("--quick", help="One victim, 20 evaluations, ConvNets alone.")] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="SUITE,…",
+            help="convnet, resnet, digits, large (64x64 and 128x128).",
+            show_default="all, with --quick convnet",
+        ),
+    ] = "",
+    prior: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            help="A diffusion model that saw none of the victims, for a size of images; may be repeated.",
+            show_default="the bundled one for photographs of 32x32",
+        ),
+    ] = [],  # noqa: B006
+    victims: Annotated[
+        int | None, typer.Option(min=1, help="Victims of every case.", show_default="10, of large 1, with --quick 1")
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=8, help="Of every search.", show_default="100, with --quick 20")
+    ] = None,
+    seed: VictimAndAttackSeed = 61681,
+    jobs: Annotated[int, typer.Option(min=1, help="Attacks side by side, one thread each; 1 for fair seconds.")] = 1,
+    out: Out = None,
+) -> None:
+    """Attack classifiers with a diffusion model as prior and without one, at equal evaluations, under noise.
+
+    Beside the prior stands the same network with [bold]random weights[/bold], which shows what its knowledge of images
+    is worth. Victims of digits are from their second half: a prior for them must have seen the first 898 only.
+    """
+    with _resumable(out) as directory:
+        from experiments.bench.priors import Options, bench_priors
+
+        paths = tuple(expand_home(path) for path in prior)
+        options = Options(_names_in(only), victims, evaluations, quick, seed, paths)
+        bench_priors(options, jobs, directory, console)
+        console.print(f"tables: [bold]{directory / 'priors.md'}[/bold]", soft_wrap=True)
+
+
+@app.command(
+    "many-clients",
+    epilog="Examples:\n\n[cyan]fl-sim bench many-clients --clients 50 --per-round 5 --turns 1[/cyan]",
+)
 def many_clients(
     clients: Annotated[int, typer.Option(min=1)] = 200,
     per_round: Annotated[int, typer.Option(min=1, help="How many of them train in a round.")] = 10,
@@ -274,12 +334,14 @@ def inversion(
 @app.command(
     epilog="Examples:\n\n"
     "[cyan]fl-sim bench users --quick[/cyan]   three to five minutes on one CPU core\n\n"
+    "[cyan]fl-sim bench users --short --jobs 2[/cyan]   every case, about an hour on two cores\n\n"
     "[cyan]fl-sim bench users --out results --jobs 2[/cyan]   everything, hours; run again, it goes on where it was",
 )
 def users(
     quick: Annotated[bool, typer.Option("--quick", help="Five small cases, short searches.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="Every case, with the short searches of --quick.")] = False,
     repetitions: Annotated[
-        int | None, typer.Option(min=1, help="Other weights and images each time.", show_default="3, with --quick 1")
+        int | None, typer.Option(min=1, help="Other weights and images each time.", show_default="3, short 1")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of images, weights, training and attacks.")] = 71993,
     jobs: Annotated[int, typer.Option(min=1, help="Methods side by side, one thread each.")] = 1,
@@ -295,7 +357,7 @@ def users(
     with _resumable(out) as directory:
         from experiments.bench.users import bench_users
 
-        bench_users(quick, repetitions, seed, jobs, directory, console)
+        bench_users(quick, short, repetitions, seed, jobs, directory, console)
         console.print(f"tables: [bold]{directory / 'users.md'}[/bold]", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Clients keep the layers whose only input is the timestep: the gradients of these reveal it (docs/attacks.md)."""
+"""Clients keep the layers whose only input is the timestep: the gradients of these reveal it (docs/attacks/)."""
 
 from typing import ClassVar, Literal
 

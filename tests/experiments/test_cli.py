@@ -100,7 +100,7 @@ def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ATTACKS, "built_in", {"guess": GUESS})
     output = fl_sim("list").output
     assert "Noise as image" in output
-    named = ("guess", "FedSGD", "Krum", "bundled", "astronaut", "digits-16", "paper-cifar100")
+    named = ("guess", "FedSGD", "Krum", "bundled", "astronaut", "digits-16", "paper/cifar100-known-gidm")
     assert all(name in output for name in named)
     monkeypatch.setattr(ATTACKS, "built_in", {"guess": "no.such:Attack"})
     assert_refused(fl_sim("list"), "attack 'guess': cannot be imported")

@@ -245,6 +245,6 @@ def test_beside_a_checkpoint_config_toml_has_what_was_given_of_the_network_alone
 
 
 def test_a_presets_network_does_not_outlive_the_choice_of_a_checkpoint() -> None:
-    assert load_run("paper-cifar100", ["model.checkpoint=bundled"]).model.model_fields_set == {"checkpoint"}
-    kept = load_run("paper-cifar100", ["model.checkpoint=bundled", "model.attention=true"]).model
+    assert load_run("paper/cifar100-known-gidm", ["model.checkpoint=bundled"]).model.model_fields_set == {"checkpoint"}
+    kept = load_run("paper/cifar100-known-gidm", ["model.checkpoint=bundled", "model.attention=true"]).model
     assert kept.model_fields_set == {"checkpoint", "attention"}

@@ -1,4 +1,4 @@
-"""What README.md, docs/*.md and every --help print, collected from the files: commands, their output, code, links.
+"""What README.md, the pages of docs/ and every --help print, collected: commands, their output, code, links.
 
 Nothing here names a line: what somebody adds to a page is found, and tested, without anyone thinking of it.
 """
@@ -25,6 +25,7 @@ PROGRAMS = frozenset(
         "flower-supernode",
         "flwr",
         "make",
+        "mkdocs",
         "pip",
         "pkill",
         "python",
@@ -89,8 +90,9 @@ class Page:
 
 @cache
 def pages() -> dict[str, Page]:
-    """README.md and every page of docs/, by their paths from the repository's root."""
-    paths = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    """README.md and every page of docs/ that somebody wrote, by their paths from the repository's root."""
+    folders = (REPOSITORY / "docs", REPOSITORY / "docs" / "attacks")
+    paths = [REPOSITORY / "README.md", *(path for folder in folders for path in sorted(folder.glob("*.md")))]
     return {name: read_page(name, path.read_text()) for path in paths if (name := str(path.relative_to(REPOSITORY)))}
 
 

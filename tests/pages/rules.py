@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import matplotlib
 import typer
+from latex2mathml.converter import convert
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
@@ -38,7 +39,15 @@ from tests.pages.benchmarks import quick_benchmarks
 from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
 from tests.pages.pages import REPOSITORY, Item
 from tests.pages.reading import BlockRule, NoRuleError, Outcome, Reader, Rule
-from tests.pages.stand_ins import CHEAPER_ATTACK, CHEAPER_INVERSION, CHEAPER_RUN, CHEAPER_RUN_ATTACK, NAMES
+from tests.pages.site import build_site
+from tests.pages.stand_ins import (
+    CHEAPER_ATTACK,
+    CHEAPER_INVERSION,
+    CHEAPER_NETWORK,
+    CHEAPER_RUN,
+    CHEAPER_RUN_ATTACK,
+    NAMES,
+)
 from tests.strategies.test_sink import GUESS
 
 SHORT_GIDM = Phases(sampler_steps=2, latent_iterations=2, pixel_iterations=2, lr=0.1, solved_below=None)
@@ -100,6 +109,15 @@ def _build_backend(reader: Reader) -> Path:
         if not (folder / path.name).exists():
             (folder / path.name).symlink_to(path)
     return folder
+
+
+def _mkdocs(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    """Builds it into the page's folder; that there is a server is enough."""
+    if words[1] == "serve":
+        return _program(reader, [sys.executable, "-m", "mkdocs", "serve", "--help"], environment)
+    assert words[1:] == ["build", "--strict"]
+    build_site(reader.folder / "site-of-docs")
+    return Outcome()
 
 
 def _source(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
@@ -173,6 +191,7 @@ PROGRAMS: dict[str, Rule] = {
     "flower-supernode": _supernode,
     "flwr": _flwr,
     "make": _make,
+    "mkdocs": _mkdocs,
     "pip": _pip,
     "pkill": _pkill,
     "python": _python,
@@ -239,9 +258,9 @@ def _option(words: list[str], name: str) -> str:
 
 
 def _attack_of(preset: str) -> str:
-    """The attack that a preset names; of a file, or of several, our own."""
+    """The attack that a preset names, of several the first; a file's is taken to be our own."""
     name = load_run(preset).attack.name if preset in preset_names() else "residual"
-    return name if isinstance(name, str) else "residual"
+    return name if isinstance(name, str) else name[0]
 
 
 def _cheaper(words: list[str]) -> list[str]:
@@ -253,6 +272,8 @@ def _cheaper(words: list[str]) -> list[str]:
         name = given.get("attack.name", _attack_of(words[1]))
         args = CHEAPER_ATTACK.get(name, {}) | CHEAPER_RUN_ATTACK.get(name, {})
         short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
+        if words[1].startswith("paper/") and "model.checkpoint" not in given:
+            short |= CHEAPER_NETWORK
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]
     if words[0] == "attack":
         names = [name for before, name in pairwise(words) if before == "--attack"]
@@ -267,7 +288,8 @@ def _cheaper(words: list[str]) -> list[str]:
         short = CHEAPER_INVERSION["diff-mi" if name == "-" else name]
         return [f"--set={key}={value}" for key, value in short.items() if key not in given]
     if words[0] == "train-prior":
-        return ["--steps", "1", "--batch-size", "2", "--samples", "1"]
+        smaller = ["--block-out-channels", "8,8,8,8"] if "64,128,256,512" in words else []
+        return ["--steps", "1", "--batch-size", "2", "--samples", "1", *smaller]
     return _cheaper_benchmark(words[1], words) if words[0] == "bench" else []
 
 
@@ -334,4 +356,11 @@ def _read_toml(reader: Reader, item: Item) -> Outcome:
     return Outcome()
 
 
-BLOCKS: dict[str, BlockRule] = {"python": _run_python, "toml": _read_toml}
+def _convert(reader: Reader, item: Item) -> Outcome:
+    """An equation has to become MathML, as on the site."""
+    unknown = re.findall(r"<mi>(\\\w+)</mi>", convert(item.text))
+    assert not unknown, f"{item}: no MathML for {unknown}"
+    return Outcome()
+
+
+BLOCKS: dict[str, BlockRule] = {"math": _convert, "python": _run_python, "toml": _read_toml}

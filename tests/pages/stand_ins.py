@@ -19,13 +19,18 @@ from tests.experiments.in_process import run_in_process
 from tests.strategies.stub_federation import MODEL, WEIGHTS, StubGrid, client_of, initial_arrays
 
 NOT_RUN = {
+    "fl-sim --install-completion": "asks for the shell around it; tests/experiments/test_help.py installs it for bash",
     "make test": "runs these tests",
 }
 
 CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0"}
 """Added to every ``fl-sim run`` that does not set them itself."""
 
-CHEAPER_ATTACK = {"residual": {"max_evaluations": "1"}, "user-level": {"steps": "8", "draws": "1"}}
+CHEAPER_ATTACK = {
+    "residual": {"max_evaluations": "1"},
+    "dlg": {"max_evaluations": "1"},
+    "user-level": {"steps": "8", "draws": "1"},
+}
 """Arguments that make an attack short; added where the line gives it none of that name."""
 
 CHEAPER_INVERSION = {
@@ -39,6 +44,9 @@ CHEAPER_INVERSION = {
     "max-margin": {"iterations": "1"},
 }
 """The like for ``fl-sim invert`` and its benchmark."""
+
+CHEAPER_NETWORK = {"model.block_out_channels": "[8, 8, 8, 8]", "model.layers_per_block": "1"}
+"""In the place of a network of 62 million parameters, four levels too."""
 
 CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
 """More of them, within a run, where an attack that gives up does not end the command."""

@@ -85,12 +85,11 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
 
 
 def test_every_argument_of_an_attack_is_in_its_table_with_its_default() -> None:
-    tables = rows("docs/attacks.md", "argument")
     common = {"derivative"}  # described once, for all
     for name in ATTACKS.names():
         fields = dict(leaves(ATTACKS.find(name)))
         inherited = ATTACKS.find("gidm").model_fields if name == "gidm-plus" else {}
-        table = dict(tables[name])
+        table = dict(rows(f"docs/attacks/{name}.md", "argument")[name])
         assert table.keys() == fields.keys() - inherited.keys() - common, name
         for key, cell in table.items():
             default = fields[key].get_default()

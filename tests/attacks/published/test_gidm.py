@@ -70,6 +70,16 @@ def test_the_phases_can_be_had_one_by_one(short_recipe, known_victim, phases, ev
     assert result.evaluations == evaluations + 1
 
 
+def test_iterations_can_be_given_in_place_of_the_recipes(short_recipe, known_victim):
+    given = create("gidm", {"latent_iterations": 2, "pixel_iterations": 3})
+    assert given.reconstruct(known_victim.observation, seed=101).evaluations == 2 + 3 + 1
+
+
+def test_the_memory_of_the_samplers_steps_counts(known_victim):
+    latent, pixels = create("gidm"), create("gidm", {"phases": "pixels"})
+    assert latent.further_memory(known_victim.observation) > 0 == pixels.further_memory(known_victim.observation)
+
+
 def save_checkpoint(path: Path, victim: Victim, **facts: Any) -> str:
     circumstances = victim.observation.circumstances
     about = {"model": circumstances.model, "scheduler": circumstances.task.scheduler} | facts

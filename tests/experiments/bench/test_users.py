@@ -24,7 +24,7 @@ from experiments.bench.users import (
 from experiments.public_images import check_disjoint
 
 SCALE = replace(
-    users.QUICK, steps=8, draws=2, all_images_steps=8, prior_steps=2, prior_channels=(8, 8), evaluator_steps=3
+    users.SHORT, steps=8, draws=2, all_images_steps=8, prior_steps=2, prior_channels=(8, 8), evaluator_steps=3
 )
 
 
@@ -68,12 +68,12 @@ def test_the_cases_are_those_asked_for() -> None:
 def test_every_method_is_measured_and_a_benchmark_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(users, "QUICK", SCALE)
+    monkeypatch.setattr(users, "SHORT", SCALE)
     monkeypatch.setattr(users, "METHODS", {name: METHODS[name] for name in ("plug-and-play", "no prior")})
     some = [UserCase(), UserCase(local_steps=2, optimizer=ADAM)]
     monkeypatch.setattr(users, "cases", lambda _: some)
     out = tmp_path / "out"
-    bench_users(True, None, 1, 1, out, Console(quiet=True))
+    bench_users(True, False, None, 1, 1, out, Console(quiet=True))
     written = json.loads((out / "users.json").read_text())
     assert {user["status"] for row in written["rows"] for of in row["judged"].values() for user in of} == {"ok"}
     lines = [(line["case"], line["method"]) for line in written["figures"]]
@@ -87,13 +87,24 @@ def test_every_method_is_measured_and_a_benchmark_goes_on_where_it_was(
     page = (out / "users.md").read_text()
     assert "chance of identifying one of 10 users: 0.100; with the label alone, odd or even: 0.2" in page
     monkeypatch.setattr(UserMeasurement, "measure", lambda _: pytest.fail("it was measured already"))
-    bench_users(True, None, 1, 1, out, Console(quiet=True))
+    bench_users(True, False, None, 1, 1, out, Console(quiet=True))
     assert json.loads((out / "users.json").read_text())["rows"] == written["rows"]
+
+
+def test_short_searches_say_what_they_leave_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(users, "cases", lambda _: [UserCase(batch_size=256)])
+    failed = [{"user": 0, "status": "out of luck"}]
+    row = {"users": 1, "evaluator_accuracy": 1.0}
+    monkeypatch.setattr(UserMeasurement, "measure", lambda self: row | {"judged": {self.method: failed}})
+    bench_users(False, True, None, 1, 1, tmp_path / "out", Console(quiet=True))
+    written = json.loads((tmp_path / "out" / "users.json").read_text())
+    assert ALL_IMAGES not in {row["method"] for row in written["rows"]}
+    assert ALL_IMAGES in written["left_out"][0]
 
 
 def test_a_failure_identifies_nobody_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "attempt", lambda *_: "out of luck")
-    monkeypatch.setattr(users, "QUICK", SCALE)
+    monkeypatch.setattr(users, "SHORT", SCALE)
     row = UserMeasurement(UserCase(), "no prior", 0, True, 1).measure() | {"case": UserCase().model_dump(mode="json")}
     (figures,) = users.figures([row])
     assert (figures["by_features"]["hits"], figures["attacked"], figures["finished"], figures["psnr"]) == (
@@ -108,7 +119,7 @@ def test_a_failure_identifies_nobody_and_says_why(monkeypatch: pytest.MonkeyPatc
 
 def test_a_digit_is_named_from_the_update_of_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parity is all that the label says: who knew it would name one of five."""
-    monkeypatch.setattr(users, "QUICK", replace(users.QUICK, steps=120, evaluator_steps=150))
+    monkeypatch.setattr(users, "SHORT", replace(users.SHORT, steps=120, evaluator_steps=150))
     judged = UserMeasurement(UserCase(), "no prior", 0, True, 5).measure()["judged"]["no prior"]
     assert sum(user["by_pixels"] for user in judged) >= 8
     assert sum(user["class_named"] for user in judged) >= 6
