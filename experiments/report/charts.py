@@ -49,6 +49,7 @@ CONFIG: Spec = {
         "orient": "top",
         "columns": 2,
         "labelColor": {"expr": "ink"},
+        "titleColor": {"expr": "ink"},
         "labelFontSize": 12,
         "labelLimit": 220,
         "symbolOpacity": 1,
