@@ -24,6 +24,7 @@ from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
 from experiments.attack_offline import attack_overrides, trusted_factories
 from experiments.attacks_progress import AttacksProgress
+from experiments.chance_table import save_chance
 from experiments.commands import choose_device, expand_home
 from experiments.experiment import build_recipe
 from experiments.headline import headline
@@ -225,8 +226,8 @@ class AttackedRun:
         """Attack what is due, compare it, and bring tables and report up to date."""
         directory, settings, attack = self.directory, self.settings, self.settings.attack
         rounds = pd.read_parquet(directory.rounds)
-        table = LeakageTable(directory.leakage_csv, directory.leakage_parquet, self.rows)
         evaluator = Evaluator(directory.run_name(), settings, self.recipe)
+        table = LeakageTable(directory.leakage_csv, directory.leakage_parquet, self.rows, evaluator.further_columns)
 
         def take(update: UpdateId, name: str, result: Result) -> None:
             summed = clients_behind(rounds, update) if update.client < 0 else ()
@@ -242,6 +243,7 @@ class AttackedRun:
             sink.attack_the_rest()
             sink.drain()
         save_medians(directory.rounds, table.frame())
+        save_chance(directory, settings, self.recipe)
         build_report(directory.path)
 
     def conclude(self, console: Console) -> int:

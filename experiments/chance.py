@@ -23,11 +23,8 @@ from fl_sim.images.image_set import ImageSet
 from fl_sim.images.partition import partition
 from fl_sim.images.sources import list_images
 
-MOST_IMAGES = 10_000
 MOST_BYTES = 256 * 2**20
-"""At most so many public images are used, and at most so many bytes of them as float32: a spread over all."""
-MOST_PAIRS = 2_000
-"""At most so many pairs of a reconstruction and another private image make a chance level."""
+"""Memory of the public images that are used, as float32, at most."""
 CHUNK = 1_024
 """Images of each side whose distances are held at once."""
 
@@ -40,8 +37,10 @@ class PublicPool:
     images: Tensor
 
 
-def public_pool(settings: ExperimentSettings, channels: int) -> PublicPool | None:
+def public_pool(settings: ExperimentSettings, channels: int, most: int = 1_000) -> PublicPool | None:
     """The public images of a run with these (resolved) settings, for private images of so many channels.
+
+    Of the clients' own set, which may be large and slow to decode, ``most`` are used, spread over all.
 
     These are the images of ``data.public`` if it is set; else those of the clients' own data set that no client holds;
     else the bundled photographs that no client holds, cut into tiles. None if there is none of these.
@@ -56,8 +55,8 @@ def public_pool(settings: ExperimentSettings, channels: int) -> PublicPool | Non
     if settings.client.seed is None:
         raise SettingsError("client.seed is not set; which images are public follows from resolved settings")
     held = {index for each in partition(data, settings.federation.clients, settings.client.seed) for index in each}
-    listed = list_images(data)
-    unheld = _decode_some(listed, [index for index in range(len(listed)) if index not in held], channels)
+    listed = list_images(data.model_copy(update={"strict": False}))
+    unheld = _decode_some(listed, [index for index in range(len(listed)) if index not in held], channels, most)
     if len(unheld):
         return PublicPool(f"{len(unheld)} images of data.name = {data.name!r} that no client holds", unheld)
     private = data.photographs if data.name == "bundled" else ()
@@ -65,7 +64,7 @@ def public_pool(settings: ExperimentSettings, channels: int) -> PublicPool | Non
     if not names:
         return None
     tiles = list_images(DataSettings(photographs=names, image_size=data.image_size))
-    images = _decode_some(tiles, list(range(len(tiles))), channels)
+    images = _decode_some(tiles, list(range(len(tiles))), channels, most)
     return PublicPool(f"{len(images)} tiles of the bundled photographs {', '.join(names)}", images)
 
 
@@ -88,7 +87,7 @@ def nearest_public(truth: Tensor, public: Tensor) -> Tensor:
 
 
 def chance_level(
-    metric: Callable[[Tensor, Tensor], Tensor], reconstructed: Tensor, truth: Tensor, pairs: int = MOST_PAIRS
+    metric: Callable[[Tensor, Tensor], Tensor], reconstructed: Tensor, truth: Tensor, pairs: int = 500
 ) -> float:
     """The median of ``metric`` between reconstructions [N,C,H,W] and private images [N,C,H,W] that are not their own.
 
@@ -129,10 +128,10 @@ def _nearest(first: Tensor, second: Tensor, norms: Tensor) -> Tensor:
     return index
 
 
-def _decode_some(images: ImageSet, indices: list[int], channels: int) -> Tensor:
-    """Those at ``indices`` that can be read, or a spread over them if they are too many; [M,C,H,W] in [0, 1]."""
+def _decode_some(images: ImageSet, indices: list[int], channels: int, most: int) -> Tensor:
+    """Those at ``indices`` that can be read, or ``most`` spread over them if they are more; [M,C,H,W] in [0, 1]."""
     height, width = images.height_width
-    most = min(MOST_IMAGES, MOST_BYTES // (4 * channels * height * width), len(indices))
-    chosen = [indices[place * len(indices) // most] for place in range(most)]
+    count = min(most, MOST_BYTES // (4 * channels * height * width), len(indices))
+    chosen = [indices[place * len(indices) // count] for place in range(count)]
     sound = list(filter(images.is_sound, chosen))
     return (images.decode(sound, channels) + 1) / 2 if sound else torch.empty(0, channels, height, width)

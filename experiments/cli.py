@@ -540,13 +540,46 @@ def report(
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
 
 
-@app.command("list", epilog="Examples:\n\n[cyan]fl-sim list[/cyan]")
-def show_names() -> None:
-    """Show the attacks, model inversions, strategies, defences, networks, datasets, priors and presets there are."""
+@app.command("list", epilog="Examples:\n\n[cyan]fl-sim list[/cyan]\n\n[cyan]fl-sim list metrics[/cyan]")
+def show_names(
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[KIND]", help="Only these, such as attacks or metrics.", show_default="all"),
+    ] = None,
+) -> None:
+    """Show the attacks, model inversions, strategies, defences, metrics, networks, datasets, priors and presets."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 
-        console.print(list_names())
+        console.print(list_names(kind))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim metrics[/cyan]\n\n"
+    "[cyan]fl-sim metrics --check[/cyan]   which of them can be computed here\n\n"
+    "[cyan]fl-sim run demo --set metrics.names=fsim --dry-run[/cyan]   a run measured by one of them, MSE and PSNR"
+)
+def metrics(
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say of each whether it can be computed here, else which file goes where."),
+    ] = False,
+    lpips_weights: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="A backbone of LPIPS, as metrics.lpips_weights names it; may be repeated."),
+    ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
+) -> None:
+    """Show by what reconstructions are compared with the originals."""
+    with one_line_errors("stopped"):
+        from experiments.metrics import listing
+
+        found = listing.all_metrics(lpips_weights)
+        if check:
+            for line in listing.check(found):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
+        else:
+            console.print(listing.describe(found), highlight=False)
 
 
 def main() -> None:

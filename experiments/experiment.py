@@ -16,6 +16,7 @@ from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
 from experiments.checkpoint import find_checkpoint, load_checkpoint
+from experiments.leakage import check_metrics
 from experiments.priors import check_priors
 from experiments.public_images import public_images
 from experiments.settings import NO_INVERSION, ExperimentSettings, InversionSettings
@@ -132,6 +133,7 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     """
     _check_attacks(settings)
     _check_inversion_arguments(settings.inversion)
+    check_metrics(settings.metrics)
     _trust_own_factory(settings.model)
     checkpoint = _starting_checkpoint(settings)
     recipe = _recipe(settings, checkpoint)

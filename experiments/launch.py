@@ -20,6 +20,7 @@ from rich.console import Console
 from attacks.observation import UpdateId
 from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
+from experiments.chance_table import save_chance
 from experiments.commands import attack_command
 from experiments.experiment import Experiment, prepare
 from experiments.headline import accuracy_line, headline
@@ -171,6 +172,8 @@ def run_on(
     with closing(recorder):
         run_rounds(experiment, repeatable, strategy, after_round, None if state is None else state.arrays)
     invert_rounds(experiment, directory, display)
+    display.step("comparing with chance")
+    save_chance(directory, experiment.settings, experiment.recipe)
     display.step("writing the report")
     build_report(directory.path)
     directory.state.unlink(missing_ok=True)

@@ -5,8 +5,9 @@ Nobody sends the original: the evaluator repeats the client's private draw from 
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +20,9 @@ from torch import Tensor
 from attacks.attack import Reconstruction
 from attacks.registry import ATTACKS
 from experiments import metrics
-from experiments.settings import ExperimentSettings
+from experiments.metrics import Metric
+from experiments.metrics.registry import create_metrics
+from experiments.settings import ExperimentSettings, MetricsSettings
 from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.defences import registry
@@ -62,6 +65,9 @@ COLUMNS = {
     "peak_memory": "float64",
 }
 """The table's columns in order, with pandas' types; ``image`` is of strings in a table that has a USER."""
+
+METRIC_COLUMNS = ("mse", "psnr", "ssim", "lpips")
+"""Metrics that every table has a column for, empty where a run does not compute it. Others come after COLUMNS."""
 
 ADDED_COLUMNS = ("flat_psnr", "peak_memory", "label", "label_recovered")
 """Columns that tables of earlier runs may lack; they are read as NA."""
@@ -126,6 +132,15 @@ def match(truth: Tensor, reconstructed: Tensor) -> Tensor:
     return reconstructed[metrics.assign(truth, reconstructed)]
 
 
+def check_metrics(settings: MetricsSettings) -> None:
+    """SettingsError if a metric of the settings cannot be used, or has the name of another column of the table."""
+    for name in create_metrics(settings):
+        if name in COLUMNS and name not in METRIC_COLUMNS:
+            raise SettingsError(
+                f"metrics.names: {name!r} is another column of the leakage table; allowed: another name"
+            )
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Compares what an attack found with the truth; its rows belong to the run called ``run``."""
@@ -133,6 +148,16 @@ class Evaluator:
     run: str
     settings: ExperimentSettings
     recipe: Recipe
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """What images are compared by, by the column's name."""
+        return create_metrics(self.settings.metrics)
+
+    @property
+    def further_columns(self) -> list[str]:
+        """The columns of the table that come after COLUMNS."""
+        return [name for name in self.metrics if name not in COLUMNS]
 
     def rows(
         self,
@@ -171,7 +196,7 @@ class Evaluator:
         if isinstance(result, str):
             findings: list[dict[str, Any]] = [{"status": result}] * len(truth.images)
         else:
-            findings = _findings(truth, result)
+            findings = _findings(truth, result, self.metrics)
         originals = {
             "timestep": _known_or_none(truth.timesteps, len(truth.images)),
             "label": _known_or_none(truth.labels, len(truth.images)),
@@ -184,7 +209,7 @@ class Evaluator:
             | finding
             for image, finding in enumerate(findings)
         ]
-        return [{column: row.get(column) for column in COLUMNS} for row in rows]
+        return [{column: row.get(column) for column in (*COLUMNS, *self.further_columns)} for row in rows]
 
     def _finds_one_image(self, attack: str) -> bool:
         """Whether the run's attack of that name finds one image that stands for all."""
@@ -192,7 +217,7 @@ class Evaluator:
         return any(found.representative for found in chosen if found.name == attack)
 
 
-def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
+def _findings(truth: Truth, result: Reconstruction, chosen: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """For every true image: how close the reconstruction is, the timestep recovered, and the attack's own figures."""
     order = metrics.assign(truth.images, result.images)
     images = result.images[order]
@@ -200,12 +225,7 @@ def _findings(truth: Truth, result: Reconstruction) -> list[dict[str, Any]]:
         "timestep_recovered": _known_or_none(result.timesteps[order], len(order)),
         "label_recovered": _known_or_none(None if result.labels is None else result.labels[order], len(order)),
     }
-    values = {
-        "mse": metrics.mse(truth.images, images),
-        "psnr": metrics.psnr(truth.images, images),
-        "ssim": metrics.ssim(truth.images, images),
-        "lpips": _lpips_or_nan(truth.images, images),
-    }
+    values = {name: _or_nan(metric, truth.images, images) for name, metric in chosen.items()}
     attack = {
         "matching_loss": result.matching_loss,
         "evaluations": result.evaluations,
@@ -227,9 +247,9 @@ def _known_or_none(values: Tensor | None, count: int) -> list[int | None]:
     return [None] * count if values is None else [value if value >= 0 else None for value in values.tolist()]
 
 
-def _lpips_or_nan(first: Tensor, second: Tensor) -> Tensor:
+def _or_nan(metric: Metric, first: Tensor, second: Tensor) -> Tensor:
     try:
-        return metrics.lpips(first, second)
+        return metric(first, second)
     except metrics.MetricUnavailableError:
         return torch.full((len(first),), float("nan"))
 
@@ -237,26 +257,29 @@ def _lpips_or_nan(first: Tensor, second: Tensor) -> Tensor:
 class LeakageTable:
     """The table of a run in progress: every row reaches the CSV file at once, the parquet file when asked to.
 
-    It begins with ``rows``, those of a run that goes on.
+    It begins with ``rows``, those of a run that goes on. After COLUMNS it has ``further`` ones, and those of ``rows``.
     """
 
-    def __init__(self, csv_path: Path, parquet_path: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, csv_path: Path, parquet_path: Path, rows: Iterable[dict[str, Any]] = (), further: Iterable[str] = ()
+    ) -> None:
         self._csv, self._parquet = csv_path, parquet_path
         self._rows = list(rows)
+        self._columns = list(dict.fromkeys([*COLUMNS, *further, *(name for row in self._rows for name in row)]))
         self._lock = Lock()
-        self._write_csv(row.values() for row in self._rows)
+        self._write_csv(map(self._values, self._rows))
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows, flushed to the CSV file before this returns."""
         with self._lock, self._csv.open("a", encoding="utf-8", newline="") as file:
             for row in rows:
                 self._rows.append(row)
-                file.write(_csv_line(row.values()))
+                file.write(_csv_line(self._values(row)))
 
     def frame(self) -> pd.DataFrame:
         """All rows so far, sorted."""
         with self._lock:
-            return typed(pd.DataFrame(self._rows, columns=list(COLUMNS)))
+            return typed(pd.DataFrame(self._rows, columns=self._columns))
 
     def save(self) -> None:
         """Replace the parquet file by all rows so far."""
@@ -268,15 +291,18 @@ class LeakageTable:
         self.save()
         self._write_csv(self.frame().itertuples(index=False))
 
+    def _values(self, row: Mapping[str, Any]) -> list[Any]:
+        return [row.get(column) for column in self._columns]
+
     def _write_csv(self, rows: Iterable[Iterable[Any]]) -> None:
-        lines = [_csv_line(COLUMNS), *map(_csv_line, rows)]
+        lines = [_csv_line(self._columns), *map(_csv_line, rows)]
         write_atomically(self._csv, lambda file: file.write_text("".join(lines), encoding="utf-8"))
 
 
 def read_leakage(path: Path) -> pd.DataFrame:
     """The rows of a leakage.csv, sorted; a last line that a killed run left half written is dropped.
 
-    ADDED_COLUMNS are NA if the run did not write them.
+    ADDED_COLUMNS are NA if the run did not write them. Further columns of numbers, which are metrics, come last.
 
     Raises:
         SettingsError: if the file is no leakage table.
@@ -287,14 +313,19 @@ def read_leakage(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(io.StringIO(whole_lines), dtype=text_columns, keep_default_na=False, na_values=[""])
         if lacking := [name for name in COLUMNS if name not in frame and name not in ADDED_COLUMNS]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
-        return typed(frame.reindex(columns=list(COLUMNS)))
+        further = [name for name in frame.select_dtypes("number") if name not in COLUMNS]
+        return typed(frame.reindex(columns=[*COLUMNS, *further]))
     except ValueError as error:
         raise SettingsError(f"{path}: not a leakage table: {' '.join(str(error).split())}") from error
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with every column in its type, sorted; a USER comes before numbered images."""
-    kinds = COLUMNS | ({"image": "str"} if bool((frame["image"] == USER).any()) else {})
+    kinds = (
+        dict.fromkeys(frame.columns, "float64")
+        | COLUMNS
+        | ({"image": "str"} if bool((frame["image"] == USER).any()) else {})
+    )
     return frame.astype(kinds).sort_values(SORTED_BY, key=_order, ignore_index=True)
 
 

@@ -7,10 +7,13 @@ from rich.table import Table
 
 from attacks.model_inversion.registry import INVERSIONS
 from attacks.registry import ATTACKS
+from experiments.metrics.registry import METRICS
 from experiments.package_data import BUNDLED_PRIORS
 from experiments.settings import preset_names
+from fl_sim.config import SettingsError
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS
+from fl_sim.errors import nearest
 from fl_sim.images.bundled import PHOTOGRAPHS
 from fl_sim.images.small_pictures import SMALL_PICTURES
 from fl_sim.network import count_parameters, outline
@@ -19,13 +22,25 @@ from fl_sim.registry import plugins
 from strategies.registry import available as strategies
 
 
-def list_names() -> Group:
-    """A table each of attacks, model inversions, strategies, defences, networks, datasets, priors and presets."""
-    kinds = {
+def list_names(only: str | None = None) -> Group:
+    """A table of names for each kind, or for the one called ``only`` (or its plural); SettingsError if unknown."""
+    kinds = _kinds()
+    if only is not None:
+        singular = only.removesuffix("s").replace("-", " ")
+        if singular not in kinds:
+            raise SettingsError(f"KIND {only!r}: unknown; allowed: {', '.join(kinds)}{nearest(singular, kinds)}")
+        kinds = {singular: kinds[singular]}
+    return Group(*(_table(kind, names) for kind, names in kinds.items()))
+
+
+def _kinds() -> dict[str, dict[str, str]]:
+    """What there is of every kind: a line on each by its name."""
+    return {
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "model inversion": {name: _summary_line(INVERSIONS.find(name)) for name in INVERSIONS.names()},
         "strategy": dict.fromkeys(strategies(), ""),
         "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
+        "metric": {name: _summary_line(METRICS.find(name)) for name in METRICS.names()},
         "network": {
             **{name: _network_line(config) for name, config in KNOWN_NETWORKS.items()},
             **{name: f"model.factory, {path}" for name, path in sorted(plugins(FACTORIES).items())},
@@ -39,7 +54,6 @@ def list_names() -> Group:
         "prior": dict.fromkeys(BUNDLED_PRIORS, ""),
         "preset": dict.fromkeys(preset_names(), ""),
     }
-    return Group(*(_table(kind, names) for kind, names in kinds.items()))
 
 
 def _table(kind: str, names: dict[str, str]) -> Table:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from attacks.observation import UpdateId
 from attacks.workers import Result
-from experiments import metrics
 from experiments.checkpoint import save_checkpoint
 from experiments.experiment import Experiment
 from experiments.leakage import Evaluator, LeakageTable
+from experiments.metrics.registry import definitions, unavailable
 from experiments.pictures import save_grid
 from experiments.privacy import most_spent, privacy_spent
 from experiments.progress import Progress
@@ -55,13 +55,15 @@ class Recorder:
         self._experiment, self._directory, self._display, self._logs = experiment, directory, display, rounds
         state, rows = (None, []) if earlier is None else (earlier.state, earlier.leakage)
         self._rounds: list[Round] = [] if state is None else list(state.rounds)
-        self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet, rows)
         self._evaluator = Evaluator(directory.run_name(), settings, experiment.recipe)
+        further = self._evaluator.further_columns
+        self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet, rows, further)
         self._utility = Utility(settings, experiment.recipe)
         self._average = None if settings.strategy.ema is None else WeightAverage(settings.strategy.ema)
         if self._average is not None and state is not None:
             self._average.weights = state.average
-        directory.write_environment(metrics.unavailable() | self._utility.not_computed(), metrics.DEFINITIONS)
+        metrics = self._evaluator.metrics
+        directory.write_environment(unavailable(metrics) | self._utility.not_computed(), definitions(metrics))
 
     def after_attack(self, update_id: UpdateId, attack: str, result: Result) -> None:
         """Add the attack's rows to the leakage table; ``result`` is the reason where it failed."""

@@ -19,7 +19,18 @@ from fl_sim.config import SettingsError
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import dump_toml, load_settings
 
-REPORTED_PACKAGES = ("fl-sim", "torch", "torchvision", "diffusers", "flwr", "flwr-datasets", "ray", "numpy", "lpips")
+REPORTED_PACKAGES = (
+    "fl-sim",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "flwr",
+    "flwr-datasets",
+    "ray",
+    "numpy",
+    "lpips",
+    "piq",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,11 @@ class RunDirectory:
     def leakage_parquet(self) -> Path:
         """The leakage table as of the last finished round."""
         return self.path / "leakage.parquet"
+
+    @property
+    def chance(self) -> Path:
+        """What a guess would have got, one row per attack and metric (experiments/chance_table.py)."""
+        return self.path / "chance.parquet"
 
     @property
     def rounds(self) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 from attacks.observation import UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from attacks.workers import POOL_CLOSED
-from experiments.leakage import COLUMNS, OK, observing_peer, read_leakage
+from experiments.leakage import OK, observing_peer, read_leakage
 from experiments.rounds import Round
 from experiments.run_directory import RunDirectory
 from fl_sim.config import SettingsError
@@ -167,7 +167,7 @@ def attacks_in(directory: RunDirectory) -> Iterator[Attacked]:
         return
     frame = read_leakage(directory.leakage_csv)
     for _, group in frame.groupby(["round", "client", "observer", "attack"], sort=False):
-        rows = [{column: row[column] for column in COLUMNS} for row in group.to_dict("records")]
+        rows = [{str(column): value for column, value in row.items()} for row in group.to_dict("records")]
         yield Attacked(directory, _update_in(rows[0]), str(rows[0]["attack"]), rows)
 
 

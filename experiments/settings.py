@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from experiments.package_data import BUNDLED_FILES, BUNDLED_PRIORS, data_file
 from fl_sim.config import (
@@ -14,6 +14,7 @@ from fl_sim.config import (
     Section,
     Settings,
     SettingsError,
+    UserPath,
     defaults_of,
     expand_home,
     resolve,
@@ -101,11 +102,29 @@ _PUBLIC = tuple(f"data.public.{key}" for key in PublicSettings.model_fields)
 _INVERSION = (*(f"inversion.{key}" for key in InversionSettings.model_fields), *_PUBLIC)
 
 
+def _several(value: Any) -> Any:
+    """A list of one, where somebody typed the one without brackets."""
+    return (value,) if isinstance(value, str) else value
+
+
 class UtilitySettings(Section):
     """How often the evaluator measures the model, and how many images it samples."""
 
     every: int = Field(1, ge=0)
     samples: int = Field(16, ge=0, le=10_000)
+
+
+class MetricsSettings(Section):
+    """What reconstructions are measured by, and what chance is measured on.
+
+    ``names``: metrics, each a column of the leakage table; mse and psnr always are. ``lpips_weights``: files with the
+    backbones of LPIPS. ``chance_pairs``: at most so many pairs of a reconstruction and an image that is not its own
+    make the chance level of a metric; 0: it is not computed.
+    """
+
+    names: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("mse", "psnr", "ssim", "lpips")
+    lpips_weights: Annotated[tuple[UserPath, ...], BeforeValidator(_several)] = ()
+    chance_pairs: int = Field(500, ge=0, le=1_000_000)
 
 
 class ExperimentSettings(Settings):
@@ -164,6 +183,20 @@ class ExperimentSettings(Settings):
             "task = 'diffusion'",
         ),
         Void(
+            "metrics.names",
+            lambda names: "lpips" not in str(names),
+            ("metrics.lpips_weights",),
+            "LPIPS is not computed",
+            "lpips, lpips_vgg or lpips_squeeze in it",
+        ),
+        Void(
+            "attack.name",
+            lambda name: not _names(name),
+            tuple(f"metrics.{key}" for key in MetricsSettings.model_fields),
+            "nothing is reconstructed",
+            "an attack's name",
+        ),
+        Void(
             "utility.every",
             lambda every: every == 0,
             ("utility.samples",),
@@ -203,6 +236,7 @@ class ExperimentSettings(Settings):
     attack: AttackSettings = AttackSettings()
     inversion: InversionSettings = InversionSettings()
     utility: UtilitySettings = UtilitySettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 def preset_names() -> list[str]:
@@ -224,7 +258,12 @@ def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSe
         raise SettingsError(f"preset or file {preset_or_file!r}: {error}") from error
     if preset_or_file in preset_names() or (path.suffix == "" and not path.exists()):
         path = _preset(preset_or_file)
-    return resolve(load_settings(ExperimentSettings, path, overrides))
+    return _with_absolute_weights(resolve(load_settings(ExperimentSettings, path, overrides)))
+
+
+def _with_absolute_weights(settings: ExperimentSettings) -> ExperimentSettings:
+    weights = tuple(str(Path(file).absolute()) for file in settings.metrics.lpips_weights)
+    return settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"lpips_weights": weights})})
 
 
 def _preset(name: str) -> Path:

@@ -7,7 +7,6 @@ from PIL import Image
 
 from attacks.attack import Reconstruction
 from attacks.reconstruction_file import save_reconstruction
-from experiments import metrics
 from experiments.experiment import build_recipe
 from experiments.leakage import Evaluator, LeakageTable, client_truth
 from experiments.rounds import Round, save_rounds
@@ -58,9 +57,9 @@ def make_up_run(path: Path, *overrides: str, rounds: int | None = None, finished
     recipe = build_recipe(settings)
     directory = RunDirectory.create(path, settings)
     directory.reconstructions.mkdir()
-    directory.write_environment({"lpips": "no weights here"}, metrics.DEFINITIONS)
-    table = LeakageTable(directory.leakage_csv, directory.leakage_parquet)
+    directory.write_environment({"lpips": "no weights here"}, {"psnr": "a definition"})
     evaluator = Evaluator(directory.run_name(), settings, recipe)
+    table = LeakageTable(directory.leakage_csv, directory.leakage_parquet, (), evaluator.further_columns)
     noise = torch.Generator().manual_seed(0)
     done = []
     for number in range(1, (rounds or planned) + 1):

@@ -94,9 +94,8 @@ def test_public_are_the_images_of_the_same_set_that_no_client_holds() -> None:
     assert (pool.images.min(), pool.images.max()) >= (0, 0.5)
 
 
-def test_where_clients_hold_all_images_other_photographs_are_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chance, "MOST_IMAGES", 10)
-    pool = public_pool(tiny_settings("data.partition=iid"), 1)
+def test_where_clients_hold_all_images_other_photographs_are_public() -> None:
+    pool = public_pool(tiny_settings("data.partition=iid"), 1, most=10)
     assert pool is not None
     assert pool.name.startswith("10 tiles of the bundled photographs motorcycle, ")
     assert "astronaut" not in pool.name

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from attacks.registry import ATTACKS
 from experiments.cli import app
 from tests.attacks.toy_attacks import tiny_observation
 from tests.experiments.made_up_run import make_up_run
+from tests.experiments.metrics.test_lpips import trained
 
 GUESS = "tests.attacks.toy_attacks:Guess"
 
@@ -27,7 +29,7 @@ def assert_refused(result: Result, *complaint: str) -> None:
 
 
 def test_the_help_teaches_without_waiting_for_torch() -> None:
-    for command in ([], ["run"], ["attack"], ["train-prior"], ["report"], ["list"]):
+    for command in ([], ["run"], ["attack"], ["train-prior"], ["report"], ["list"], ["metrics"]):
         assert fl_sim(*command, "--help").exit_code == 0
     assert "fl-sim run demo --set model.checkpoint=none" in fl_sim("run", "--help").output
     code = "import experiments.cli, sys; sys.exit(bool({'torch', 'ray', 'flwr'} & set(sys.modules)))"
@@ -47,6 +49,9 @@ def test_the_help_teaches_without_waiting_for_torch() -> None:
         ("data.name=folder", ("data.path is not set",)),
         ("federation.clients_per_round=9", ("federation.clients_per_round = 9", "at most")),
         ("client.\x1b[31mlr\n=1", (r"\x1b[31mlr",)),
+        ("metrics.names=sim", ("metrics.names: metric 'sim'", "did you mean 'ssim'")),
+        ("metrics.names=[]", ("metrics.names = []",)),
+        ("metrics.lpips_weights=gone.pth", ("gone.pth: cannot be read",)),
         ("model.checkpoint=gone.safetensors", ("model.checkpoint = 'gone.safetensors'",)),
     ],
 )
@@ -94,6 +99,31 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert_refused(fl_sim(*start, "--out", tmp_path / "out"), "not empty")
     assert_refused(fl_sim("attack", capture, "--attack", GUESS, "--out", tmp_path / "out"), "not empty")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("kind", ["metric", "metrics"])
+def test_one_kind_is_listed_alone(kind: str) -> None:
+    output = fl_sim("list", kind).output
+    assert "ms_ssim" in output
+    assert "residual" not in output
+    assert "demo-16" in fl_sim("list", "presets").output
+    assert_refused(fl_sim("list", "metrix"), "KIND 'metrix': unknown", "did you mean 'metric'?")
+
+
+def test_metrics_are_described_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    assert "larger is better: -1 to 1 (equal)" in fl_sim("metrics").output
+    checked = fl_sim("metrics", "--check")
+    assert checked.exit_code == 0
+    assert "ssim: can be computed here\n" in checked.output
+    missing = "VGG-16 weights are missing: put vgg16-397923af.pth in"
+    assert f"lpips_vgg: cannot be computed here: torchvision's {missing} {tmp_path / 'checkpoints'}" in checked.output
+    file = tmp_path / "squeeze.pth"
+    torch.save(trained("squeeze").state_dict(), file)
+    found = fl_sim("metrics", "--check", "--lpips-weights", file)
+    assert "lpips_squeeze: can be computed here\n" in found.output
+    file.write_bytes(b"no tensors")
+    assert_refused(fl_sim("metrics", "--check", "--lpips-weights", file), "squeeze.pth: no file of tensors")
 
 
 def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

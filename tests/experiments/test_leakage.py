@@ -15,11 +15,18 @@ from experiments.leakage import (
     USER,
     Evaluator,
     LeakageTable,
+    check_metrics,
     client_truth,
     match,
     read_leakage,
 )
+from experiments.metrics import mse
+from experiments.metrics.fsim import FSIM
+from experiments.metrics.gmsd import GMSD
+from experiments.metrics.registry import METRICS, create_metrics
+from experiments.settings import ExperimentSettings, MetricsSettings
 from fl_sim.config import SettingsError
+from fl_sim.settings_file import load_settings
 from tests.experiments.made_up_run import reconstruction, tiny_settings
 
 
@@ -193,3 +200,51 @@ def test_a_table_with_users_has_strings_for_images_and_sorts_them_as_numbers(tmp
     alone = table(tmp_path / "alone")
     alone.append(judge.rows(1, 0, "residual", reconstruction(truth.images, truth.timesteps)))
     assert alone.frame()["image"].dtype == "int64"
+
+
+FURTHER = "metrics.names=['fsim', 'gmsd']"
+
+
+def test_further_metrics_are_columns_of_their_own_per_image_after_the_matching(tmp_path: Path) -> None:
+    judge = evaluator("client.batch_size=3", FURTHER)
+    truth = client_truth(judge.settings, judge.recipe, 1, 2)
+    paler = torch.stack([image * (0.9 - 0.2 * number) for number, image in enumerate(truth.images)])
+    rows = judge.rows(2, 1, "residual", reconstruction(paler[[2, 0, 1]], truth.timesteps[[2, 0, 1]]))
+    assert list(rows[0]) == [*COLUMNS, "fsim", "gmsd"]
+    for image, row in enumerate(rows):
+        one = truth.images[[image]], paler[[image]]
+        assert row["mse"] == mse(*one).item()
+        assert (row["fsim"], row["gmsd"]) == pytest.approx((FSIM()(*one).item(), GMSD()(*one).item()))
+        assert (row["ssim"], row["lpips"]) == (None, None)
+    growing = LeakageTable(tmp_path / "leakage.csv", tmp_path / "leakage.parquet", (), judge.further_columns)
+    growing.append([*rows, *judge.rows(1, 0, "residual", "timeout after 3 s")])
+    growing.close()
+    read = read_leakage(tmp_path / "leakage.csv")
+    pd.testing.assert_frame_equal(read, pd.read_parquet(tmp_path / "leakage.parquet"))
+    assert list(read.columns) == [*COLUMNS, "fsim", "gmsd"]
+    assert read["fsim"].tolist()[3:] == [row["fsim"] for row in rows]
+    assert read["fsim"].isna().tolist() == [True] * 3 + [False] * 3
+
+
+def test_a_table_that_goes_on_keeps_the_columns_that_it_has(tmp_path: Path) -> None:
+    judge = evaluator(FURTHER)
+    truth = client_truth(judge.settings, judge.recipe, 0, 1)
+    rows = judge.rows(1, 0, "residual", reconstruction(truth.images * 0.9, truth.timesteps))
+    growing = LeakageTable(tmp_path / "leakage.csv", tmp_path / "leakage.parquet", rows)
+    growing.append(rows_of(client=1))
+    read = read_leakage(tmp_path / "leakage.csv")
+    assert read["gmsd"].notna().tolist() == [True, False]
+    assert read["ssim"].notna().tolist() == [False, True]
+
+
+def test_the_settings_of_an_earlier_version_give_the_columns_that_it_had() -> None:
+    file = Path(__file__).with_name("config_of_an_earlier_version.toml")
+    settings = load_settings(ExperimentSettings, file, recorded=True)
+    assert Evaluator("a-run", settings, evaluator().recipe).further_columns == []
+    assert list(create_metrics(settings.metrics)) == ["mse", "psnr", "ssim", "lpips"]
+
+
+def test_a_metric_with_the_name_of_another_column_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS.built_in, "round", METRICS.built_in["ssim"])
+    with pytest.raises(SettingsError, match="'round' is another column of the leakage table"):
+        check_metrics(MetricsSettings(names=("round",)))

@@ -40,7 +40,7 @@ RUNS = {
     "FedAdam": (*WEIGHTS, "strategy.name=FedAdam"),
     "FedAvgM": (*WEIGHTS, "strategy.name=FedAvgM", "strategy.args.server_momentum=0.9"),
     "gossip": (*ALL, "federation.topology=ring", "strategy.name=Gossip", "federation.curious_peers=[0, 1]"),
-    "attacks afterwards": ("attack.when=after",),
+    "attacks afterwards": ("attack.when=after", "metrics.names=gmsd"),
     "LoRA": (*WEIGHTS, "client.lora.rank=2", "strategy.name=FedAvg"),
     "nobody attacks": ("attack.name=none", 'strategy.args={optimizer="adam",lr=0.01}'),
 }

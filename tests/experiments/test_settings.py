@@ -43,3 +43,34 @@ def test_an_attacks_name_that_is_none_is_one_line(name: str) -> None:
     with pytest.raises(SettingsError, match=r"^attack\.name = ") as caught:
         load_run("demo-16", [f"attack.name={name}"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["metrics.names=5"], r"^metrics\.names = 5: "),
+        (["metrics.names=[1]"], r"^metrics\.names = "),
+        (["metrics.names={a = 1}"], r"^metrics\.names = "),
+        (["metrics.names=[]"], r"^metrics\.names = \[\]: "),
+        (["metrics.chance_pairs=-1"], r"^metrics\.chance_pairs = -1: "),
+        (["metrics.lpips_weights=''"], r"^metrics\.lpips_weights = .*must not be empty"),
+        (
+            ["metrics.names=fsim", "metrics.lpips_weights=a.pth"],
+            r"^metrics\.lpips_weights = 'a\.pth': with metrics\.names = 'fsim' LPIPS is not computed; allowed: ",
+        ),
+        (
+            ["attack.name=none", "metrics.names=fsim"],
+            r"^metrics\.names = 'fsim': with attack\.name = 'none' nothing is",
+        ),
+    ],
+)
+def test_settings_of_metrics_that_cannot_be_are_one_line(overrides: list[str], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem) as caught:
+        load_run("demo-16", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_files_of_lpips_are_recorded_by_their_whole_paths() -> None:
+    settings = load_run("demo-16", ["metrics.lpips_weights=weights/alex.pth"])
+    assert settings.metrics.lpips_weights == (str(Path.cwd() / "weights" / "alex.pth"),)
+    assert load_run("demo-16", ["metrics.names=fsim"]).metrics.names == ("fsim",)

@@ -19,7 +19,7 @@ from tests.experiments.in_process import PoolInThisProcess, federation_in_proces
 
 CASES, LABEL_CASES = list(timesteps.cases())[:2], list(labels.cases())[:2]
 USER_CASES = list(users.cases(quick=True))[:1]
-CHEAP_USERS = replace(users.QUICK, prior_steps=1, evaluator_steps=2)
+CHEAP_USERS = replace(users.SHORT, prior_steps=1, evaluator_steps=2)
 CELLS = list(classification.cells(quick=True))[:1]
 CHEAP_INVERSIONS = Scale(1, 2, 2, 1, 2, {"diff-mi": INVERSION, "max-margin": {"iterations": 1}})
 TINY = {"checkpoint": "none", "block_out_channels": [8, 16], "norm_num_groups": 4}
@@ -55,5 +55,5 @@ def quick_benchmarks() -> Iterator[None]:
         stack.enter_context(patch(f"{bench}.many_clients._object_store_mb", lambda: 0.0))
         stack.enter_context(patch(f"{bench}.inversion.QUICK", CHEAP_INVERSIONS))
         stack.enter_context(patch(f"{bench}.users.cases", lambda _: iter(USER_CASES)))
-        stack.enter_context(patch(f"{bench}.users.QUICK", CHEAP_USERS))
+        stack.enter_context(patch(f"{bench}.users.SHORT", CHEAP_USERS))
         yield
