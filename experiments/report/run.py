@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.chance_table import COLUMNS
 from experiments.commands import attack_command
 from experiments.experiment import build_recipe
 from experiments.inversion_table import read_inversions
@@ -32,6 +33,7 @@ class Run:
     utility: dict[str, Any]
     environment: dict[str, Any]
     inversion: pd.DataFrame
+    chance: pd.DataFrame
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -47,6 +49,7 @@ class Run:
             _read_json(directory.utility),
             _read_json(directory.environment),
             _read(directory.inversion, read_inversions),
+            _read_chance(directory.chance),
         )
 
     @property
@@ -109,6 +112,16 @@ def _read_rounds(path: Path) -> pd.DataFrame:
     if "round" not in rounds:
         raise SettingsError(f"{path}: damaged: it has no column 'round'")
     return rounds
+
+
+def _read_chance(path: Path) -> pd.DataFrame:
+    """What a guess reaches, metric by metric; empty if the run did not measure it."""
+    if not path.is_file():
+        return pd.DataFrame()
+    chance: pd.DataFrame = _read(path, pd.read_parquet)
+    if lacking := [column for column in COLUMNS if column not in chance]:
+        raise SettingsError(f"{path}: damaged: it has no column {lacking[0]!r}")
+    return chance
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
