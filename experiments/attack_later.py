@@ -23,7 +23,6 @@ from attacks.reconstruction_file import load_reconstruction, save_reconstruction
 from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
 from experiments.attack_offline import attack_overrides, trusted_factories
-from experiments.attacks_progress import AttacksProgress
 from experiments.chance_table import save_chance
 from experiments.commands import choose_device, expand_home
 from experiments.experiment import build_recipe
@@ -31,7 +30,7 @@ from experiments.headline import headline
 from experiments.leakage import Evaluator, LeakageTable, read_leakage, summed_truth
 from experiments.pictures import save_grid
 from experiments.priors import check_priors
-from experiments.progress import outcome
+from experiments.progress import Progress
 from experiments.report import build_report
 from experiments.rounds import clients_behind, save_medians
 from experiments.run_directory import RunDirectory
@@ -105,9 +104,8 @@ def attack_all(paths: Sequence[Path], options: Options, folder: Path, console: C
         targets: list[AttackedRun | AttackedFolder] = [*runs, *elsewhere]
         left, done = sum(len(target.due) for target in targets), sum(target.done for target in targets)
         console.print(f"attacks to do: {left}; ended before: {done}", highlight=False)
-        with AttacksProgress(console, left) as display:
-            for target in targets:
-                target.attack(display)
+        for target in targets:
+            target.attack(console)
         return min(1, sum(target.conclude(console) for target in targets))
 
 
@@ -198,7 +196,7 @@ class AttackedRun:
     @classmethod
     def of(cls, directory: RunDirectory, options: Options) -> "AttackedRun":
         """Check everything about the run; UserError if it cannot be attacked."""
-        if directory.state.is_file() or not directory.model.is_file():
+        if not directory.ended:
             raise SettingsError(
                 f"{directory.path}: the run has not ended; allowed: fl-sim run --resume {directory.path}, then this"
             )
@@ -222,10 +220,15 @@ class AttackedRun:
         run._check_due(attacks)
         return run
 
-    def attack(self, display: AttacksProgress) -> None:
+    def attack(self, console: Console) -> None:
         """Attack what is due, compare it, and bring tables and report up to date."""
+        rounds, planned = pd.read_parquet(self.directory.rounds), len(self.ended) + len(self.due)
+        with Progress(console, len(rounds), planned, self.directory.progress, "attack") as display:
+            display.go_on(rounds.to_dict("records"), self.rows)
+            self._attack(rounds, display)
+
+    def _attack(self, rounds: pd.DataFrame, display: Progress) -> None:
         directory, settings, attack = self.directory, self.settings, self.settings.attack
-        rounds = pd.read_parquet(directory.rounds)
         evaluator = Evaluator(directory.run_name(), settings, self.recipe)
         table = LeakageTable(directory.leakage_csv, directory.leakage_parquet, self.rows, evaluator.further_columns)
 
@@ -233,12 +236,13 @@ class AttackedRun:
             summed = clients_behind(rounds, update) if update.client < 0 else ()
             rows = evaluator.rows(update.round, update.client, name, result, update.observer, summed)
             table.append(rows)
-            display.ended(map(outcome, rows))
+            display.attacked(rows)
 
         pool = self.options.pool(attack, attack.timeout, attack.gpus_per_worker)
         sink = DirectorySink(
             directory.path, attack.arguments, pool, settings.seed, on_reconstruction=take, ended=self.ended
         )
+        display.watch(pool.counts)
         with closing(table), closing(sink):
             sink.attack_the_rest()
             sink.drain()
@@ -334,9 +338,11 @@ class AttackedFolder:
                 done += 1
         return cls(folder, options, due, done)
 
-    def attack(self, display: AttacksProgress) -> None:
+    def attack(self, console: Console) -> None:
         """Attack what is due, and write what is found."""
-        with closing(self.options.pool(AttackSettings(), None)) as pool:
+        pool = self.options.pool(AttackSettings(), None)
+        with closing(pool), Progress(console, 0, len(self.due), work="attack") as display:
+            display.watch(pool.counts)
             for search in self.due:
                 pool.submit(search.job, partial(self._keep, display, search))
             pool.drain()
@@ -348,13 +354,14 @@ class AttackedFolder:
             console.print(f"{len(self.failed)} attacks failed; the same command with this --out tries them again")
         return len(self.failed)
 
-    def _keep(self, display: AttacksProgress, search: Search, result: Result) -> None:
+    def _keep(self, display: Progress, search: Search, result: Result) -> None:
         where = search.file.stem
         if isinstance(result, Reconstruction):
             # The picture first: the other file says that all is there.
             write_atomically(search.picture, lambda file: save_grid(file, result.images))
             write_atomically(search.file, lambda file: save_reconstruction(file, result))
-            display.ended([f"{where}: matching loss {result.matching_loss:.3g} in {result.seconds:.0f} s"])
+            found = f"{where}: matching loss {result.matching_loss:.3g} in {result.seconds:.0f} s"
+            display.attacked_elsewhere(found, failed=False)
         else:
             self.failed.append(where)
-            display.ended([f"{where}: {result}"])
+            display.attacked_elsewhere(f"{where}: {result}", failed=True)

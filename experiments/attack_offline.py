@@ -21,9 +21,9 @@ from attacks.reconstruction_file import save_reconstruction
 from attacks.registry import create
 from experiments.bench.provenance import revision, software
 from experiments.commands import choose_device
+from experiments.display import Bar
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
-from experiments.search_progress import SearchProgress
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
@@ -85,8 +85,9 @@ def attack_capture(
     make_empty_folder(out)
     torch.set_num_threads(threads)
     try:
-        with log or nullcontext(), SearchProgress(console, f"{name} on {capture.name}") as progress:
-            found = attack.reconstruct(observation, attack_seed, where, log=log, watch=progress)
+        bar = Bar(console, f"{name} on {capture.name}", "evaluations", "matching loss", may_end_early=True)
+        with log or nullcontext(), bar:
+            found = attack.reconstruct(observation, attack_seed, where, log=log, watch=bar)
     except BaseException:
         out.rmdir()  # nothing to keep
         raise

@@ -4,7 +4,7 @@ Whatever takes long to import is imported by the command that needs it, so that 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from experiments.commands import (
     unfinished,
     what_is_left,
 )
+
+if TYPE_CHECKING:
+    from experiments.callbacks import Callback
 
 app = typer.Typer(
     name="fl-sim",
@@ -93,6 +96,14 @@ def run(
             rich_help_panel="What to run",
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Also write scalars and images for TensorBoard, into DIR/tensorboard.",
+            rich_help_panel="What to write",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's and Ray's own logs.")] = False,
 ) -> None:
     """Launch a federation and the attacks on it, and report what leaked.
@@ -103,7 +114,8 @@ def run(
     rounds.parquet, captures, reconstructions, the model, and report.html.
     """
     if resumed is not None:
-        _resume(expand_home(resumed), preset is not None or bool(overrides) or out is not None or dry, verbose)
+        others = preset is not None or bool(overrides) or out is not None or dry
+        _resume(expand_home(resumed), others, tensorboard, verbose)
         return
     preset = preset or "demo"
     directory = output_folder(out, Path(preset).stem)
@@ -116,10 +128,10 @@ def run(
     with one_line_errors(lambda: what_is_left(directory), with_ray=True):
         from experiments.launch import launch
 
-        launch(preset, overrides, directory, console, verbose)
+        launch(preset, overrides, directory, console, verbose, _callbacks(directory, tensorboard))
 
 
-def _resume(directory: Path, other_options: bool, verbose: bool) -> None:
+def _resume(directory: Path, other_options: bool, tensorboard: bool, verbose: bool) -> None:
     with one_line_errors(lambda: what_is_left(directory), with_ray=True):
         from experiments.launch import resume
         from fl_sim.config import SettingsError
@@ -127,9 +139,19 @@ def _resume(directory: Path, other_options: bool, verbose: bool) -> None:
         if other_options:
             raise SettingsError(
                 f"--resume {directory}: the run goes on with the settings that it was started with; allowed beside it: "
-                "--verbose"
+                "--tensorboard, --verbose"
             )
-        resume(directory, console, verbose)
+        resume(directory, console, verbose, _callbacks(directory, tensorboard))
+
+
+def _callbacks(directory: Path, tensorboard: bool) -> "list[Callback]":
+    """What is told how the run into ``directory`` goes on; SettingsError if it is not installed."""
+    if not tensorboard:
+        return []
+    from experiments.run_directory import RunDirectory
+    from experiments.tensorboard import TensorBoard
+
+    return [TensorBoard(RunDirectory(directory).tensorboard)]
 
 
 @app.command(
@@ -538,6 +560,22 @@ def report(
             build_strip(one_run(runs, "--picture"), expand_home(picture))
         page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
         console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]fl-sim watch runs/demo[/cyan]   until the run has ended\n\n"
+    "[cyan]fl-sim watch runs/demo --once[/cyan]   how it stands now"
+)
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, on this machine or mounted.")],
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and leave.")] = False,
+) -> None:
+    """Show how a run goes on that was started elsewhere: rounds, attacks, what leaked, time left. Only reads files."""
+    with one_line_errors("stopped watching"):
+        from experiments.watch import watch as show
+
+        show(expand_home(directory), console, once)
 
 
 @app.command("list", epilog="Examples:\n\n[cyan]fl-sim list[/cyan]\n\n[cyan]fl-sim list metrics[/cyan]")

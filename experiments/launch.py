@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 from rich.console import Console
 
-from attacks.observation import UpdateId
 from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
+from experiments.callbacks import Callback
 from experiments.chance_table import save_chance
 from experiments.commands import attack_command
 from experiments.experiment import Experiment, prepare
@@ -32,10 +32,11 @@ from experiments.recorder import Recorder
 from experiments.report import build_report
 from experiments.run_directory import RunDirectory, check_empty_folder
 from experiments.run_state import Earlier, take_up
-from experiments.settings import ExperimentSettings, load_run
+from experiments.seen_updates import seen_updates
+from experiments.settings import ExperimentSettings, Source, load_run
 from fl_sim.client_app import build_client_app
 from fl_sim.federation import AttackResources, check_resources, run_federation
-from fl_sim.repeatable_grid import RepeatableGrid, RoundLog
+from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.settings_file import dump_toml
 from strategies.continued import Continued
 from strategies.curious_peers import CuriousPeers
@@ -45,22 +46,29 @@ from strategies.honest_but_curious import HonestButCurious
 from strategies.sink import DirectorySink, Sink
 
 
-def launch(preset: str, overrides: Sequence[str], out: Path, console: Console, verbose: bool = False) -> None:
+def launch(
+    source: Source,
+    overrides: Sequence[str],
+    out: Path,
+    console: Console,
+    verbose: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """``fl-sim run``: launch a federation on Ray and the attacks on it; everything is written into ``out``.
 
     Raises:
         UserError: one line on what is wrong, before anything is written.
         FederationError: if the federation fails.
     """
-    experiment, _ = _try_out(preset, overrides, out, verbose)
+    experiment, _ = _try_out(source, overrides, out, verbose)
     for line in experiment.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     directory = RunDirectory.create(out, experiment.settings)
     with directory.locked():
-        _run(experiment, directory, None, console, verbose)
+        _run(experiment, directory, None, console, verbose, callbacks)
 
 
-def resume(out: Path, console: Console, verbose: bool = False) -> None:
+def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequence[Callback] = ()) -> None:
     """``fl-sim run --resume``: go on with the run in ``out`` after its last finished round, and end it.
 
     Raises:
@@ -69,24 +77,31 @@ def resume(out: Path, console: Console, verbose: bool = False) -> None:
     """
     directory = RunDirectory.open(out)
     with directory.locked():
-        if directory.model.is_file() and not directory.state.is_file():
+        if directory.ended:
+            directory.progress.unlink(missing_ok=True)  # of a run that was killed after all was done
             console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
             return
         experiment = _check(str(directory.config), (), verbose)
         earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
         console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
-        _run(experiment, directory, earlier, console, verbose)
+        _run(experiment, directory, earlier, console, verbose, callbacks)
 
 
 def _run(
-    experiment: Experiment, directory: RunDirectory, earlier: Earlier | None, console: Console, verbose: bool
+    experiment: Experiment,
+    directory: RunDirectory,
+    earlier: Earlier | None,
+    console: Console,
+    verbose: bool,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Run the federation and the attacks to the end, and print what came out."""
     settings = experiment.settings
-    with run_progress(experiment, console) as display:
+    with run_progress(experiment, directory, console) as display:
         if earlier is not None:
-            display.go_on(earlier.state.rounds if earlier.state else (), len(earlier.ended))
-        server_app = build_server_app(experiment, directory, display, earlier)
+            rounds = earlier.state.rounds if earlier.state else ()
+            display.go_on([entry.row() for entry in rounds], earlier.leakage)
+        server_app = build_server_app(experiment, directory, display, earlier, callbacks)
         run_federation(server_app, build_client_app(settings), settings, _attack_resources(settings), verbose)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
@@ -112,18 +127,23 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
     print(*(f"# {line}" for line in (*experiment.describe(), tried)), "", dump_toml(experiment.settings), sep="\n")
 
 
-def _try_out(preset: str, overrides: Sequence[str], out: Path, verbose: bool = False) -> tuple[Experiment, FirstBatch]:
+def _try_out(
+    source: Source,
+    overrides: Sequence[str],
+    out: Path,
+    verbose: bool = False,
+) -> tuple[Experiment, FirstBatch]:
     """Find out everything that can be found out before a run writes anything; Flower logs only if ``verbose``."""
     check_empty_folder(out)
-    experiment = _check(preset, overrides, verbose)
+    experiment = _check(source, overrides, verbose)
     return experiment, try_first_batch(experiment)
 
 
-def _check(preset: str, overrides: Sequence[str], verbose: bool) -> Experiment:
+def _check(source: Source, overrides: Sequence[str], verbose: bool) -> Experiment:
     """Build the experiment, and see that this machine has what it needs."""
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.ERROR)
-    experiment = prepare(load_run(preset, overrides))
+    experiment = prepare(load_run(source, overrides))
     check_resources(experiment.settings, _attack_resources(experiment.settings))
     return experiment
 
@@ -133,20 +153,29 @@ def _attack_resources(settings: ExperimentSettings) -> AttackResources:
 
 
 def build_server_app(
-    experiment: Experiment, directory: RunDirectory, display: Progress, earlier: Earlier | None = None
+    experiment: Experiment,
+    directory: RunDirectory,
+    display: Progress,
+    earlier: Earlier | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> ServerApp:
     """The ServerApp that runs ``experiment``, attacks it, and writes everything into ``directory``."""
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, _: Context) -> None:
-        run_on(grid, experiment, directory, display, earlier)
+        run_on(grid, experiment, directory, display, earlier, callbacks)
 
     return server_app
 
 
 def run_on(
-    grid: Grid, experiment: Experiment, directory: RunDirectory, display: Progress, earlier: Earlier | None = None
+    grid: Grid,
+    experiment: Experiment,
+    directory: RunDirectory,
+    display: Progress,
+    earlier: Earlier | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Run ``experiment`` with its attacks on the clients of ``grid``, fill ``directory``, and build the report.
 
@@ -159,7 +188,7 @@ def run_on(
     state = None if earlier is None else earlier.state
     if state is not None:
         repeatable.rounds.extend(state.logs)
-    recorder = Recorder(experiment, directory, display, repeatable.rounds, earlier)
+    recorder = Recorder(experiment, directory, display, repeatable.rounds, earlier, callbacks)
     sink = _attacking_sink(experiment.settings, directory, recorder, display, repeatable, earlier)
     strategy = server_strategy(experiment, sink, 0 if state is None else state.round)
     if state is not None:
@@ -276,20 +305,6 @@ def run_rounds(
         train_config=experiment.recipe.to_config(),
         evaluate_fn=evaluate,
     )
-
-
-def seen_updates(experiment: Experiment, log: RoundLog) -> Iterator[UpdateId]:
-    """The updates that the attacker saw in a round: those of the clients that replied, or their sum."""
-    strategy, number = experiment.strategy, log.round
-    if not experiment.settings.attack.names:
-        return
-    if isinstance(strategy, Gossip):
-        for peer in {*experiment.settings.federation.curious_peers} & {*log.replied}:
-            yield from (UpdateId(number, c, peer) for c in strategy.neighbours(peer) if c in log.replied)
-    elif experiment.defence.sum_only:
-        yield UpdateId(number, -1)
-    else:
-        yield from (UpdateId(number, client) for client in log.replied)
 
 
 def server_strategy(experiment: Experiment, sink: Sink | None, rounds_before: int = 0) -> Continued:

@@ -1,152 +1,272 @@
-"""What a person sees while a run goes on: a live panel in a terminal, plain lines anywhere else."""
+"""What a person sees while a run goes on: a live panel in a terminal, plain lines anywhere else.
+
+A file in the run directory tells the same to whoever watches from elsewhere (experiments/watch.py).
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from threading import Lock
-from time import monotonic
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
+from time import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import pandas as pd
+from pydantic import TypeAdapter
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from attacks.workers import Counts
+from experiments.display import Display
 from experiments.experiment import Experiment
 from experiments.leakage import OK, SERVER
 from experiments.rounds import Round
+from experiments.run_directory import RunDirectory
 from experiments.summary import NO_EVIDENCE, is_blank
+from experiments.tally import Row, Tally
+from fl_sim.files import write_atomically
 from strategies.gossip import Gossip
 
-SHOWN_ROUNDS = 12
-"""How many of the latest rounds the panel shows."""
+SIGN_OF_LIFE = 2.0
+"""Seconds between two signs of life in the progress file."""
 
 
-class Progress:
-    """A run's progress, as a context manager around it; its methods may be called from any thread.
+@dataclass(frozen=True)
+class Standing:
+    """Where a run, or the attacks on one that has ended, is at ``at``, in seconds since 1970.
+
+    ``work``: the command that does it. ``step``: what it does now. ``seconds``: since it began or went on. Counts of
+    attacks include those of runs before that were broken off; planned ones are 0 if there are none. ``left``: about how
+    many seconds it still takes, None if nobody knows.
+    """
+
+    work: Literal["run", "attack"]
+    step: str
+    at: float
+    seconds: float
+    rounds: int
+    planned_rounds: int
+    attacks: int
+    planned_attacks: int
+    failed: int = 0
+    queued: int = 0
+    running: int = 0
+    left: float | None = None
+
+    def save(self, path: Path) -> None:
+        """Replace the file."""
+        content = _STANDING.dump_json(self)
+        write_atomically(path, lambda file: file.write_bytes(content))
+
+    @classmethod
+    def load(cls, path: Path) -> "Standing":
+        """Read the file; ValueError if it is none, OSError if it cannot be read."""
+        return _STANDING.validate_json(path.read_bytes())
+
+
+_STANDING = TypeAdapter(Standing)
+
+
+class Progress(Display):
+    """The progress of a run, or of attacks on its captures; its methods may be called from any thread.
 
     Args:
         console: where to show it; the panel is for terminals, others get one line per event.
         rounds: how many rounds there will be.
         attacks: how many attacks there will be in all, 0 if none.
+        file: is kept up to date for those who watch from elsewhere, and removed at the end; None: nobody can.
+        work: the command that is shown.
     """
 
-    def __init__(self, console: Console, rounds: int, attacks: int) -> None:
-        self._console = console
+    def __init__(
+        self,
+        console: Console,
+        rounds: int,
+        attacks: int,
+        file: Path | None = None,
+        work: Literal["run", "attack"] = "run",
+    ) -> None:
+        super().__init__(console, transient=False)
         self._planned_rounds, self._planned_attacks = rounds, attacks
-        self._rounds: dict[int, Round] = {}
-        self._psnr: dict[int, list[float]] = {}
-        self._failed: dict[int, int] = {}
-        self._attacks_before = 0
+        self._file, self._work = file, work
+        self._tally = Tally()
+        self._rounds_before = self._attacks_before = self._ended = self._failed = 0
+        self._attacking_since = math.inf
         self._counts: Callable[[], Counts] = Counts
-        self._step = "starting Ray and the clients"
-        self._started = monotonic()
+        self._step = "starting Ray and the clients" if work == "run" else "attacking"
         self._lock = Lock()
-        self._spinner = Spinner("dots", style="cyan")
-        self._live = (
-            Live(get_renderable=self._panel, console=console, refresh_per_second=4) if console.is_terminal else None
-        )
+        self._over = Event()
+        self._writer = Thread(target=self._keep_writing, daemon=True)
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-        return self
+        self._write()
+        self._writer.start()
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._step = "stopped" if error else "done"
-        if self._live:
-            self._live.stop()
+        super().__exit__(kind, error, traceback)
+        self._over.set()
+        self._writer.join()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def watch(self, counts: Callable[[], Counts]) -> None:
         """From now on ask ``counts`` for the state of the attack queue."""
         self._counts = counts
 
-    def go_on(self, rounds: Iterable[Round], attacks: int) -> None:
-        """Begin with the rounds and the number of attacks of a run that was broken off."""
-        self._rounds = {finished.round: finished for finished in rounds}
-        self._attacks_before = attacks
+    def go_on(self, rounds: Iterable[Row], leakage: Iterable[Row]) -> None:
+        """Begin with the rows that a run that was broken off has in its tables."""
+        for row in rounds:
+            self._tally.add_round(row)
+        self._tally.add_attacks(leakage)
+        self._rounds_before, self._attacks_before = self._tally.rounds, self._tally.attacks
+        self._ended, self._failed = self._tally.attacks, self._tally.failed
+        if self._work == "run" and self._tally.rounds >= self._planned_rounds:
+            self._step = "waiting for the attacks"
 
     def step(self, text: str) -> None:
         """Show what the run does now."""
         self._step = text
-        self._say(text)
+        self.say(text)
 
     def round_done(self, finished: Round) -> None:
         """Show a round that was aggregated."""
         with self._lock:
-            self._rounds[finished.round] = finished
-        left = self._planned_rounds - len(self._rounds)
+            self._tally.add_round(finished.row())
+        left = self._planned_rounds - self._tally.rounds
         self._step = f"training round {finished.round + 1}" if left else "waiting for the attacks"
-        missing = f", missing {finished.clients_missing}" if finished.clients_missing else ""
-        diverged = "" if math.isfinite(finished.train_loss) else "; the training has diverged"
-        self._say(
-            f"round {finished.round}/{self._planned_rounds}: training loss {finished.train_loss:.4f}, "
-            f"{len(finished.clients_seen)} clients{missing}{diverged}"
-        )
+        self.say(round_line(finished.row(), self._planned_rounds))
 
     def attacked(self, rows: list[dict[str, Any]]) -> None:
         """Show one attack's rows of the leakage table."""
+        with self._lock:
+            self._tally.add_attacks(rows)
+            self._note(failed=rows[0]["status"] != OK)
         for row in rows:
-            self._note(row)
+            self.say(f"  {outcome(row)}")
+
+    def attacked_elsewhere(self, line: str, failed: bool) -> None:
+        """Show what came of an attack that no leakage table tells of."""
+        with self._lock:
+            self._note(failed)
+        self.say(f"{self._ended}/{self._planned_attacks} {line}", in_terminal=True)
 
     def inverted(self, line: str) -> None:
         """Show what a model inversion found."""
-        self._say(f"  {line}")
+        self.say(f"  {line}")
 
-    def _note(self, row: dict[str, Any]) -> None:
+    def renderable(self) -> RenderableType:
+        """Bars for rounds and attacks, and a table of the latest rounds."""
         with self._lock:
-            if row["status"] == OK and not is_blank(row["flat_psnr"]):
-                self._psnr.setdefault(row["round"], []).append(row["psnr"])
-            elif row["status"] != OK:
-                self._failed[row["round"]] = self._failed.get(row["round"], 0) + 1
-        self._say(f"  {outcome(row)}")
+            return panel(self._standing(), self._tally, self._step)
 
-    def _say(self, line: str) -> None:
-        if self._live is None:
-            self._console.print(f"[{monotonic() - self._started:5.0f} s] {line}", markup=False, highlight=False)
+    def _note(self, failed: bool) -> None:
+        self._attacking_since = min(self._attacking_since, self.seconds)
+        self._ended += 1
+        self._failed += failed
 
-    def _panel(self) -> RenderableType:
-        with self._lock:
-            parts: list[RenderableType] = [self._bars()]
-            if self._rounds or self._psnr:
-                parts.append(self._table())
-        return Group(*parts)
-
-    def _bars(self) -> Table:
+    def _standing(self) -> Standing:
         counts = self._counts()
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(self._spinner, Text(self._step), Text(f"{monotonic() - self._started:.0f} s", style="dim"))
-        grid.add_row("", *_bar("rounds", len(self._rounds), self._planned_rounds, ""))
-        if self._planned_attacks:
-            state = f"{counts.queued} queued, {counts.running} running"
-            grid.add_row("", *_bar("attacks", self._attacks_before + counts.done, self._planned_attacks, state))
-        return grid
+        if counts.running:
+            self._attacking_since = min(self._attacking_since, self.seconds)
+        return Standing(
+            work=self._work,
+            step=self._step,
+            at=time(),
+            seconds=self.seconds,
+            rounds=self._tally.rounds,
+            planned_rounds=self._planned_rounds,
+            attacks=self._ended,
+            planned_attacks=self._planned_attacks,
+            failed=self._failed,
+            queued=counts.queued,
+            running=counts.running,
+            left=self._left(),
+        )
 
-    def _table(self) -> Table:
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        for heading in ("round", "loss", "clients", "attacked", "best", "median"):
-            table.add_column(heading, justify="right")
-        for number in sorted({*self._rounds, *self._psnr, *self._failed})[-SHOWN_ROUNDS:]:
-            table.add_row(*self._cells(number))
-        return table
-
-    def _cells(self, number: int) -> list[str]:
-        finished, psnr = self._rounds.get(number), self._psnr.get(number, [])
-        failed = self._failed.get(number, 0)
-        return [
-            str(number),
-            f"{finished.train_loss:.4f}" if finished else "",
-            str(len(finished.clients_seen)) if finished else "",
-            f"{len(psnr)}" + (f" [red]+{failed} failed[/red]" if failed else ""),
-            f"{max(psnr):.1f} dB" if psnr else "",
-            f"{pd.Series(psnr).median():.1f} dB" if psnr else "",
+    def _left(self) -> float | None:
+        """Seconds for the rounds and the attacks that are left, at the speed so far; they go on side by side."""
+        rounds, attacks = self._tally.rounds, self._ended
+        parts = [
+            time_left(rounds - self._rounds_before, self._planned_rounds - rounds, self.seconds),
+            time_left(
+                attacks - self._attacks_before, self._planned_attacks - attacks, self.seconds - self._attacking_since
+            ),
         ]
+        known = [part for part in parts if part is not None]
+        return max(known) if len(known) == len(parts) else None
+
+    def _keep_writing(self) -> None:
+        while not self._over.wait(SIGN_OF_LIFE):
+            self._write()
+
+    def _write(self) -> None:
+        """Write the progress file; a disk that is full for a while is no reason to end a run."""
+        if self._file is not None:
+            with self._lock:
+                standing = self._standing()
+            with suppress(OSError):
+                standing.save(self._file)
+
+
+def time_left(done: int, left: int, seconds: float) -> float | None:
+    """Seconds for what is ``left`` if ``done`` took ``seconds``; None if nobody knows.
+
+    >>> time_left(2, 3, 10.0)
+    15.0
+    """
+    if left <= 0:
+        return 0.0
+    return seconds * left / done if done else None
+
+
+def panel(standing: Standing, tally: Tally, headline: str, live: bool = True) -> RenderableType:
+    """Bars for rounds and attacks below a ``headline``, and a table of the latest rounds; ``live``: it turns."""
+    grid = Table.grid(padding=(0, 2))
+    since = _minutes(standing.seconds) if standing.seconds else ""
+    left = f", about {_minutes(standing.left)} left" if live and standing.left else ""
+    grid.add_row(_SPINNER if live else "", Text(headline), Text(f"{since}{left}", style="dim"))
+    if standing.planned_rounds:
+        grid.add_row("", *_bar("rounds", standing.rounds, standing.planned_rounds, ""))
+    if standing.planned_attacks:
+        failed = f", {standing.failed} failed" if standing.failed else ""
+        state = f"{standing.queued} queued, {standing.running} running{failed}"
+        grid.add_row("", *_bar("attacks", standing.attacks, standing.planned_attacks, state))
+    return Group(grid, tally.table()) if tally.rounds or tally.attacks else grid
+
+
+_SPINNER = Spinner("dots", style="cyan")
+
+
+def _bar(label: str, done: int, total: int, state: str) -> tuple[RenderableType, RenderableType]:
+    line = Table.grid(padding=(0, 1))
+    line.add_row(Text(f"{label:<8}"), ProgressBar(total=total, completed=done, width=30), Text(f"{done}/{total}"))
+    return line, Text(state, style="dim")
+
+
+def _minutes(seconds: float) -> str:
+    """Seconds, from 100 on minutes, from 100 of those on hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def round_line(row: Row, planned: int) -> str:
+    """One line for a row of the rounds table."""
+    missing = f", missing {[*map(int, row['clients_missing'])]}" if len(row["clients_missing"]) else ""
+    diverged = "" if math.isfinite(row["train_loss"]) else "; the training has diverged"
+    return (
+        f"round {row['round']}/{planned}: training loss {row['train_loss']:.4f}, "
+        f"{len(row['clients_seen'])} clients{missing}{diverged}"
+    )
 
 
 def outcome(row: Mapping[str, Any]) -> str:
@@ -159,11 +279,12 @@ def outcome(row: Mapping[str, Any]) -> str:
     return f"{where}: {row['psnr']:.1f} dB in {row['seconds']:.0f} s{blank}"
 
 
-def run_progress(experiment: Experiment, console: Console) -> Progress:
-    """A display for this experiment on ``console``."""
+def run_progress(experiment: Experiment, directory: RunDirectory, console: Console) -> Progress:
+    """A display for this experiment on ``console``, and for those who watch ``directory``."""
     federation, attack = experiment.settings.federation, experiment.settings.attack
     updates = federation.rounds * _seen_per_round(experiment)
-    return Progress(console, federation.rounds, updates * len(attack.names) if attack.in_run else 0)
+    attacks = updates * len(attack.names) if attack.in_run else 0
+    return Progress(console, federation.rounds, attacks, directory.progress)
 
 
 def _seen_per_round(experiment: Experiment) -> int:
@@ -172,9 +293,3 @@ def _seen_per_round(experiment: Experiment) -> int:
     if isinstance(strategy, Gossip):
         return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
     return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
-
-
-def _bar(label: str, done: int, total: int, state: str) -> tuple[RenderableType, RenderableType]:
-    line = Table.grid(padding=(0, 1))
-    line.add_row(Text(f"{label:<8}"), ProgressBar(total=total, completed=done, width=30), Text(f"{done}/{total}"))
-    return line, Text(state, style="dim")

@@ -3,19 +3,24 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from attacks.attack import Reconstruction
 from attacks.observation import UpdateId
 from attacks.workers import Result
+from experiments.callbacks import Callback, Callbacks
 from experiments.checkpoint import save_checkpoint
 from experiments.experiment import Experiment
-from experiments.leakage import Evaluator, LeakageTable
+from experiments.leakage import Evaluator, LeakageTable, summed_truth
+from experiments.loaded_run import Images
 from experiments.metrics.registry import definitions, unavailable
 from experiments.pictures import save_grid
 from experiments.privacy import most_spent, privacy_spent
@@ -23,6 +28,7 @@ from experiments.progress import Progress
 from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory
 from experiments.run_state import Earlier, RunState
+from experiments.seen_updates import seen_updates
 from experiments.utility import Utility
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.defences.privacy import Privacy
@@ -41,6 +47,7 @@ class Recorder:
         display: shows every round and attack.
         rounds: who took part in each round so far; the Grid appends to it.
         earlier: what the run had written when it was broken off; None for a new one.
+        callbacks: are told of every round and attack as well.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Recorder:
         display: Progress,
         rounds: Sequence[RoundLog],
         earlier: Earlier | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         settings = experiment.settings
         self._experiment, self._directory, self._display, self._logs = experiment, directory, display, rounds
@@ -59,6 +67,10 @@ class Recorder:
         further = self._evaluator.further_columns
         self._leakage = LeakageTable(directory.leakage_csv, directory.leakage_parquet, rows, further)
         self._utility = Utility(settings, experiment.recipe)
+        self._callbacks = Callbacks(callbacks, partial(display.say, in_terminal=True))
+        self._attacked: dict[int, dict[tuple[int, str, str], list[dict[str, Any]]]] = {}
+        for row in rows:
+            self._attacks_of(row).setdefault((row["client"], row["observer"], row["attack"]), []).append(row)
         self._average = None if settings.strategy.ema is None else WeightAverage(settings.strategy.ema)
         if self._average is not None and state is not None:
             self._average.weights = state.average
@@ -71,6 +83,8 @@ class Recorder:
         rows = self._evaluator.rows(update_id.round, update_id.client, attack, result, update_id.observer, summed)
         self._leakage.append(rows)
         self._display.attacked(rows)
+        if self._callbacks:
+            self._tell_of_attack(update_id, result, rows, summed or [update_id.client])
 
     def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Measure the new global weights ``arrays``; Flower also calls this before the first round, as round 0.
@@ -99,6 +113,7 @@ class Recorder:
         self._leakage.save()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
         self._display.round_done(finished)
+        self._callbacks.tell(lambda callback: callback.on_round(finished.row()))
 
     def state(self, arrays: ArrayRecord, strategy: Strategy) -> RunState:
         """Where the run is: the global weights ``arrays``, and what ``strategy`` and the recorder remember.
@@ -113,6 +128,24 @@ class Recorder:
         """Write both tables for the last time."""
         self._leakage.close()
         save_rounds(self._directory.rounds, self._rounds, self._leakage.frame())
+
+    def _attacks_of(self, row: Mapping[str, Any]) -> dict[tuple[int, str, str], list[dict[str, Any]]]:
+        """The rows of every attack of the round that ``row`` is of."""
+        return self._attacked.setdefault(row["round"], {})
+
+    def _tell_of_attack(
+        self, update_id: UpdateId, result: Result, rows: list[dict[str, Any]], clients: Sequence[int]
+    ) -> None:
+        experiment, number = self._experiment, update_id.round
+        truth = summed_truth(experiment.settings, experiment.recipe, clients, number)
+        images = Images.of(truth.images, [result] if isinstance(result, Reconstruction) else [])
+        self._callbacks.tell(lambda callback: callback.on_attack(rows, images))
+        of_round = self._attacks_of(rows[0])
+        of_round[rows[0]["client"], rows[0]["observer"], rows[0]["attack"]] = rows
+        seen = len(list(seen_updates(experiment, self._logs[number - 1])))
+        if len(of_round) == seen * len(experiment.settings.attack.names):
+            everything = [row for own in of_round.values() for row in own]
+            self._callbacks.tell(lambda callback: callback.on_round_attacked(everything))
 
     def _keep_initial(self, weights: dict[str, Tensor], utility: dict[str, float]) -> None:
         """Write how good the model is that the run starts from."""

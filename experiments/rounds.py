@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -36,6 +37,11 @@ class Round:
     epsilons: list[float] = field(default_factory=list)
     utility: dict[str, float] = field(default_factory=dict)
 
+    def row(self) -> dict[str, Any]:
+        """The round's row of the table, without the medians of its attacks."""
+        entry = asdict(self)
+        return entry | entry.pop("utility")
+
 
 def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
     """Replace the table by ``rounds``, with a column ``median_psnr_<attack>`` for every attack in ``leakage``.
@@ -45,8 +51,7 @@ def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
     """
     if not rounds:
         return
-    entries = [asdict(entry) for entry in rounds]
-    frame = pd.DataFrame([entry | entry.pop("utility") for entry in entries])
+    frame = pd.DataFrame([entry.row() for entry in rounds])
     write_atomically(path, _with_medians(frame, leakage).to_parquet)
 
 

@@ -60,6 +60,11 @@ class RunDirectory:
         return directory
 
     @property
+    def ended(self) -> bool:
+        """Whether the run was finished, report included."""
+        return self.model.is_file() and not self.state.is_file()
+
+    @property
     def config(self) -> Path:
         """The resolved settings, both seeds included."""
         return self.path / "config.toml"
@@ -93,6 +98,11 @@ class RunDirectory:
     def state(self) -> Path:
         """Where the federation is, until the run has ended: what it takes to go on (experiments/run_state.py)."""
         return self.path / "state.safetensors"
+
+    @property
+    def progress(self) -> Path:
+        """Where the run is, and that it lives, for those who watch; gone when nobody works here."""
+        return self.path / "progress.json"
 
     @property
     def captures(self) -> Path:
@@ -143,6 +153,11 @@ class RunDirectory:
     def samples(self) -> Path:
         """A grid of images sampled from the final model."""
         return self.path / "samples.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of what TensorBoard shows, if it was asked for."""
+        return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:

@@ -1,6 +1,7 @@
 """A run's settings: the federation's, plus the attack on it; presets by name."""
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -21,7 +22,7 @@ from fl_sim.config import (
 )
 from fl_sim.errors import nearest
 from fl_sim.setting_layers import Tree, Void, look_up
-from fl_sim.settings_file import load_settings
+from fl_sim.settings_file import dump_toml, load_settings
 
 PRESETS = data_file("presets")
 NO_ATTACK = "none"
@@ -244,21 +245,47 @@ def preset_names() -> list[str]:
     return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.toml"))
 
 
-def load_run(preset_or_file: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
-    """Resolved settings from a preset's name or a TOML file, with overrides.
+Source = str | Path | Mapping[str, Any] | ExperimentSettings
+"""What to run: a preset's name, a TOML file, values by dotted key, or settings."""
 
-    What is no preset is a file if it has a suffix or is there.
+
+def load_run(source: Source, overrides: Sequence[str] = ()) -> ExperimentSettings:
+    """Resolved settings from what somebody wants to run, with ``key=value`` overrides applied in order.
+
+    A string that is no preset is a file if it has a suffix or is there.
 
     Raises:
         SettingsError: if there is no such preset or file, or a setting in it is wrong.
     """
+    if isinstance(source, ExperimentSettings):
+        tree: Path | Mapping[str, Any] = tomllib.loads(dump_toml(source))
+    elif isinstance(source, Mapping):
+        tree = _nested(source)
+    else:
+        tree = source if isinstance(source, Path) else _preset_or_file(source)
+    return _with_absolute_weights(resolve(load_settings(ExperimentSettings, tree, overrides)))
+
+
+def _nested(values: Mapping[str, Any]) -> Tree:
+    """Tables from values by dotted key; a value may be a table itself."""
+    tree: Tree = {}
+    for key, value in values.items():
+        *tables, leaf = str(key).split(".")
+        table = tree
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise SettingsError(f"{key} = {value!r}: {name} is a value, not a table")
+        table[leaf] = {**table.get(leaf, {}), **value} if isinstance(value, Mapping) else value
+    return tree
+
+
+def _preset_or_file(name: str) -> Path:
     try:
-        path = Path(expand_home(preset_or_file))
+        path = Path(expand_home(name))
     except ValueError as error:
-        raise SettingsError(f"preset or file {preset_or_file!r}: {error}") from error
-    if preset_or_file in preset_names() or (path.suffix == "" and not path.exists()):
-        path = _preset(preset_or_file)
-    return _with_absolute_weights(resolve(load_settings(ExperimentSettings, path, overrides)))
+        raise SettingsError(f"preset or file {name!r}: {error}") from error
+    return _preset(name) if name in preset_names() or (path.suffix == "" and not path.exists()) else path
 
 
 def _with_absolute_weights(settings: ExperimentSettings) -> ExperimentSettings:

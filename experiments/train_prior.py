@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.commands import choose_device, unfinished
+from experiments.display import Bar
 from experiments.pictures import save_grid
 from experiments.prior_images import HASHES, PriorImages, PriorSource, read_images
 from experiments.utility import every_class_in_turn, sample
@@ -39,8 +38,6 @@ from fl_sim.network.safetensors_file import read_safetensors
 
 TRAINING = "training"
 """Metadata key of a state file."""
-LINE_EVERY = 60.0
-"""Seconds between two lines where there is no terminal."""
 
 
 class PriorTraining(Section):
@@ -106,33 +103,6 @@ def parse_training(**options: Any) -> PriorTraining:
         first = first_error(error)
         option = [part for part in first["loc"] if isinstance(part, str)][-1].replace("_", "-")
         raise SettingsError(f"--{option} {first['input']}: {first['msg']}") from error
-
-
-class TrainingProgress:
-    """What a person sees: a bar in a terminal, a line now and then anywhere else."""
-
-    def __init__(self, console: Console, steps: int, done: int) -> None:
-        self._console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("training", total=steps, completed=done)
-        self._steps, self._said = steps, monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, loss: float) -> None:
-        """Show the steps done and the loss of the last."""
-        self._bar.update(self._task, completed=done, description=f"training, loss {loss:.4f}")
-        if not self._console.is_terminal and monotonic() - self._said >= LINE_EVERY:
-            self._said = monotonic()
-            self._console.print(f"{done} of {self._steps} steps, loss {loss:.4f}", highlight=False)
 
 
 class State:
@@ -218,9 +188,9 @@ def identify(training: PriorTraining, images: PriorImages, device: str, threads:
 
 
 def train(
-    training: PriorTraining, images: PriorImages, state: State, kept: StateFile, show: Callable[[int, float], None]
+    training: PriorTraining, images: PriorImages, state: State, kept: StateFile, show: Callable[[int, int, float], None]
 ) -> None:
-    """Take the steps that are left; ``state`` changes. ``show`` is called with the steps done and the last loss.
+    """Take the steps that are left; ``state`` changes. ``show`` is called after each: steps done, all steps, loss.
 
     Raises:
         SettingsError: if the loss is no finite number any more.
@@ -247,7 +217,7 @@ def train(
         state.steps_done = step + 1
         if not loss.isfinite():
             raise SettingsError(f"--lr {training.lr:g}: the loss of step {step + 1} is {loss.item()}; lower it")
-        show(state.steps_done, loss.item())
+        show(state.steps_done, training.steps, loss.item())
         if monotonic() - saved >= kept.every_seconds and state.steps_done < training.steps:
             kept.save(state)
             saved = monotonic()
@@ -279,8 +249,8 @@ def train_prior(
     if resume:
         kept.load_into(state)
     _check_output(out, kept.path, resume)
-    with TrainingProgress(console, training.steps, state.steps_done) as progress:
-        train(training, images, state, kept, progress)
+    with Bar(console, "training", "steps", "loss") as bar:
+        train(training, images, state, kept, bar)
     checkpoint = _checkpoint(training, images, config, state)
     if training.samples:
         samples = _samples(training, checkpoint, len(images.classes), where)

@@ -61,8 +61,20 @@ def test_the_walk_sees_every_room():
     assert ("attacks.inversion.problem", "fl_sim.diffusion") in imports_of("attacks")
 
 
+DOOR = ("fl_sim", "experiments.loaded_run.LoadedRun")
+"""``fl_sim.load``, with which people read a run directory, imports the evaluator when it is called."""
+
+
 def test_the_federation_imports_no_other_room():
-    assert [pair for pair in imports_of("fl_sim") if not within(pair[1], "fl_sim")] == []
+    assert {pair for pair in imports_of("fl_sim") if not within(pair[1], "fl_sim")} == {DOOR}
+
+
+def test_only_people_go_through_the_door(tmp_path):
+    code = "import sys, fl_sim\nprint(*sys.modules)"
+    assert "experiments" not in run_python(code, tmp_path).stdout.decode().split()
+    rooms = [module for module in IMPORTS if not within(module, "experiments") and module != "fl_sim"]
+    users = [name for name in rooms if "fl_sim.load(" in modules()[name].read_text() or "fl_sim.load" in IMPORTS[name]]
+    assert users == []
 
 
 WORDS = ("fl_sim.errors", "fl_sim.registry")

@@ -70,7 +70,7 @@ def run_in_process(path: Path, settings: ExperimentSettings, client: Client | No
     experiment = prepare(settings)
     settings = experiment.settings
     directory = RunDirectory.create(path, settings)
-    with without_ray(), run_progress(experiment, Console(quiet=True)) as display:
+    with without_ray(), run_progress(experiment, directory, Console(quiet=True)) as display:
         server_app = build_server_app(experiment, directory, display)
         federation_in_process(server_app, client or build_client_app(settings), settings)
     return directory

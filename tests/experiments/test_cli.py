@@ -194,3 +194,12 @@ def test_a_place_that_cannot_be_written_is_one_line_and_stays_as_it_was(tmp_path
 def test_the_report_of_one_run_has_its_place(tmp_path: Path) -> None:
     run = make_up_run(tmp_path / "run").path
     assert_refused(fl_sim("report", run, "--out", tmp_path / "page.html"), "--out", "allowed with several runs")
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = fl_sim("run", "demo", "--tensorboard", "--out", tmp_path / "run")
+    assert_refused(result, "tensorboard is not installed", "pip install 'fl-sim[tensorboard]'")
+    assert not (tmp_path / "run").exists()

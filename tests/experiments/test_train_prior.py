@@ -135,12 +135,12 @@ def test_a_resumed_training_ends_with_the_same_bits(
     trained(tmp_path / "whole" / "prior", *steps)
     out = tmp_path / "broken" / "prior"
 
-    def broken(self: module.TrainingProgress, done: int, loss: float) -> None:
+    def broken(self: module.Bar, done: int, planned: int, loss: float) -> None:
         if done == 4:
             raise BrokenOffError
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.TrainingProgress, "__call__", broken)
+        patched.setattr(module.Bar, "__call__", broken)
         assert isinstance(train(out, *steps, "--save-every", "0").exception, BrokenOffError)
     assert [path.name for path in out.parent.iterdir()] == ["prior.unfinished"]
     assert_refused(train(out, *steps), "its training is not finished", "--resume")

@@ -10,7 +10,7 @@ from attacks.attack import Reconstruction
 from attacks.observation import Observation
 from attacks.registry import create
 from attacks.trace import Trace
-from experiments.bench import classification, labels, timesteps, users
+from experiments.bench import classification, labels, priors, timesteps, users
 from experiments.bench.federations import UNDEFENDED
 from experiments.bench.inversion import Scale
 from tests.attacks.model_inversion.conftest import TINY as INVERSION
@@ -18,6 +18,7 @@ from tests.attacks.toy_attacks import Guess
 from tests.experiments.in_process import PoolInThisProcess, federation_in_process
 
 CASES, LABEL_CASES = list(timesteps.cases())[:2], list(labels.cases())[:2]
+PRIOR_CASES = priors.SUITES["convnet"][:1]
 USER_CASES = list(users.cases(quick=True))[:1]
 CHEAP_USERS = replace(users.SHORT, prior_steps=1, evaluator_steps=2)
 CELLS = list(classification.cells(quick=True))[:1]
@@ -42,7 +43,7 @@ def quick_benchmarks() -> Iterator[None]:
     bench = "experiments.bench"
     with ExitStack() as stack:
         stack.enter_context(patch(f"{bench}.benchmark.side_by_side", _in_turn))
-        for place in ("attack_measurement", "classification", "federations", "users"):
+        for place in ("attack_measurement", "classification", "federations", "priors", "users"):
             stack.enter_context(patch(f"{bench}.{place}.attempt", _guess))
         stack.enter_context(patch.dict(UNDEFENDED, model=TINY, utility={"samples": 2}))
         stack.enter_context(patch(f"{bench}.timesteps.cases", lambda: iter(CASES)))
@@ -54,6 +55,7 @@ def quick_benchmarks() -> Iterator[None]:
         stack.enter_context(patch(f"{bench}.many_clients._alive_actors", lambda: ["AttackWorker"]))
         stack.enter_context(patch(f"{bench}.many_clients._object_store_mb", lambda: 0.0))
         stack.enter_context(patch(f"{bench}.inversion.QUICK", CHEAP_INVERSIONS))
+        stack.enter_context(patch.dict(f"{bench}.priors.SUITES", dict.fromkeys(priors.SUITES, PRIOR_CASES)))
         stack.enter_context(patch(f"{bench}.users.cases", lambda _: iter(USER_CASES)))
         stack.enter_context(patch(f"{bench}.users.SHORT", CHEAP_USERS))
         yield

@@ -18,6 +18,7 @@ NAMED = {
     ("fl-sim", "run"),
     ("fl-sim", "attack"),
     ("fl-sim", "report"),
+    ("fl-sim", "watch"),
     ("fl-sim", "list"),
     ("fl-sim", "train-prior"),
     ("flwr", "run"),

@@ -108,8 +108,12 @@ MODULES = {
     "my_package/__init__.py": "from fl_sim.defences.top_k import TopK as MyDefence\n",
     "my_package/mine.py": "from tests.attacks.toy_attacks import Guess as MyAttack\n",
     "my/package.py": "from tests.attacks.toy_attacks import Guess as MyAttack\n",
+    "mlflow/__init__.py": "from unittest.mock import MagicMock\n\nstart_run = MagicMock()\n"
+    "def log_metrics(metrics: dict, step: int) -> None: ...\n",
+    "wandb/__init__.py": "from types import SimpleNamespace\n\n"
+    "def init(project: str): return SimpleNamespace(log=lambda metrics: None)\n",
 }
-"""Packages of a user's own, installed beside the page."""
+"""Packages of a user's own, and those that we do not install, beside the page."""
 
 
 def _my_strategy() -> Any:

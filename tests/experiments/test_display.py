@@ -3,20 +3,20 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments import search_progress
-from experiments.search_progress import SearchProgress
+from experiments import display
+from experiments.display import Bar
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands at its only entry."""
     now = [0.0]
-    monkeypatch.setattr(search_progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(display, "monotonic", lambda: now[0])
     return now
 
 
 def search(console: Console, clock: list[float], evaluations: int, seconds: float, planned: int = 200) -> None:
-    with SearchProgress(console, "residual on update.safetensors") as progress:
+    with Bar(console, "residual on update.safetensors", "evaluations", "matching loss", may_end_early=True) as progress:
         for spent in range(1, evaluations + 1):
             clock[0] += seconds
             progress(spent, planned, 1 / spent)
