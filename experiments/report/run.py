@@ -16,7 +16,7 @@ from experiments.inversion_table import read_inversions
 from experiments.leakage import read_leakage
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
-from experiments.summary import Summary, dropout_caveat, summarise, with_content
+from experiments.summary import Summary, dropout_caveat, summarise
 from fl_sim.config import SettingsError
 from fl_sim.errors import explain
 from fl_sim.wire import Recipe
@@ -81,10 +81,6 @@ class Run:
     def recipe(self) -> Recipe:
         """How the clients trained; SettingsError if the checkpoint that they started from is missing."""
         return build_recipe(self.settings)
-
-    def evidence(self) -> dict[str, pd.DataFrame]:
-        """The rows of each attack whose originals have content."""
-        return {str(attack): with_content(rows) for attack, rows in self.leakage.groupby("attack", sort=True)}
 
     def dropout_caveat(self) -> str:
         """What dropout does to the figures; empty if there is none, or the checkpoint is missing."""

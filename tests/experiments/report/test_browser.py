@@ -184,8 +184,11 @@ def test_a_point_of_a_chart_tells_its_image_and_opens_it(browser: Browser, pages
     expect(page.locator("#tip")).to_be_visible()
     assert page.locator("#tip img").count() == 3
     assert "PSNR (dB)" in page.locator("#tip").inner_text()
+    page.select_option("select[name=client]", "2")
+    point.scroll_into_view_if_needed()
     point.click(force=True)
-    expect(page.locator("dialog")).to_be_visible()
+    expect(page.locator("dialog h2")).to_contain_text("Client 0")
+    expect(page.locator("#count")).to_have_text("1 to 24 of 36 reconstructions")
     page.close()
 
 
