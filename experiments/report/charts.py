@@ -49,6 +49,7 @@ CONFIG: Spec = {
         "orient": "top",
         "columns": 2,
         "labelColor": {"expr": "ink"},
+        "titleColor": {"expr": "ink"},
         "labelFontSize": 12,
         "labelLimit": 220,
         "symbolOpacity": 1,
@@ -113,7 +114,7 @@ def curve(rounds: pd.DataFrame, column: str, title: str, text: str) -> Chart:
             "mark": {"type": "line", "point": {"size": 60}, "aria": False},
             "encoding": {
                 "x": field("round", "round", axis=_whole(measured["round"]), scale={"zero": False}),
-                "y": field(column, title, scale={"zero": False}),
+                "y": field(column, title),
                 "tooltip": [{"field": "round"}, {"field": column, "title": title, "format": ".4g"}],
             },
         }
@@ -163,7 +164,7 @@ def _psnr_chart(points: pd.DataFrame, column: str, layers: Sequence[Spec], refer
         {
             "data": {"name": ROWS},
             "transform": [{"filter": f"isValid(datum.{column})"}],
-            "layer": [*map(_reference, references), *layers],
+            "layer": [*map(_line, references), *layers, *map(_label, references)],
         },
         several=points["series"].nunique() > 1,
     )
@@ -199,7 +200,7 @@ COLOUR: Spec = {"field": "series", "type": "nominal", "sort": None}
 def _images(column: str, x: Spec) -> Spec:
     """Every image, one point; the number of its row tells the page which pictures to show."""
     return {
-        "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.6, "cursor": "pointer", "aria": False},
+        "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.75, "cursor": "pointer", "aria": False},
         "encoding": {
             "x": x,
             "y": field("psnr", PSNR_AXIS),
@@ -243,23 +244,27 @@ def _quartiles_told(column: str) -> list[Spec]:
     return [{"field": "series", "title": "attack"}, {"field": column}, *figures, {"field": "images"}]
 
 
-def _reference(reference: Reference) -> Spec:
-    """A dashed line over the whole width, its name above it at the right, or below it at the left."""
+def _line(reference: Reference) -> Spec:
+    """A dashed line over the whole width."""
+    return {
+        "data": {"values": [{"level": reference.level}]},
+        "mark": {"type": "rule", "strokeDash": [4, 3], "color": {"expr": "ink"}, "opacity": 0.6, "aria": False},
+        "encoding": {"y": {"field": "level", "type": "quantitative"}},
+    }
+
+
+def _label(reference: Reference) -> Spec:
+    """The name of a line, above it at the right, or below it at the left."""
     right = reference.right
     text = {"type": "text", "align": "right" if right else "left", "dy": -6 if right else 8, "fontSize": 11}
     return {
         "data": {"values": [{"level": reference.level, "label": reference.label}]},
-        "encoding": {"y": {"field": "level", "type": "quantitative"}},
-        "layer": [
-            {"mark": {"type": "rule", "strokeDash": [4, 3], "color": {"expr": "ink"}, "opacity": 0.6, "aria": False}},
-            {
-                "mark": text | {"color": {"expr": "ink"}, "aria": False},
-                "encoding": {
-                    "text": {"field": "label"},
-                    "x": {"value": {"expr": "width"}} if right else {"value": 0},
-                },
-            },
-        ],
+        "mark": text | {"color": {"expr": "ink"}, "aria": False},
+        "encoding": {
+            "y": {"field": "level", "type": "quantitative"},
+            "x": {"value": {"expr": "width"}} if right else {"value": 0},
+            "text": {"field": "label"},
+        },
     }
 
 

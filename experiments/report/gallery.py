@@ -88,7 +88,8 @@ def read_gallery(run: Run) -> Gallery:
     psnr = pd.Series(_psnr(originals, nearest), dtype="float64")
     table = run.leakage.assign(**numbers, nearest_psnr=psnr.reindex(run.leakage.index))
     encoded, exact = pictures.encoded()
-    guess = _guess(source, table, originals, found) if nearest else None
+    pairs = run.settings.metrics.chance_pairs
+    guess = _guess(source, table, originals, found, pairs) if nearest else None
     return Gallery(table, encoded, exact, guess, list(absent.items()))
 
 
@@ -149,15 +150,16 @@ def _psnr(originals: _Images, others: _Images) -> dict[int, float]:
     return dict(zip(others, values.tolist(), strict=True))
 
 
-def _guess(source: str, table: pd.DataFrame, originals: _Images, found: _Images) -> Guess:
+def _guess(source: str, table: pd.DataFrame, originals: _Images, found: _Images, pairs: int) -> Guess:
+    """The levels of a guess from so many pairs; without pairs, of the nearest public images alone."""
     evidence = with_content(table)
     nearest = evidence.drop_duplicates(["round", "client", "image"])["nearest_psnr"]
     level = {}
     for attack, rows in evidence[evidence["status"] == OK].groupby("attack"):
         known = [row for row in rows.index if row in originals and row in found]
-        if known:
+        if known and pairs:
             reconstructed, truth = (torch.stack([images[row] for row in known]) for images in (found, originals))
-            level[str(attack)] = chance_level(metrics.psnr, reconstructed, truth)
+            level[str(attack)] = chance_level(metrics.psnr, reconstructed, truth, pairs)
     return Guess(source, float(nearest.median()), float((nearest >= RECOGNISABLE_DB).mean()), level)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.chance_table import COLUMNS
 from experiments.commands import attack_command
 from experiments.experiment import build_recipe
 from experiments.inversion_table import read_inversions
 from experiments.leakage import read_leakage
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
-from experiments.summary import Summary, dropout_caveat, summarise, with_content
+from experiments.summary import Summary, dropout_caveat, summarise
 from fl_sim.config import SettingsError
 from fl_sim.errors import explain
 from fl_sim.wire import Recipe
@@ -32,6 +33,7 @@ class Run:
     utility: dict[str, Any]
     environment: dict[str, Any]
     inversion: pd.DataFrame
+    chance: pd.DataFrame
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -47,6 +49,7 @@ class Run:
             _read_json(directory.utility),
             _read_json(directory.environment),
             _read(directory.inversion, read_inversions),
+            _read_chance(directory.chance),
         )
 
     @property
@@ -79,10 +82,6 @@ class Run:
         """How the clients trained; SettingsError if the checkpoint that they started from is missing."""
         return build_recipe(self.settings)
 
-    def evidence(self) -> dict[str, pd.DataFrame]:
-        """The rows of each attack whose originals have content."""
-        return {str(attack): with_content(rows) for attack, rows in self.leakage.groupby("attack", sort=True)}
-
     def dropout_caveat(self) -> str:
         """What dropout does to the figures; empty if there is none, or the checkpoint is missing."""
         try:
@@ -109,6 +108,16 @@ def _read_rounds(path: Path) -> pd.DataFrame:
     if "round" not in rounds:
         raise SettingsError(f"{path}: damaged: it has no column 'round'")
     return rounds
+
+
+def _read_chance(path: Path) -> pd.DataFrame:
+    """What a guess reaches, metric by metric; empty if the run did not measure it."""
+    if not path.is_file():
+        return pd.DataFrame()
+    chance: pd.DataFrame = _read(path, pd.read_parquet)
+    if lacking := [column for column in COLUMNS if column not in chance]:
+        raise SettingsError(f"{path}: damaged: it has no column {lacking[0]!r}")
+    return chance
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:

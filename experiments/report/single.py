@@ -159,6 +159,8 @@ def _name(run: Run, row: dict[Any, Any]) -> str:
 def _headings(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     """The columns that the page shows: those that are known to it and those of further metrics."""
     left_out = {*CONSTANT, "original", "found", "nearest", "peak_memory"}
+    if (table["observer"] == SERVER).all():
+        left_out.add("observer")
     if not run.denoises:
         left_out |= {"timestep", "timestep_recovered"}
     if not run.labelled:

@@ -36,6 +36,7 @@ def build_sweep_report(table: pd.DataFrame, axes: list[str], out: Path) -> Path:
     rows[LEVEL.column] = drawable(rows[LEVEL.column])
     reports = {str(name): link_to(out.parent / str(name) / "report.html", out) for name in table["directory"].dropna()}
     utility, more_is_better = _utility(out.parent, reports)
+    rows["seed"] = rows["seed"].astype("str")  # scripts would round it
     points = rows[["run", "series", "images", "utility", "seed", LEVEL.column, SHARE.column, *named]]
     return write_page(
         out,

@@ -66,18 +66,27 @@ def _found(run: Run, best: Summary, guess: Guess | None) -> str:
         what = plural(best.images, "private image")
     noun = "sum of updates" if bool((rows["client"] < 0).all()) else "update"
     attacked = _updates(rows)
+    median = f"{decibels(best.median_psnr)} at the median"
+    if best.finished < best.images:
+        median += f" of the {best.finished} that did not fail"
     if best.recognisable:
         from_updates = f"{_updates(rows[rows['psnr'] >= RECOGNISABLE_DB])} of {_of_updates(attacked, noun)}"
         count = f"all {what}" if best.recognisable == best.images > 1 else f"{best.recognisable} of {what}"
-        figures = f"{decibels(best.median_psnr)} at the median"
-        sentence = f"{who} reconstructed {count}, from {from_updates}: {figures}"
-    else:
-        figures = f"at best {decibels(best.best_psnr)}, {decibels(best.median_psnr)} at the median"
-        sentence = f"{who} reconstructed none of {what}, from {_of_updates(attacked, noun)}: {figures}"
-    if guess is None or math.isnan(level := guess.level.get(best.attack, math.nan)):
-        return f"{sentence}; what a guess reaches is not known."
-    nearest = decibels(guess.nearest_psnr)
-    return f"{sentence}, where a guess reaches {decibels(level)} and the nearest public image {nearest}."
+        return f"{who} reconstructed {count}, from {from_updates}: {median}{_where_others(best, guess)}"
+    found = f"at best {decibels(best.best_psnr)}, {median}"
+    return (
+        f"{who} reconstructed none of {what}, from {_of_updates(attacked, noun)}: {found}{_where_others(best, guess)}"
+    )
+
+
+def _where_others(best: Summary, guess: Guess | None) -> str:
+    """The end of the sentence: what is reached without an update."""
+    if guess is None:
+        return "; what a guess reaches is not known."
+    level, nearest = guess.level.get(best.attack, math.nan), decibels(guess.nearest_psnr)
+    if math.isnan(level):
+        return f", where the nearest public image reaches {nearest}."
+    return f", where a guess reaches {decibels(level)} and the nearest public image {nearest}."
 
 
 def _updates(rows: pd.DataFrame) -> int:
@@ -104,10 +113,9 @@ def _notes(run: Run, best: Summary, guess: Guess | None) -> list[str]:
         known = "knew" if settings.attack.knows_defence else "did not know"
         notes.append(f"The clients' defence was {settings.defence.name}, of which the attacker {known}.")
     if guess is not None:
-        notes.append(
-            "A guess is what the reconstructions reach against private images that are not their own; the nearest "
-            f"public image is the best match to each original among {guess.source}."
-        )
+        if best.attack in guess.level:
+            notes.append("A guess is what the reconstructions reach against private images that are not their own.")
+        notes.append(f"The nearest public image is the best match to each original among {guess.source}.")
         if guess.nearest_recognisable:
             share = percent(guess.nearest_recognisable)
             notes.append(

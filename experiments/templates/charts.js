@@ -29,10 +29,14 @@ function tell(handler, event, item, value) {
 
 function follow(event, item) {
   if (!item || !item.datum) return;
-  const at = known(item.datum.index) ? chosen.findIndex((row) => row.index === item.datum.index) : -1;
-  if (at >= 0) enlarge(at);
-  else if (known(item.datum.index) && images[item.datum.index]) { chosen = images; enlarge(item.datum.index); }
-  else if (item.datum.report) location.href = item.datum.report;
+  if (item.datum.report) location.href = item.datum.report;
+  if (!images[item.datum.index]) return;
+  const at = () => chosen.findIndex((row) => row.index === item.datum.index);
+  if (at() < 0) {
+    filter.reset();
+    again();
+  }
+  enlarge(at());
 }
 
 function draw(figure) {

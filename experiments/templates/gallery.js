@@ -167,12 +167,16 @@ function walk(event) {
   buttons[at + step].focus();
 }
 
-function showOnly(name, value) {
-  filter.reset();
-  filter.elements[name].value = value;
+function again() {
   page = 0;
   choose();
   show();
+}
+
+function showOnly(name, value) {
+  filter.reset();
+  filter.elements[name].value = value;
+  again();
   filter.scrollIntoView();
 }
 
@@ -187,7 +191,6 @@ if (filter) {
   ["attack", "round", "observer"].forEach((name) => offer(name));
   offer("status", short);
   offer("client", (client) => (client < 0 ? "sum of clients" : `client ${client}`));
-  const again = () => { page = 0; choose(); show(); };
   filter.addEventListener("input", again);
   filter.addEventListener("reset", () => setTimeout(again));
   filter.addEventListener("submit", (event) => event.preventDefault());

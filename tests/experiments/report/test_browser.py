@@ -36,7 +36,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = make_up_run(folder / "run", "attack.name=['residual', 'dlg']", "data.partition=iid", *several)
     failures = make_up_run(folder / HOSTILE.replace("/", "|"), f"strategy.name={HOSTILE}")
     failures.write_environment({HOSTILE: HOSTILE}, {HOSTILE: HOSTILE})
-    table = pd.read_csv(failures.leakage_csv).assign(status=HOSTILE, psnr=None, attack=["=1+1", HOSTILE] * 2)
+    statuses, attacks = [HOSTILE] * 3 + ["killed"], ["=1+1", HOSTILE] * 2
+    table = pd.read_csv(failures.leakage_csv).assign(status=statuses, psnr=None, attack=attacks)
     table.to_csv(failures.leakage_csv, index=False)
     swept = grid().assign(run=HOSTILE, status=HOSTILE, attack=HOSTILE)
     axes = ["client.batch_size", "client.local_steps"]
@@ -107,7 +108,7 @@ def test_what_a_run_says_is_shown_as_it_is(browser: Browser, pages: dict[str, Pa
     assert HOSTILE in page.locator(".card .missing, .card header").all_inner_texts()[1]
     expect(page.locator("h1")).to_contain_text("No attack ended with a result: 4 of 4 attempts")
     page.select_option("select[name=status]", HOSTILE)
-    expect(page.locator("#count")).to_contain_text("1 to 4 of 4")
+    expect(page.locator("#count")).to_contain_text("1 to 3 of 3")
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV of these").click()
     rows = pd.read_csv(download.value.path())
@@ -183,8 +184,11 @@ def test_a_point_of_a_chart_tells_its_image_and_opens_it(browser: Browser, pages
     expect(page.locator("#tip")).to_be_visible()
     assert page.locator("#tip img").count() == 3
     assert "PSNR (dB)" in page.locator("#tip").inner_text()
+    page.select_option("select[name=client]", "2")
+    point.scroll_into_view_if_needed()
     point.click(force=True)
-    expect(page.locator("dialog")).to_be_visible()
+    expect(page.locator("dialog h2")).to_contain_text("Client 0")
+    expect(page.locator("#count")).to_have_text("1 to 24 of 36 reconstructions")
     page.close()
 
 

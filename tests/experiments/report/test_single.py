@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attacks.observation import UpdateId
+from experiments.chance_table import save_chance
 from experiments.experiment import build_recipe
 from experiments.leakage import ADDED_COLUMNS, client_truth, read_leakage
 from experiments.metrics import psnr
@@ -46,6 +47,16 @@ def test_pictures_beyond_the_limit_are_stored_with_losses(tmp_path: Path, monkey
     assert "stored with losses" not in Page(build_report(path)).text
     monkeypatch.setattr("experiments.report.gallery.MOST_BYTES", 2_000)
     assert "stored with losses" in Page(build_report(path)).text
+
+
+def test_what_a_guess_reaches_is_told_metric_by_metric(tmp_path: Path) -> None:
+    directory = make_up_run(tmp_path / "run")
+    assert "metric by metric" not in Page(build_report(directory.path)).text
+    save_chance(directory, directory.settings(), build_recipe(directory.settings()))
+    text = Page(build_report(directory.path)).text
+    for row in pd.read_parquet(directory.chance).to_dict("records"):
+        figures = (f"{row[name]:.4g}" for name in ("reconstruction", "nearest_public", "chance"))
+        assert "".join((row["attack"], row["metric"], str(row["images"]), *figures)) in text
 
 
 def test_what_could_not_be_computed_is_said_with_the_reason(tmp_path: Path) -> None:
@@ -152,7 +163,7 @@ def test_dropout_is_said_to_be_no_protection(tmp_path: Path, monkeypatch: pytest
     assert "dropout 0.3, whose masks are private" in Page(build_report(run.path)).text
 
 
-@pytest.mark.parametrize("name", ["rounds.parquet", "environment.json", "utility.json"])
+@pytest.mark.parametrize("name", ["rounds.parquet", "environment.json", "utility.json", "chance.parquet"])
 @pytest.mark.parametrize("content", [b"", b"half a fi"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     directory = make_up_run(tmp_path / "run")

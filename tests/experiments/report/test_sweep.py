@@ -77,8 +77,10 @@ def test_settings_that_only_some_runs_have_make_one_axis(tmp_path: Path) -> None
 def test_runs_are_linked_where_they_have_a_report(tmp_path: Path) -> None:
     made = make_up_run(tmp_path / "run-0", "seed=1")
     build_report(made.path)
-    table = sweep(*({"seed": seed, "median_psnr": 60.0, "share_recognisable": 1.0} for seed in (0, 1)))
+    seeds = (0, 2**62 + 1)
+    table = sweep(*({"seed": seed, "median_psnr": 60.0, "share_recognisable": 1.0} for seed in seeds))
     page = Page(build_sweep_report(table, [], tmp_path / "report.html"))
+    assert [point["seed"] for point in page.table("points")] == [str(seed) for seed in seeds]
     assert page.sources.count("run-0/report.html") == 1
     assert not any("run-1" in source for source in page.sources)
     assert "Whatever was set, the attacks reconstructed 100 % of the private images." in page.text

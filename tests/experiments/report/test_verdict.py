@@ -53,7 +53,8 @@ def test_all_of_them_are_all(run: Run) -> None:
 def test_nothing_found_is_no_proof(run: Run) -> None:
     found = of(run, [15.0, 12.0, 10.0, math.nan])
     assert said(found).startswith(
-        "The server reconstructed none of 4 private images, from 4 updates: at best 15.0 dB, 12.0 dB at the median"
+        "The server reconstructed none of 4 private images, from 4 updates: at best 15.0 dB, 12.0 dB at the median of "
+        "the 3 that did not fail, where a guess"
     )
     assert "The attack failed on 1 of 4; these count as not reconstructed." in found.notes
     assert found.notes[-1] == NO_PROOF
@@ -98,7 +99,9 @@ def test_a_defence_and_public_images_as_near_are_told(run: Run, tmp_path: Path) 
 
 def test_what_is_not_known_is_not_said(run: Run) -> None:
     assert said(of(run, [60.0] * 4, None)).endswith("; what a guess reaches is not known.")
-    assert said(of(run, [60.0] * 4, replace(GUESS, level={}))).endswith("; what a guess reaches is not known.")
+    alone = of(run, [60.0] * 4, replace(GUESS, level={}))
+    assert said(alone).endswith(", where the nearest public image reaches 14.5 dB.")
+    assert not any("A guess" in note for note in alone.notes)
     assert said(verdict(replace(run, leakage=run.leakage.iloc[:0]), None)) == (
         "It is not known what the updates leak: no attack has ended yet."
     )
