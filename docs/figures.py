@@ -16,8 +16,8 @@ from experiments.bench.attack_measurement import attempt, psnr
 from experiments.bench.cases import CONTENDERS, Case
 from experiments.bench.victims import Victim, make_victim
 from experiments.checkpoint import BUNDLED
-from experiments.figures import COLOURS
 
+COLOURS = ("#1f5f8b", "#c2571a", "#3b7d4f", "#7a4a9e", "#b03060", "#6b6b6b", "#97802a", "#2a8f9b")
 IMAGES = Path(__file__).parent / "images"
 SEED = 2211
 ATTACKS = {"private": ("residual", "gidm-plus"), "known": ("dlg", "gidm")}

@@ -14,15 +14,16 @@ from experiments.commands import (
     OneLineGroup,
     comparison_file,
     complete_preset,
+    complete_sweep,
     console,
     expand_home,
     how_to_go_on,
-    how_to_go_on_attacking,
     is_one_file,
     numbers,
     one_line_errors,
     one_run,
     output_folder,
+    the_same_again,
     unfinished,
     what_is_left,
 )
@@ -156,6 +157,71 @@ def _callbacks(directory: Path, tensorboard: bool) -> "list[Callback]":
 
 @app.command(
     epilog="Examples:\n\n"
+    "[cyan]fl-sim sweep defences --dry-run[/cyan]   the runs, and what they will cost\n\n"
+    "[cyan]fl-sim sweep defences --out runs/defences[/cyan]   if it is stopped, the same command goes on\n\n"
+    "[cyan]fl-sim sweep my-sweep.toml --jobs 4[/cyan]   four runs at a time"
+)
+def sweep(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET | FILE.toml", help="What to run (docs/sweeps.md).", autocompletion=complete_sweep
+        ),
+    ],
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of every run; may be repeated.",
+            rich_help_panel="What to run",
+        ),
+    ] = [],  # noqa: B006 (as above)
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the runs: new, empty, or one of this sweep, which then goes on.",
+            show_default="runs/PRESET-TIME",
+            rich_help_panel="What to write",
+        ),
+    ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check every run, print the plan and its cost, and leave nothing behind.",
+            rich_help_panel="What to run",
+        ),
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at a time.",
+            show_default="as many as keep the processors busy; with a GPU 1",
+            rich_help_panel="Resources",
+        ),
+    ] = None,
+) -> None:
+    """Launch many runs that differ in a few settings, and report what leaked in each: one table, one report.
+
+    PRESET is a sweep that fl-sim list shows, FILE.toml one of your own.
+
+    Writes a folder with a run directory for every run, sweep.csv with a row for every run and attack, and report.html.
+    """
+    folder = output_folder(out, Path(source).stem)
+    with one_line_errors(lambda: the_same_again(out, folder), with_ray=True):
+        from experiments.sweep.command import dry_run, run_sweep
+
+        if dry:
+            dry_run(source, overrides, folder, jobs, console)
+            return
+        code = run_sweep(source, overrides, folder, jobs, console)
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Examples:\n\n"
     "[cyan]fl-sim attack runs/demo/captures/round-0001-client-0003.safetensors --attack residual[/cyan]\n\n"
     "[cyan]fl-sim attack update.safetensors --attack gidm --set recipe=published --out gidm-result[/cyan]\n\n"
     "[cyan]fl-sim attack update.safetensors --attack residual --checkpoint search.log[/cyan]   can be broken off; "
@@ -274,7 +340,7 @@ def attack(
     kept = None if checkpoint is None else expand_home(checkpoint)
     if not (len(paths) == len(names) == 1 and workers is None and is_one_file(expand_home(paths[0]))):
         folder = output_folder(out, "attack")
-        with one_line_errors(lambda: how_to_go_on_attacking(out, folder), with_ray=True):
+        with one_line_errors(lambda: the_same_again(out, folder), with_ray=True):
             from experiments.attack_later import Options, attack_all
             from fl_sim.config import SettingsError
 
@@ -570,14 +636,23 @@ def report(
     "[cyan]fl-sim watch runs/demo --once[/cyan]   how it stands now"
 )
 def watch(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, on this machine or mounted.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The directory of a run or a sweep, on this machine or mounted.")
+    ],
     once: Annotated[bool, typer.Option("--once", help="Show how it stands, and leave.")] = False,
 ) -> None:
     """Show how a run goes on that was started elsewhere: rounds, attacks, what leaked, time left. Only reads files."""
     with one_line_errors("stopped watching"):
+        from experiments.sweep.directory import SweepDirectory
+        from experiments.sweep.watch import watch_sweep
         from experiments.watch import watch as show
 
-        show(expand_home(directory), console, once)
+        path = expand_home(directory)
+        sweep = SweepDirectory(path)
+        if sweep.csv.is_file():
+            watch_sweep(sweep, console, once)
+        else:
+            show(path, console, once)
 
 
 @app.command("list", epilog="Examples:\n\n[cyan]fl-sim list[/cyan]\n\n[cyan]fl-sim list metrics[/cyan]")
@@ -587,7 +662,7 @@ def show_names(
         typer.Argument(metavar="[KIND]", help="Only these, such as attacks or metrics.", show_default="all"),
     ] = None,
 ) -> None:
-    """Show the attacks, model inversions, strategies, defences, metrics, networks, datasets, priors and presets."""
+    """Show attacks, model inversions, strategies, defences, metrics, networks, datasets, priors, presets, sweeps."""
     with one_line_errors("stopped"):
         from experiments.listing import list_names
 

@@ -115,8 +115,11 @@ def how_to_go_on(checkpoint: Path | None) -> str:
     return f"stopped; to go on: {shlex.join(['fl-sim', *words, '--resume'])}"
 
 
-def how_to_go_on_attacking(given: Path | None, folder: Path) -> str:
-    """The last words of attacks that were stopped; ``folder`` is what they write into where none was ``given``."""
+def the_same_again(given: Path | None, folder: Path) -> str:
+    """The last words of a command that was stopped, and goes on if it is given again.
+
+    ``folder`` is what it writes into where none was ``given``.
+    """
     made = ["--out", str(folder)] if given is None and folder.is_dir() else []
     return f"stopped; to go on: {shlex.join(['fl-sim', *sys.argv[1:], *made])}"
 
@@ -129,6 +132,13 @@ def output_folder(given: Path | None, name: str) -> Path:
 def expand_home(path: Path) -> Path:
     """The path with ``~`` for the home folder, which a shell does not do behind ``=``; ``~nobody`` stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where it is the home of nobody)
+
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """The sweeps whose names begin so, for the shell to complete."""
+    from experiments.sweep.file import sweep_names
+
+    return [name for name in sweep_names() if name.startswith(incomplete)]
 
 
 def complete_preset(incomplete: str) -> list[str]:

@@ -81,7 +81,7 @@ def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequen
             directory.progress.unlink(missing_ok=True)  # of a run that was killed after all was done
             console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
             return
-        experiment = _check(str(directory.config), (), verbose)
+        experiment = check(str(directory.config), (), verbose)
         earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
         console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
         _run(experiment, directory, earlier, console, verbose, callbacks)
@@ -135,12 +135,12 @@ def _try_out(
 ) -> tuple[Experiment, FirstBatch]:
     """Find out everything that can be found out before a run writes anything; Flower logs only if ``verbose``."""
     check_empty_folder(out)
-    experiment = _check(source, overrides, verbose)
+    experiment = check(source, overrides, verbose)
     return experiment, try_first_batch(experiment)
 
 
-def _check(source: Source, overrides: Sequence[str], verbose: bool) -> Experiment:
-    """Build the experiment, and see that this machine has what it needs."""
+def check(source: Source, overrides: Sequence[str], verbose: bool = False) -> Experiment:
+    """Build the experiment, and see that this machine has what it needs; UserError if something is wrong."""
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.ERROR)
     experiment = prepare(load_run(source, overrides))

@@ -1,5 +1,6 @@
 """What ``fl-sim list`` prints: everything that has a name, with one line on it."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -10,6 +11,7 @@ from attacks.registry import ATTACKS
 from experiments.metrics.registry import METRICS
 from experiments.package_data import BUNDLED_PRIORS
 from experiments.settings import preset_names
+from experiments.sweep.file import SWEEPS, sweep_names
 from fl_sim.config import SettingsError
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS
@@ -53,6 +55,7 @@ def _kinds() -> dict[str, dict[str, str]]:
         },
         "prior": dict.fromkeys(BUNDLED_PRIORS, ""),
         "preset": dict.fromkeys(preset_names(), ""),
+        "sweep": {name: _first_comment(SWEEPS / f"{name}.toml") for name in sweep_names()},
     }
 
 
@@ -69,6 +72,11 @@ def _table(kind: str, names: dict[str, str]) -> Table:
 def _network_line(config: dict[str, Any]) -> str:
     parameters = count_parameters(outline(config).parameters()) / 1e6
     return f"{parameters:.1f} million parameters; channels {', '.join(map(str, config['block_out_channels']))}"
+
+
+def _first_comment(file: Path) -> str:
+    """The first line of a file of settings."""
+    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def _summary_line(documented: type) -> str:

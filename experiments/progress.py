@@ -282,12 +282,12 @@ def outcome(row: Mapping[str, Any]) -> str:
 def run_progress(experiment: Experiment, directory: RunDirectory, console: Console) -> Progress:
     """A display for this experiment on ``console``, and for those who watch ``directory``."""
     federation, attack = experiment.settings.federation, experiment.settings.attack
-    updates = federation.rounds * _seen_per_round(experiment)
+    updates = federation.rounds * seen_per_round(experiment)
     attacks = updates * len(attack.names) if attack.in_run else 0
     return Progress(console, federation.rounds, attacks, directory.progress)
 
 
-def _seen_per_round(experiment: Experiment) -> int:
+def seen_per_round(experiment: Experiment) -> int:
     """How many observations a round brings if everybody answers."""
     federation, strategy = experiment.settings.federation, experiment.strategy
     if isinstance(strategy, Gossip):

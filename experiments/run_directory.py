@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -180,13 +181,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other run out of the folder meanwhile; SettingsError if one is in it."""
-        with self.config.open() as file:
-            try:
-                _lock(file)
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"{self.path}: another run is in this folder; allowed: to wait for its end"
-                ) from error
+        with locked(self.config, f"{self.path}: another run is in this folder; allowed: to wait for its end"):
             yield
 
     def settings(self) -> ExperimentSettings:
@@ -215,6 +210,17 @@ def reading(*folders: Path) -> Iterator[None]:
         raise SettingsError(f"{named}: its files are damaged, or of different runs: {explain(error)}") from error
 
 
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Lock a file meanwhile; SettingsError with the line ``busy`` if another process has locked it."""
+    with path.open() as file:
+        try:
+            _lock(file)
+        except BlockingIOError as error:
+            raise SettingsError(busy) from error
+        yield
+
+
 def _lock(file: IO[str]) -> None:
     """Lock an open file until it is closed; BlockingIOError if it is locked."""
     if sys.platform != "win32":
@@ -233,9 +239,12 @@ def make_empty_folder(path: Path) -> None:
 
 
 def check_empty_folder(path: Path) -> None:
-    """SettingsError unless ``path`` is an empty folder or could be made; nothing is made."""
+    """SettingsError unless ``path`` is an empty folder or could be made; nothing is made.
+
+    What a kill left of a file that was being written does not count.
+    """
     try:
-        occupied = path.exists() and any(path.iterdir())
+        occupied = path.exists() and not all(fnmatch(there.name, ".*.unfinished") for there in path.iterdir())
         above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:
         raise SettingsError(f"--out {path}: cannot be used as a folder: {error.strerror}") from error

@@ -25,6 +25,8 @@ from fl_sim.setting_layers import Tree, Void, look_up
 from fl_sim.settings_file import dump_toml, load_settings
 
 PRESETS = data_file("presets")
+SWEEPS = PRESETS / "sweeps"
+"""The folder of those of ``fl-sim sweep``."""
 NO_ATTACK = "none"
 NO_INVERSION = "none"
 _PRIORS = BUNDLED_FILES | BUNDLED_PRIORS
@@ -241,8 +243,9 @@ class ExperimentSettings(Settings):
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package, sorted; those in a folder are called ``folder/name``."""
-    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.toml"))
+    """The presets of runs that come with the package, sorted; those in a folder are called ``folder/name``."""
+    files = [file for file in PRESETS.rglob("*.toml") if SWEEPS not in file.parents]
+    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in files)
 
 
 Source = str | Path | Mapping[str, Any] | ExperimentSettings

@@ -1,10 +1,12 @@
 """How a command ends on Ctrl-C, SIGTERM or SIGHUP: with one line on stderr, exit code 128 + the signal."""
 
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -35,9 +37,7 @@ def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
         if at_once:
             below = psutil.Process().children(recursive=True)  # found before the line, so that nothing comes after it
             _say(last_words())
-            for process in below:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            _kill(below)
             os._exit(128 + number)
         caught.append(number)
         raise KeyboardInterrupt
@@ -55,6 +55,29 @@ def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
         if caught:
             _say(last_words())
             os._exit(128 + caught[0])
+
+
+def follow_parent() -> None:
+    """In a process that multiprocessing started: leave Ctrl-C to the parent, and end, with all below, when that has.
+
+    Ctrl-C reaches every process of a terminal.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    _kill(psutil.Process().children(recursive=True))
+    os._exit(1)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _say(last_words: str) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from attacks.reconstruction_file import load_reconstruction
 from experiments.experiment import build_recipe
-from experiments.figures import STYLE
 from experiments.leakage import OK, SERVER, match, read_leakage
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
@@ -20,6 +19,8 @@ from fl_sim.config import SettingsError
 from fl_sim.diffusion import DiffusionTask, add_noise
 from fl_sim.files import write_atomically
 from fl_sim.wire import Recipe
+
+STYLE: dict[Any, Any] = {"font.size": 10, "axes.labelcolor": "#222222", "text.color": "#222222"}
 
 PRIVATE, NOISY, FOUND = "private image", "the client's noise\non it", "what the server\nfound"
 

@@ -65,6 +65,11 @@ class Watch(Display):
         attacked = self._standing is not None and self._standing.work == "attack"
         return self._directory.ended and not attacked
 
+    @property
+    def standing(self) -> Standing:
+        """Where it is at, as it says itself, or as its tables tell."""
+        return self._standing or self._at_rest()
+
     def silent_here(self) -> float:
         """For how many seconds nothing has changed since the first look: clocks need not agree."""
         return monotonic() - self._changed
@@ -100,7 +105,7 @@ class Watch(Display):
         """The panel of a run that has been ``silent`` for so many seconds."""
         with self._lock:
             state = self.state(silent)
-            return panel(self._standing or self._at_rest(), self._tally, state, live=state not in (ENDED, STOPPED))
+            return panel(self.standing, self._tally, state, live=state not in (ENDED, STOPPED))
 
     def _at_rest(self) -> Standing:
         """What can be said where there is no progress file: what the tables say."""

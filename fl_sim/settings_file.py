@@ -51,13 +51,15 @@ def load_settings(
     return settings
 
 
-def parse_overrides(overrides: Sequence[str]) -> Tree:
+def parse_overrides(overrides: Sequence[str], onto: Tree | None = None) -> Tree:
     """The nested tables of ``key=value`` overrides, applied in order; key and value as in ``load_settings``.
+
+    ``onto``: tables in which they are set, which stay as they are.
 
     Raises:
         SettingsError: if one is no ``key=value``.
     """
-    return _with_overrides({}, overrides)
+    return _with_overrides(onto or {}, overrides)
 
 
 def dump_toml(settings: Settings) -> str:
@@ -73,8 +75,31 @@ def dump_toml(settings: Settings) -> str:
     return tomli_w.dumps(tree)
 
 
+def as_override(path: Sequence[str], value: Any) -> str:
+    """The ``key=value`` that ``load_settings`` reads as that value, of TOML's types, at that path of names.
+
+    >>> as_override(("attack", "args", "my.package:Attack", "depth"), [1, 2])
+    'attack.args."my.package:Attack".depth=[1, 2]'
+    """
+    return f"{dotted_key(path)}={toml_value(value)}"
+
+
+def dotted_key(path: Sequence[str]) -> str:
+    """The names of a path as a dotted key of TOML; those that are no bare keys stand in quotes."""
+    return ".".join(tomli_w.dumps({name: 0}).removesuffix(" = 0\n") for name in path)
+
+
+def toml_value(value: Any) -> str:
+    """The value as TOML has it behind an equals sign, in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{dotted_key([name])} = {toml_value(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
+
+
 def read_toml(path: Path) -> Tree:
-    """The tables in a TOML file; SettingsError if it cannot be read."""
+    """The tables of a TOML file; SettingsError if it cannot be read or is none."""
     try:
         return _parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -113,7 +138,7 @@ def _with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 def _apply(tree: Tree, override: str) -> None:
     """Set one ``key=value`` in a tree of tables, in place, making the tables on the way."""
     key, equals, text = override.partition("=")
-    path = _parse_key(key)
+    path = parse_key(key)
     if not equals or not all(path) or len(path) > DEEPEST:
         raise SettingsError(f"override {override!r}: expected key=value, such as client.batch_size=4")
     *tables, leaf = path
@@ -124,7 +149,7 @@ def _apply(tree: Tree, override: str) -> None:
     tree[leaf] = _parse_value(text.strip())
 
 
-def _parse_key(key: str) -> list[str]:
+def parse_key(key: str) -> list[str]:
     """The names in a dotted key; a name with dots in it stands in quotes, as in TOML."""
     try:
         table = _parse_toml(f"{key} = 0")

@@ -1,9 +1,9 @@
-"""Kill ``fl-sim run``, or ``fl-sim attack DIR``, at random moments, go on, and see whether it leaves what it leaves
-undisturbed.
+"""Kill ``fl-sim run``, ``fl-sim attack DIR`` or ``fl-sim sweep`` at random moments, go on, and see whether it leaves
+what it leaves undisturbed.
 
 ``python -m tests.kill_and_resume --times 30`` prints how many runs were tried, and in how many something was lost,
-wrong or hung; it ends with 1 if there was any. ``--attack`` kills attacks on captures. A short form is part of the
-tests.
+wrong or hung; it ends with 1 if there was any. ``--attack`` kills attacks on captures, ``--sweep`` sweeps, half of them
+alone, without the runs that they have started. A short form is part of the tests.
 """
 
 import json
@@ -15,15 +15,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
+import psutil
+import tomli_w
 import typer
 from safetensors.torch import load_file
 
 from experiments.leakage import TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
+from fl_sim.settings_file import parse_overrides
 from tests.processes import kill_all, with_descendants
 
 SETTINGS = (
@@ -70,14 +74,39 @@ def finish(arguments: list[str], environment: dict[str, str]) -> None:
     assert alone.returncode == 0, output
 
 
-def kill_after(seconds: float, arguments: list[str], environment: dict[str, str]) -> bool:
-    """Kill a run and all its processes at that moment, with SIGKILL; whether it had not ended before."""
+def kill_after(seconds: float, arguments: list[str], environment: dict[str, str], alone: bool = False) -> bool:
+    """Kill a run and all its processes at that moment, with SIGKILL; whether it had not ended before.
+
+    ``alone``: the others are left to themselves, and have to end.
+    """
     running = start(arguments, environment)
     time.sleep(seconds)
     alive = running.poll() is None
-    kill_all(with_descendants(running.pid))
+    processes = with_descendants(running.pid)
+    kill_all(processes[:1] if alone else processes)
+    _, left = psutil.wait_procs(processes, timeout=PATIENCE)
+    assert not left, f"{left} outlive the first"
     running.communicate()
     return alive
+
+
+def sweep_file(folder: Path) -> Path:
+    """A sweep of two tiny runs."""
+    file = folder / "sweep.toml"
+    tables: dict[str, Any] = {"base": "demo-16", "client_seed": 11, "grid": {"client.batch_size": [1, 2]}}
+    settings = [setting for setting in (*SETTINGS, "federation.rounds=2") if not setting.startswith("client.seed")]
+    file.write_text(tomli_w.dumps(tables | {"set": parse_overrides(settings)}))
+    return file
+
+
+def sweep_differences(out: Path, undisturbed: Path) -> list[str]:
+    """The same as ``differences``, of two sweeps; what their runs print may differ."""
+    found = ["sweep.csv differs"] * ((out / "sweep.csv").read_bytes() != (undisturbed / "sweep.csv").read_bytes())
+    names, wanted = ({path.name for path in each.iterdir()} for each in (out, undisturbed))
+    found += [f"{name}: only in one" for name in sorted(names ^ wanted)]
+    for name in (config.parent.name for config in undisturbed.glob("*/config.toml")):
+        found += [f"{name}: {line}" for line in differences(RunDirectory(out / name), RunDirectory(undisturbed / name))]
+    return found
 
 
 def differences(run: RunDirectory, undisturbed: RunDirectory) -> list[str]:
@@ -99,48 +128,72 @@ def differences(run: RunDirectory, undisturbed: RunDirectory) -> list[str]:
     return found
 
 
-def kill_and_resume(
-    folder: Path, times: int, seed: int, environment: dict[str, str], attack: bool = False
-) -> Counter[str]:
-    """Kill so many runs, or attacks on a captured one, each once or twice, and count what became of them."""
-    captured = folder / "captured"
-    if attack:
-        finish(fresh(captured, "attack.when=never"), environment)
+@dataclass(frozen=True)
+class Subject:
+    """What is killed: the ``command`` "run", "attack" or "sweep", with everything that it needs in ``folder``."""
 
-    def begin(out: Path) -> list[str]:
-        if not attack:
+    command: str
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def captured(self) -> Path:
+        """The run whose captures are attacked."""
+        return self.folder / "captured"
+
+    def prepare(self) -> None:
+        """Make what the command starts from."""
+        if self.command == "attack":
+            finish(fresh(self.captured, "attack.when=never"), self.environment)
+
+    def begin(self, out: Path) -> list[str]:
+        """The arguments that begin it."""
+        if self.command == "run":
             return fresh(out)
-        shutil.copytree(captured, out)
+        if self.command == "sweep":
+            return ["sweep", str(sweep_file(self.folder)), "--out", str(out), "--jobs", "2"]
+        shutil.copytree(self.captured, out)
         return ["attack", str(out)]
 
-    def go_on(out: Path) -> list[str]:
-        if attack:
-            return ["attack", str(out)]
-        return ["run", "--resume", str(out)] if RunDirectory(out).config.is_file() else fresh(out)
+    def go_on(self, out: Path, begun: list[str]) -> list[str]:
+        """Those that go on with what was ``begun``."""
+        resumable = self.command == "run" and RunDirectory(out).config.is_file()
+        return ["run", "--resume", str(out)] if resumable else begun
 
-    undisturbed, chance = RunDirectory(folder / "undisturbed"), random.Random(seed)
+    def differences(self, out: Path, undisturbed: Path) -> list[str]:
+        """What it left that it did not leave undisturbed."""
+        if self.command == "sweep":
+            return sweep_differences(out, undisturbed)
+        return differences(RunDirectory(out), RunDirectory(undisturbed))
+
+
+def kill_and_resume(subject: Subject, times: int, seed: int) -> Counter[str]:
+    """Kill it so many times anew, each once or twice, go on, and count what became of them."""
+    subject.prepare()
+    undisturbed, chance = subject.folder / "undisturbed", random.Random(seed)
     began = time.monotonic()
-    finish(begin(undisturbed.path), environment)
+    finish(subject.begin(undisturbed), subject.environment)
     length, counts = time.monotonic() - began, Counter(tried=times, killed=0, lost=0, wrong=0, hung=0)
     for number in range(times):
-        run = RunDirectory(folder / f"run-{number}")
-        arguments = begin(run.path)
+        out = subject.folder / f"run-{number}"
+        begun = arguments = subject.begin(out)
         for _ in range(chance.choice((1, 1, 2))):
-            counts["killed"] += kill_after(chance.uniform(0, length), arguments, environment)
-            arguments = go_on(run.path)
-        resumed = start(arguments, environment)
+            alone = subject.command == "sweep" and chance.random() < 0.5
+            counts["killed"] += kill_after(chance.uniform(0, length), arguments, subject.environment, alone)
+            arguments = subject.go_on(out, begun)
+        resumed = start(arguments, subject.environment)
         try:
             output, _ = resumed.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             kill_all(with_descendants(resumed.pid))
             counts["hung"] += 1
-            print(f"{run.path}: hung")
+            print(f"{out}: hung")
             continue
-        found = [output] if resumed.returncode else differences(run, undisturbed)
+        found = [output] if resumed.returncode else subject.differences(out, undisturbed)
         counts["lost"] += bool(resumed.returncode)
         counts["wrong"] += bool(found) and not resumed.returncode
         for line in found:
-            print(f"{run.path}: {line}")
+            print(f"{out}: {line}")
     return counts
 
 
@@ -148,6 +201,7 @@ def main(
     times: Annotated[int, typer.Option(min=1, help="Runs that are killed.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of the moments.")] = 0,
     attack: Annotated[bool, typer.Option("--attack", help="Kill fl-sim attack on the captures of a run.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Kill fl-sim sweep.")] = False,
 ) -> None:
     """Kill runs at random moments and resume them; print what became of them, as JSON."""
     with tempfile.TemporaryDirectory(prefix="k-", ignore_cleanup_errors=True) as short:
@@ -156,7 +210,8 @@ def main(
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        counts = kill_and_resume(Path(short), times, seed, environment, attack)
+        command = "attack" if attack else "sweep" if sweep else "run"
+        counts = kill_and_resume(Subject(command, Path(short), environment), times, seed)
     print(json.dumps(counts))
     raise typer.Exit(int(any(counts[name] for name in ("lost", "wrong", "hung"))))
 

@@ -1,14 +1,12 @@
 """Work in several processes that end together."""
 
 import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from threading import Thread
 from typing import TypeVar
 
+from experiments.stopping import follow_parent
 from fl_sim.config import SettingsError
 
 Task = TypeVar("Task")
@@ -25,7 +23,7 @@ def side_by_side(function: Callable[[Task], Result], tasks: Sequence[Task], work
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool:
         try:
             for future in as_completed([pool.submit(function, task) for task in tasks]):
                 yield future.result()
@@ -36,16 +34,3 @@ def side_by_side(function: Callable[[Task], Result], tasks: Sequence[Task], work
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-
-
-def _follow_parent() -> None:
-    """Ctrl-C reaches every process of a terminal: leave it to the parent, and end when that has gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -1,6 +1,6 @@
 """A whole run with its clients and its attacks in this process, where the real one would start Ray."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ from experiments.launch import build_server_app
 from experiments.progress import run_progress
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
+from experiments.sweep.processes import Task, carry_out
 from fl_sim.client_app import build_client_app
 from fl_sim.config import Settings
+from fl_sim.errors import UserError
 from fl_sim.local_grid import Client
+from fl_sim.repeatable_grid import FederationError
 from fl_sim.wire import CONFIG, ROUND
 from tests.fl_sim.federations import LocalGrid
 
@@ -54,10 +57,24 @@ def federation_in_process(server_app: ServerApp, client_app: Client, settings: S
     server_app(LocalGrid(client_app, settings.federation.clients), context)
 
 
+def in_turn(
+    tasks: Sequence[Task], jobs: int, begun: Callable[[Task], None], work: Callable[[Task], None]
+) -> Iterator[tuple[Task, str | None]]:
+    """What ``experiments.sweep.processes.side_by_side`` does in processes."""
+    for task in tasks:
+        begun(task)
+        try:
+            carry_out(task)
+            yield task, None
+        except (UserError, FederationError) as error:
+            yield task, str(error)
+
+
 @contextmanager
 def without_ray() -> Iterator[None]:
     """Federations that the command line starts, and the attacks on them, run in this process meanwhile."""
     with (
+        patch("experiments.sweep.processes.side_by_side", in_turn),
         patch("experiments.launch.run_federation", federation_in_process),
         patch("experiments.launch.AttackPool", PoolInThisProcess),
         patch("experiments.attack_later.AttackPool", PoolInThisProcess),

@@ -16,6 +16,7 @@ from experiments.settings import load_run
 from strategies.gossip import Gossip
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
+from tests.experiments.report_page import Page
 
 GUESSING = "attack.name=tests.attacks.toy_attacks:Guess"
 FIVE = ("federation.clients=5", "federation.clients_per_round=5", "utility.every=0")
@@ -35,10 +36,10 @@ def test_curious_peers_fill_the_table_and_the_report(tmp_path: Path) -> None:
     assert observation.circumstances.observer == 2
     rounds = pd.read_parquet(directory.rounds)
     assert [list(clients) for clients in rounds["clients_seen"]] == [[0, 1, 2, 3, 4]] * 2
-    page = build_report(directory.path).read_text()
-    assert "What curious peers learned" in page
-    assert "seen by peer 2" in page
-    assert page.count('alt="reconstruction by guess"') == len(who)
+    page = Page(build_report(directory.path))
+    assert "Curious peers reconstructed" in page.text
+    assert [row["name"].partition(", seen by ")[2] for row in page.rows] == leakage["observer"].tolist()
+    assert page.having("found", attack="guess") == len(who)
 
 
 def test_nobody_curious_changes_no_bit(tmp_path: Path) -> None:

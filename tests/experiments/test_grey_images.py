@@ -1,8 +1,6 @@
 """Grey and non-square images from the settings to the pictures that a person looks at."""
 
-import base64
 import re
-from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -16,17 +14,11 @@ from experiments.run_directory import RunDirectory
 from experiments.strip import build_strip
 from tests.experiments.in_process import run_in_process
 from tests.experiments.made_up_run import tiny_settings
+from tests.experiments.report_page import Page
 from tests.experiments.test_cli import fl_sim
 
 GUESS = "tests.attacks.toy_attacks:Guess"
 GREY = ("data.name=digits", "data.channels=1", "data.partition=dirichlet", f"attack.name={GUESS}")
-
-
-def pictures_of(html: str) -> list[Image.Image]:
-    """What the gallery of a report embeds."""
-    gallery = html[html.index('class="victims"') :]
-    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="(?:original|reconstruction)', gallery)
-    return [Image.open(BytesIO(base64.b64decode(png))) for png in found]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +48,12 @@ def test_a_capture_says_the_shape_and_an_attack_on_it_draws_it(run: RunDirectory
 
 
 def test_the_report_and_the_strip_show_them(run: RunDirectory, tmp_path: Path) -> None:
-    html = build_report(run.path).read_text(encoding="utf-8")
-    assert re.search(r"28 \S 20<", html)
-    pictures = pictures_of(html)
+    page = Page(build_report(run.path))
+    assert re.search(r"28 \S 20 pixels", page.text)
+    pictures = [page.picture(row, column) for row in page.rows for column in ("original", "found")]
     assert len(pictures) == 4
-    assert {(picture.mode, picture.size) for picture in pictures} == {("L", (20, 28))}
+    assert {picture.size for picture in pictures} == {(20, 28)}
+    assert all(picture.convert("L").convert("RGB").tobytes() == picture.tobytes() for picture in pictures)
     assert build_strip(run.path, tmp_path / "strip.png").stat().st_size > 0
 
 

@@ -132,7 +132,7 @@ def test_a_failure_is_a_status_and_not_the_end_of_the_run(tmp_path: Path) -> Non
 
 def test_the_report_shows_private_images_beside_what_was_found(recorded: Recorded) -> None:
     html = build_report(recorded.directory.path).read_text(encoding="utf-8")
-    assert "What the global model gives away of its classes" in html
+    assert "From the global model alone, max-margin found images of its classes" in html
     section = html.partition("<h2>Model inversion")[2].partition("<h2>")[0]
     assert len(re.findall(r'alt="private image', section)) == 2 * 3 * 3, "three of every class"
     assert len(re.findall(r'alt="found by max-margin', section)) == 2 * 3 * 2

@@ -18,6 +18,7 @@ NAMED = {
     ("fl-sim", "run"),
     ("fl-sim", "attack"),
     ("fl-sim", "report"),
+    ("fl-sim", "sweep"),
     ("fl-sim", "watch"),
     ("fl-sim", "list"),
     ("fl-sim", "train-prior"),

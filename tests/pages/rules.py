@@ -31,9 +31,11 @@ from experiments.bench import __main__ as rewriting
 from experiments.cli import app
 from experiments.experiment import prepare
 from experiments.settings import ExperimentSettings, Source, load_run, preset_names
+from experiments.sweep.file import load_sweep
+from experiments.sweep.points import expand
 from fl_sim import registry
 from fl_sim.config import resolve
-from fl_sim.settings_file import load_settings
+from fl_sim.settings_file import dotted_key, load_settings
 from tests.experiments.in_process import PoolInThisProcess, without_ray
 from tests.pages.benchmarks import quick_benchmarks
 from tests.pages.clusters import ATTACKED, cheaper_run, free_ports
@@ -46,6 +48,7 @@ from tests.pages.stand_ins import (
     CHEAPER_NETWORK,
     CHEAPER_RUN,
     CHEAPER_RUN_ATTACK,
+    CHEAPER_SWEEP,
     NAMES,
 )
 from tests.strategies.test_sink import GUESS
@@ -241,6 +244,7 @@ def _in_this_process(reader: Reader, environment: dict[str, str]) -> Iterator[No
         stack.enter_context(patch("torch.cuda.is_available", lambda: False))
         stack.enter_context(without_ray())
         stack.enter_context(quick_benchmarks())
+        stack.enter_context(patch("experiments.sweep.command.expand", lambda sweep: expand(sweep)[:1]))
         _forget(reader)
         try:
             yield
@@ -278,6 +282,10 @@ def _cheaper(words: list[str]) -> list[str]:
         if words[1].startswith("paper/") and "model.checkpoint" not in given:
             short |= CHEAPER_NETWORK
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]
+    if words[0] == "sweep":
+        varied = {dotted_key(path) for path in load_sweep(words[1]).axes}
+        cheap = CHEAPER_SWEEP.items()
+        return [f"--set={key}={value}" for key, value in cheap if key not in varied | given.keys()]
     if words[0] == "attack":
         names = [name for before, name in pairwise(words) if before == "--attack"]
         short = {
@@ -347,6 +355,11 @@ def _load_cheaper(source: Source, overrides: Sequence[str] = ()) -> ExperimentSe
 def _read_toml(reader: Reader, item: Item) -> Outcome:
     """Settings have to make a run, and entry points to name what the page shows."""
     tables = tomllib.loads(item.text)
+    if "base" in tables:
+        path = reader.folder / "a-sweep.toml"
+        path.write_text(item.text)
+        assert expand(load_sweep(str(path)).model_copy(update={"client_seed": 0}))
+        return Outcome()
     if tables.keys() <= ExperimentSettings.model_fields.keys():
         with _in_this_process(reader, {}):
             prepare(resolve(load_settings(ExperimentSettings, tables)))

@@ -52,6 +52,13 @@ CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
 """More of them, within a run, where an attack that gives up does not end the command."""
 
 
+CHEAPER_SWEEP = CHEAPER_RUN | {
+    "attack.args.residual.max_evaluations": "1",
+    "attack.args.residual.search_timestep": "false",
+}
+"""Added to every ``fl-sim sweep``, but for what varies in it."""
+
+
 def photos(folder: Path) -> None:
     """A folder of a user's own: a sub-folder per hospital, and a kind of file that is not read."""
     generator = torch.Generator().manual_seed(0)
@@ -91,6 +98,11 @@ def classifier(path: Path) -> None:
     Checkpoint(build_model(model).state_dict(), model, ClassificationTask(num_classes=3), {}).save(path)
 
 
+def sweep(path: Path) -> None:
+    """A sweep of somebody's own."""
+    path.write_text('base = "demo-16"\n[grid]\nclient.batch_size = [1, 2]\n')
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "photos": photos,
     "alice/client.toml": client_toml,
@@ -98,6 +110,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "update.safetensors": capture,
     "sum.safetensors": sum_of_clients,
     "classifier.safetensors": classifier,
+    "my-sweep.toml": sweep,
 }
 """Made in the page's folder before the first line that names them, unless an earlier line has made them."""
 
