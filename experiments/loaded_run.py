@@ -13,7 +13,7 @@ from attacks.observation import UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from experiments.experiment import build_recipe
 from experiments.leakage import COLUMNS, match, observing_peer, read_leakage, summed_truth, typed
-from experiments.rounds import clients_behind
+from experiments.rounds import clients_behind, read_rounds
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
@@ -70,7 +70,7 @@ class LoadedRun:
         directory = RunDirectory.open(path)
         empty = typed(pd.DataFrame(columns=list(COLUMNS)))
         leakage = read_leakage(directory.leakage_csv) if directory.leakage_csv.is_file() else empty
-        return cls(path, directory.settings(), leakage, _read_rounds(directory.rounds))
+        return cls(path, directory.settings(), leakage, read_rounds(directory.rounds))
 
     def images(self, round: int, client: int, observer: int | None = None) -> Images:
         """What ``client`` trained on in that round, and what the attacks on its update found.
@@ -113,12 +113,3 @@ class LoadedRun:
                 )
             except AttackError:
                 continue
-
-
-def _read_rounds(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        return pd.DataFrame()
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise SettingsError(f"{path}: damaged: {error}") from error

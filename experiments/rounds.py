@@ -10,6 +10,7 @@ import pandas as pd
 from attacks.observation import UpdateId
 from experiments.summary import with_content
 from fl_sim.config import SettingsError
+from fl_sim.errors import explain
 from fl_sim.files import write_atomically
 
 _MEDIAN = "median_psnr_"
@@ -53,6 +54,19 @@ def save_rounds(path: Path, rounds: list[Round], leakage: pd.DataFrame) -> None:
         return
     frame = pd.DataFrame([entry.row() for entry in rounds])
     write_atomically(path, _with_medians(frame, leakage).to_parquet)
+
+
+def read_rounds(path: Path) -> pd.DataFrame:
+    """The table, empty and without columns if there is none yet; SettingsError if it is damaged."""
+    if not path.is_file():
+        return pd.DataFrame()
+    try:
+        rounds = pd.read_parquet(path)
+    except Exception as error:  # whatever pyarrow raises about a file that was cut off
+        raise SettingsError(f"{path}: damaged: {explain(error)}") from error
+    if "round" not in rounds:
+        raise SettingsError(f"{path}: damaged: it has no column 'round'")
+    return rounds
 
 
 def save_medians(path: Path, leakage: pd.DataFrame) -> None:

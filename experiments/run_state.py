@@ -101,7 +101,7 @@ class RunState:
         """Read the file; SettingsError if it is none."""
         try:
             tensors, metadata = read_safetensors(path)
-            facts = parse_json(metadata[STATE])
+            facts = parse_json(metadata[STATE], finite=False)  # NaN: a figure that a round has not
             arrays, average = (decode(facts[name], tensors) for name in ("arrays", "average"))
             logs, rounds = _LOGS.validate_python(facts["logs"]), _ROUNDS.validate_python(facts["rounds"])
             run, strategy = str(facts["run"]), list(facts["strategy"])

@@ -8,15 +8,15 @@ DEEPEST = 32
 """Tables and lists in one another; what comes after a reader would run out of stack long after that."""
 
 
-def parse_json(text: str) -> Any:
-    """What JSON reads.
+def parse_json(text: str, finite: bool = True) -> Any:
+    """What JSON reads; NaN and infinity too where numbers need not be ``finite``.
 
     Raises:
-        ValueError: in one line, if it is not JSON, nests deeper than ``DEEPEST``, or a number in it is NaN, infinite,
-            or has more digits than Python reads.
+        ValueError: in one line, if it is not JSON, nests deeper than ``DEEPEST``, or a number in it has more digits
+            than Python reads, or is NaN or infinite where numbers are to be finite.
     """
     try:
-        content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        content = json.loads(text, parse_constant=_refuse, parse_float=_finite) if finite else json.loads(text)
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
     check_depth(content)

@@ -14,6 +14,7 @@ from experiments.commands import attack_command
 from experiments.experiment import build_recipe
 from experiments.inversion_table import read_inversions
 from experiments.leakage import read_leakage
+from experiments.rounds import read_rounds
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from experiments.summary import Summary, dropout_caveat, summarise
@@ -45,7 +46,7 @@ class Run:
             directory,
             directory.settings(),
             read_leakage(directory.leakage_csv),
-            _read_rounds(directory.rounds),
+            read_rounds(directory.rounds),
             _read_json(directory.utility),
             _read_json(directory.environment),
             _read(directory.inversion, read_inversions),
@@ -98,16 +99,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: damaged: it holds no table")
     return content
-
-
-def _read_rounds(path: Path) -> pd.DataFrame:
-    """The rounds table, empty if there is none yet."""
-    if not path.is_file():
-        return pd.DataFrame()
-    rounds: pd.DataFrame = _read(path, pd.read_parquet)
-    if "round" not in rounds:
-        raise SettingsError(f"{path}: damaged: it has no column 'round'")
-    return rounds
 
 
 def _read_chance(path: Path) -> pd.DataFrame:
