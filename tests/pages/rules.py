@@ -317,6 +317,8 @@ def _cheaper_benchmark(name: str, words: list[str]) -> list[str]:
         return ["--clients", "2", "--per-round", "1", "--rounds", "6", "--turns", "1"]
     if name == "inversion":
         return ["--repetitions", "1", "--quick", *([] if "--only" in words else ["--only", "faces"])]
+    if name == "priors":
+        return ["--victims", "1", "--evaluations", "8"]
     if name == "users":
         return ["--repetitions", "1", "--quick"]
     raise NoRuleError(f"_cheaper_benchmark in tests/pages/rules.py does not know fl-sim bench {name}")

@@ -14,6 +14,8 @@ from tests.experiments.made_up_run import make_up_run
 from tests.experiments.report.test_sweep import grid
 
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'"&"""
+HOSTILE_NAME = HOSTILE.replace("/", "|")
+"""Of an attack, whose name is part of a file's."""
 NAMES = ("run", "failures", "comparison", "sweep")
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -34,9 +36,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     several = ("federation.clients=3", "federation.clients_per_round=3", "federation.rounds=3", "client.batch_size=2")
     run = make_up_run(folder / "run", "attack.name=['residual', 'dlg']", "data.partition=iid", *several)
-    failures = make_up_run(folder / HOSTILE.replace("/", "|"), f"strategy.name={HOSTILE}")
+    failures = make_up_run(folder / HOSTILE_NAME, f"strategy.name={HOSTILE}")
     failures.write_environment({HOSTILE: HOSTILE}, {HOSTILE: HOSTILE})
-    statuses, attacks = [HOSTILE] * 3 + ["killed"], ["=1+1", HOSTILE] * 2
+    statuses, attacks = [HOSTILE] * 3 + ["killed"], ["=1+1", HOSTILE_NAME] * 2
     table = pd.read_csv(failures.leakage_csv).assign(status=statuses, psnr=None, attack=attacks)
     table.to_csv(failures.leakage_csv, index=False)
     swept = grid().assign(run=HOSTILE, status=HOSTILE, attack=HOSTILE)
@@ -113,7 +115,7 @@ def test_what_a_run_says_is_shown_as_it_is(browser: Browser, pages: dict[str, Pa
         page.get_by_role("button", name="CSV of these").click()
     rows = pd.read_csv(download.value.path())
     assert set(rows["status"]) == {HOSTILE}
-    assert set(rows["attack"]) == {"'=1+1", HOSTILE}
+    assert set(rows["attack"]) == {"'=1+1", HOSTILE_NAME}
     page.close()
 
 
