@@ -62,4 +62,7 @@ def _cells(summary: Summary, told: Sequence[str]) -> tuple[str, ...]:
 
 def _recovered(summary: Summary, name: str) -> str:
     """How many of the timesteps or labels were found; nothing where one image stands for many that have their own."""
-    return "" if summary.of_users else f"{getattr(summary, f'{name}_recovered')}/{summary.images}"
+    found = getattr(summary, f"{name}_recovered")
+    if summary.of_users:
+        return ""
+    return "given" if found is None else f"{found}/{summary.images}"

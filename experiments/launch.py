@@ -123,8 +123,10 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
     """
     experiment, batch = _try_out(preset, overrides, out)
     tried = f"one batch: training loss {batch.loss:.4f}, a reply of {batch.size / 1e6:.1f} MB"
+    seed = "client.seed is drawn anew by every run that is not given one: without it in the file, runs differ"
     # Comments, so that what is printed is a file that runs.
-    print(*(f"# {line}" for line in (*experiment.describe(), tried)), "", dump_toml(experiment.settings), sep="\n")
+    print(*(f"# {line}" for line in (*experiment.describe(), tried, seed)), sep="\n")
+    print("", dump_toml(experiment.settings), sep="\n")
 
 
 def _try_out(

@@ -237,7 +237,8 @@ def panel(standing: Standing, tally: Tally, headline: str, live: bool = True) ->
         grid.add_row("", *_bar("rounds", standing.rounds, standing.planned_rounds, ""))
     if standing.planned_attacks:
         failed = f", {standing.failed} failed" if standing.failed else ""
-        state = f"{standing.queued} queued, {standing.running} running{failed}"
+        begun = f"{standing.queued} queued, {standing.running} running"
+        state = (begun if live else f"{standing.queued + standing.running} not ended") + failed
         grid.add_row("", *_bar("attacks", standing.attacks, standing.planned_attacks, state))
     return Group(grid, tally.table()) if tally.rounds or tally.attacks else grid
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from attacks.observation import ThreatModel
 from experiments.leakage import OK, USER
 from fl_sim.network import dropout_of
 
@@ -27,7 +28,8 @@ class Summary:
 
     PSNRs, SSIM, evaluations and seconds are over the ``finished`` images, NaN if there is none. ``recognisable``,
     ``timesteps_recovered`` and ``labels_recovered`` are counts out of ``images``, which include those on which the
-    attack failed. ``of_users``: an image stands for all that a client trained on, and is compared with their mean.
+    attack failed; the last two are None where the server knew them. ``of_users``: an image stands for all that a client
+    trained on, and is compared with their mean.
     """
 
     attack: str
@@ -37,8 +39,8 @@ class Summary:
     median_psnr: float
     best_psnr: float
     recognisable: int
-    timesteps_recovered: int
-    labels_recovered: int
+    timesteps_recovered: int | None
+    labels_recovered: int | None
     median_ssim: float
     median_evaluations: float
     median_seconds: float
@@ -94,7 +96,7 @@ def summarise(leakage: pd.DataFrame) -> list[Summary]:
 
 
 def _summarise(attack: str, attacked: pd.DataFrame) -> Summary:
-    rows = with_content(attacked)
+    rows, given = with_content(attacked), bool((attacked["threat"] == ThreatModel.KNOWN).all())
     return Summary(
         attack=attack,
         images=len(rows),
@@ -103,8 +105,8 @@ def _summarise(attack: str, attacked: pd.DataFrame) -> Summary:
         median_psnr=float(rows["psnr"].median()),
         best_psnr=float(rows["psnr"].max()),
         recognisable=int((rows["psnr"] >= RECOGNISABLE_DB).sum()),
-        timesteps_recovered=int((rows["timestep"] == rows["timestep_recovered"]).sum()),
-        labels_recovered=int((rows["label"] == rows["label_recovered"]).sum()),
+        timesteps_recovered=None if given else int((rows["timestep"] == rows["timestep_recovered"]).sum()),
+        labels_recovered=None if given else int((rows["label"] == rows["label_recovered"]).sum()),
         median_ssim=float(rows["ssim"].median()),
         median_evaluations=float(rows["evaluations"].astype("float64").median()),
         median_seconds=float(rows["seconds"].median()),

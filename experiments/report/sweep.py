@@ -109,7 +109,7 @@ def _verdict(rows: pd.DataFrame, axes: Sequence[Axis]) -> str:
 
     if least[SHARE.column] == most[SHARE.column]:
         return f"Whatever was set, the attacks reconstructed {percent(least[SHARE.column])} of the private images."
-    return f"The attacks reconstructed from {figures(least)} to {figures(most)}."
+    return f"The attacks reconstructed between {figures(least)} and {figures(most)}."
 
 
 def _problems(table: pd.DataFrame) -> list[tuple[str, str]]:

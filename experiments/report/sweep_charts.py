@@ -31,6 +31,8 @@ class Measure:
 LEVEL = Measure("median_psnr", "median PSNR (dB)", ".1f")
 SHARE = Measure("share_recognisable", "share of images reconstructed", ".0%")
 MEASURES = (LEVEL, SHARE)
+LEAST_SPAN = 0.05
+"""Share of its size that the axis of utility spans at least."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,12 @@ def against_utility(rows: pd.DataFrame, axes: Sequence[Axis], utility: str, more
         if coloured is None or rows["series"].nunique() > 1
         else COLOUR | {"field": coloured.column, "legend": {"title": coloured.title}}
     )
-    x = field("utility", f"{utility}, {'more' if more_is_better else 'less'} is better", scale={"zero": False})
+    x = field(
+        "utility",
+        f"{utility}, {'more' if more_is_better else 'less'} is better",
+        scale={"zero": False, "domain": _span(rows["utility"])},
+        axis={"labelOverlap": True, "tickCount": 5},
+    )
     y = field(LEVEL.column, f"{LEVEL.title}, less is better")
     line = {
         "type": "line",
@@ -187,6 +194,13 @@ def against_utility(rows: pd.DataFrame, axes: Sequence[Axis], utility: str, more
         f"{row['run']}: {row['utility']:.4g}, {row[LEVEL.column]:.1f} dB" for row in front.to_dict("records")
     )
     return Chart("Leakage against utility", f"Leakage against {utility}. On the Pareto front: {told}.", spec)
+
+
+def _span(values: "pd.Series[float]") -> list[float]:
+    """From the least to the most, and at least LEAST_SPAN of their size: differences that are nothing look like it."""
+    low, high = float(values.min()), float(values.max())
+    missing = max(0.0, LEAST_SPAN * max(abs(low), abs(high)) - (high - low))
+    return [low - missing / 2, high + missing / 2]
 
 
 def pareto_front(rows: pd.DataFrame, more_is_better: bool) -> pd.DataFrame:

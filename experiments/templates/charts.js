@@ -1,4 +1,4 @@
-// Charts are drawn by Vega when they come into sight. A point that stands for an image shows it, and enlarges it on click.
+// Charts are drawn by Vega, many of them when they come into sight. A point that stands for an image shows it, and enlarges it on click.
 
 const points = readTable("points");
 const views = [];
@@ -57,7 +57,8 @@ if (window.vegaEmbed) {
   const figures = document.querySelectorAll("figure.chart");
   const sight = new IntersectionObserver(
     (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)), { rootMargin: "400px" });
-  figures.forEach((figure) => sight.observe(figure));
+  const few = figures.length <= 12;  // pictures of the page, and previews, have them too
+  figures.forEach((figure, place) => few ? setTimeout(() => draw(figure), 50 * place) : sight.observe(figure));
   document.addEventListener("theme", () => views.forEach((view) => colours(view).runAsync()));
   addEventListener("beforeprint", () => { figures.forEach(draw); views.forEach((view) => view.signal("ink", "#222").signal("faint", "#bbb").run()); });
   addEventListener("afterprint", () => views.forEach((view) => colours(view).run()));

@@ -14,6 +14,7 @@ def table(*rows: tuple[str, int, float | None, float | None]) -> pd.DataFrame:
                 "client": client,
                 "image": 0,
                 "attack": attack,
+                "threat": "private",
                 "timestep": 7,
                 "timestep_recovered": 7 if psnr else None,
                 "label": 3,
@@ -35,6 +36,11 @@ def test_an_original_without_content_counts_in_no_figure_but_its_own() -> None:
     assert (summary.images, summary.blank, summary.finished) == (1, 2, 1)
     assert (summary.median_psnr, summary.best_psnr, summary.recognisable) == (20.0, 20.0, 0)
     assert (summary.timesteps_recovered, summary.labels_recovered, summary.share_recognisable) == (1, 1, 0.0)
+
+
+def test_what_the_server_dictated_is_not_recovered() -> None:
+    (summary,) = summarise(table(("dlg", 0, 20.0, 12.0)).assign(threat="known"))
+    assert (summary.timesteps_recovered, summary.labels_recovered) == (None, None)
 
 
 def test_the_table_of_an_earlier_run_has_content() -> None:
