@@ -61,6 +61,8 @@ class SweepDirectory:
         if not self.file.is_file():
             check_empty_folder(self.path)
             return sweep
+        if not self._lock.is_file():
+            raise SettingsError(f"{self.file}: no sweep wrote it; allowed: an --out that is new, empty, or a sweep's")
         before = load_sweep(str(self.file))
         return sweep.model_copy(update={"client_seed": before.client_seed}) if sweep.client_seed is None else sweep
 
@@ -86,6 +88,7 @@ class SweepDirectory:
         """Make the folder, unless an earlier sweep has."""
         if not self.file.is_file():
             make_empty_folder(self.path)
+            self._lock.touch()  # tells the folder of a sweep from one with a person's file
             self._write(sweep)
 
     def write(self, sweep: SweepFile, planned: Mapping[str, ExperimentSettings]) -> None:
@@ -96,9 +99,12 @@ class SweepDirectory:
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep every other sweep out of the folder meanwhile; SettingsError if one is in it."""
-        lock = self.path / ".lock"  # sweep.toml may be replaced meanwhile
-        lock.touch()
-        return locked(lock, f"{self.path}: another sweep is in this folder; allowed: to wait for its end")
+        return locked(self._lock, f"{self.path}: another sweep is in this folder; allowed: to wait for its end")
+
+    @property
+    def _lock(self) -> Path:
+        """Locked in place of sweep.toml, which may be replaced meanwhile."""
+        return self.path / ".lock"
 
     def _write(self, sweep: SweepFile) -> None:
         _write(self.file, sweep.to_toml())

@@ -45,6 +45,19 @@ class SweepFile(Section):
 
     @field_validator("set", "grid", "run")
     @classmethod
+    def _keys_are_of_settings(cls, tables: Any) -> Any:
+        for table in [tables] if isinstance(tables, dict) else tables:
+            paths = [path for path, _ in _entries(table)]
+            for path in paths:
+                if within := [other for other in paths if other[: len(path)] == path][1:]:
+                    raise ValueError(f"{dotted_key(path)} is set twice, by {dotted_key(within[-1])} too")
+            for path, value in _entries(table):
+                if len(path) == 1 and isinstance(value, list) and any(isinstance(part, dict) for part in value):
+                    raise ValueError(f"{path[0]}: a whole section; allowed: {path[0]}.key = [...] of its settings")
+        return tables
+
+    @field_validator("set", "grid", "run")
+    @classmethod
     def _seeds_are_derived(cls, tables: Any) -> Any:
         for table in [tables] if isinstance(tables, dict) else tables:
             for path in flatten(table):
@@ -110,7 +123,11 @@ def flatten(tree: Mapping[str, Any]) -> Values:
 
     A dotted key in quotes, ``"client.lr" = 1``, is the same as ``client.lr = 1``.
     """
-    return {(*name.split("."), *path): value for name, part in tree.items() for path, value in _leaves(part)}
+    return dict(_entries(tree))
+
+
+def _entries(tree: Mapping[str, Any]) -> list[tuple[KeyPath, Any]]:
+    return [((*name.split("."), *path), value) for name, part in tree.items() for path, value in _leaves(part)]
 
 
 def _leaves(part: Any) -> Iterator[tuple[KeyPath, Any]]:
@@ -123,7 +140,7 @@ def _leaves(part: Any) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def _find(preset_or_file: str) -> Path:
-    path = Path(preset_or_file).expanduser()
+    path = _at_home(preset_or_file)
     if path.suffix or path.name != preset_or_file:
         return path
     if preset_or_file in sweep_names():
@@ -134,10 +151,18 @@ def _find(preset_or_file: str) -> Path:
     )
 
 
+def _at_home(name: str) -> Path:
+    """The path, in which ``~`` is the home folder; SettingsError if it is nobody's."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
 def _base(base: str, folder: Path) -> str:
     if base in preset_names():
         return base
-    if (path := Path(base).expanduser()).suffix or path.name != base:
+    if (path := _at_home(base)).suffix or path.name != base:
         return str((folder / path).absolute())
     raise SettingsError(
         f"base = {base!r}: no such preset; allowed: {', '.join(preset_names())}, or a "

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
+from math import prod
 from typing import Any
 
 from experiments.sweep.file import KeyPath, SweepFile, Values, flatten
@@ -12,6 +13,8 @@ from fl_sim.config import SettingsError
 from fl_sim.draws import derive_seed
 from fl_sim.settings_file import as_override, dotted_key
 
+MOST_RUNS = 10_000
+"""Of a sweep; every one is checked before the first begins."""
 LONGEST_NAME = 100
 """Characters; file systems take 255 bytes, and a run has files below its folder."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
@@ -43,14 +46,21 @@ def expand(sweep: SweepFile) -> list[Point]:
     derived from the sweep's two roots, neither from the other (fl_sim/draws.py).
 
     Raises:
-        SettingsError: if two runs would be the same, or a table of [[run]] sets what the grid varies.
+        SettingsError: if there are too many, two would be the same, a table of [[run]] sets what the grid varies, or
+            the roots are one.
     """
+    runs = sweep.repetitions * max(1, len(sweep.run)) * prod(len(values) for values in flatten(sweep.grid).values())
+    if runs > MOST_RUNS:
+        raise SettingsError(f"the sweep has {runs} runs; allowed: at most {MOST_RUNS}")
+    if sweep.client_seed == sweep.seed:
+        raise SettingsError(f"client_seed = {sweep.seed}: it is the public seed too; allowed: another number, or none")
     settings = list(_settings(sweep))
     names = _names(settings, sweep.axes)
     assert sweep.client_seed is not None
     points = []
     for repetition in range(1, sweep.repetitions + 1):
-        seed, private = (derive_seed(root, "sweep", repetition) for root in (sweep.seed, sweep.client_seed))
+        seed = derive_seed(sweep.seed, "sweep", repetition)
+        private = derive_seed(sweep.client_seed, "private sweep", repetition)
         for name, varied in zip(names, settings, strict=True):
             given = flatten(sweep.set) | varied | {("seed",): seed, ("client", "seed"): private}
             overrides = tuple(as_override(path, value) for path, value in given.items())
@@ -76,8 +86,9 @@ def _names(settings: Sequence[Values], axes: Sequence[KeyPath]) -> list[str]:
     """A name for each run that depends on nothing but what it sets, and on what the axes are called."""
     keys = _short_keys(axes)
     names, digests = [_name(varied, keys) for varied in settings], [_digest(varied) for varied in settings]
+    alike = Counter(digests)
     for name, digest in zip(names, digests, strict=True):
-        if (count := digests.count(digest)) > 1:
+        if (count := alike[digest]) > 1:
             raise SettingsError(f"{name}: {count} runs of the sweep set the same; allowed: each once, and repetitions")
     # On some file systems capital letters are no others.
     often = Counter(name.casefold() for name in names)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.leakage import read_leakage
+from experiments.rounds import read_rounds
 from experiments.run_directory import RunDirectory
 from experiments.settings import ExperimentSettings
 from experiments.summary import Summary, summarise
@@ -98,9 +99,10 @@ def _figures(summary: Summary) -> Row:
 
 def _utility(run: RunDirectory, settings: ExperimentSettings) -> float:
     """The model's held-out loss after the last round, of a classifier its accuracy; NaN where it was not measured."""
-    rounds = pd.read_parquet(run.rounds)
+    rounds = read_rounds(run.rounds)
     column = LOSS if settings.task == "diffusion" else ACCURACY
-    return float(rounds[column].iloc[-1]) if column in rounds else math.nan
+    measured = pd.to_numeric(rounds[column], errors="coerce").tolist() if column in rounds else []
+    return float(measured[-1]) if measured else math.nan
 
 
 def _look_up(tree: Any, path: KeyPath) -> Any:

@@ -1,16 +1,20 @@
 """``fl-sim watch`` of a sweep: where each of its runs is, from the files alone."""
 
 import shlex
+from pathlib import Path
 from time import sleep
 
 import pandas as pd
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from experiments.display import Display
 from experiments.sweep.directory import SweepDirectory
 from experiments.sweep.table import LEFT
 from experiments.watch import LOOK_EVERY, STOPPED, Watch
+from fl_sim.config import SettingsError
+from fl_sim.errors import one_line
 
 SILENT_AFTER = 120.0
 """Seconds without a sign of life of any run from which on a sweep counts as stopped: between two runs is a start."""
@@ -24,12 +28,12 @@ class SweepWatch(Display):
     def __init__(self, console: Console, directory: SweepDirectory) -> None:
         super().__init__(console, transient=False)
         self._directory = directory
-        self._table = pd.read_csv(directory.csv)
+        self._table = _read_table(directory.csv)
         self._runs: dict[str, Watch] = {}
 
     def look(self) -> None:
         """Read the files once more, and tell in lines which runs have ended, where there is no terminal."""
-        before, self._table = self._table, pd.read_csv(self._directory.csv)
+        before, self._table = self._table, _read_table(self._directory.csv)
         for name in self._table["run"].unique():
             if name not in self._runs and self._directory.run(name).config.is_file():
                 self._runs[name] = Watch(self._console, self._directory.run(name))
@@ -73,8 +77,19 @@ class SweepWatch(Display):
                 silent = 0.0 if watch is None else watch.silent() if by_clock else watch.silent_here()
                 state = WAITING if watch is None else watch.state(silent)
             found = "" if pd.isna(median) else f"{median:.1f} dB"
-            table.add_row(row["run"], state, *counts, "" if pd.isna(row["attack"]) else row["attack"], found)
+            attack = "" if pd.isna(row["attack"]) else row["attack"]
+            table.add_row(*map(Text, (row["run"], state, *counts, attack, found)))
         return table
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """What a sweep's table says of its runs; SettingsError if it is damaged."""
+    try:
+        table = pd.read_csv(path, dtype={"run": "str", "status": "str", "attack": "str"})
+        table = table[["run", "status", "attack", "median_psnr"]].astype({"median_psnr": "float64"})
+        return table.fillna({"run": "", "status": ""})
+    except (ValueError, LookupError) as error:  # pandas' own are ValueErrors
+        raise SettingsError(f"{path}: not a sweep's table: {one_line(str(error))}") from error
 
 
 def watch_sweep(directory: SweepDirectory, console: Console, once: bool) -> None:

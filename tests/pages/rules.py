@@ -360,7 +360,7 @@ def _read_toml(reader: Reader, item: Item) -> Outcome:
     if "base" in tables:
         path = reader.folder / "a-sweep.toml"
         path.write_text(item.text)
-        assert expand(load_sweep(str(path)).model_copy(update={"client_seed": 0}))
+        assert expand(load_sweep(str(path)).model_copy(update={"client_seed": 1}))
         return Outcome()
     if tables.keys() <= ExperimentSettings.model_fields.keys():
         with _in_this_process(reader, {}):

@@ -58,7 +58,7 @@ def test_every_run_is_a_whole_run_with_the_seeds_of_the_sweep(whole: Path) -> No
         assert run.settings().client.batch_size == batch
         assert (run.settings().seed, run.settings().client.seed) == (
             derive_seed(0, "sweep", 1),
-            derive_seed(11, "sweep", 1),
+            derive_seed(11, "private sweep", 1),
         )
 
 
@@ -140,7 +140,7 @@ def test_a_private_seed_that_was_drawn_is_kept(tmp_path: Path) -> None:
     assert sweep(tmp_path, tables=tables).exit_code == 0
     root = tomllib.loads((tmp_path / "out" / "sweep.toml").read_text())["client_seed"]
     used = RunDirectory(tmp_path / "out" / NAMES[0]).settings().client.seed
-    assert used == derive_seed(root, "sweep", 1)
+    assert used == derive_seed(root, "private sweep", 1)
     assert "ended before: 1" in sweep(tmp_path, tables=tables).output
     (tmp_path / "out").rename(tmp_path / "before")
     assert sweep(tmp_path, tables=tables).exit_code == 0
@@ -227,3 +227,13 @@ def test_what_was_done_before_it_was_stopped_is_in_the_table(tmp_path: Path, who
     assert pd.read_csv(tmp_path / "out" / "sweep.csv")["status"].tolist() == ["ended", "not ended"]
     assert sweep(tmp_path).exit_code == 0
     assert (tmp_path / "out" / "sweep.csv").read_text() == (whole / "out" / "sweep.csv").read_text()
+
+
+def test_a_file_of_a_person_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "sweep.toml").write_text('# mine\nbase = "demo-16"\n')
+    result = sweep(tmp_path)
+    assert result.exit_code == 2
+    assert "no sweep wrote it" in result.stderr
+    assert (folder / "sweep.toml").read_text() == '# mine\nbase = "demo-16"\n'

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from experiments.settings import load_run
 from experiments.sweep.file import SweepFile, flatten, load_sweep, sweep_names
@@ -76,8 +77,21 @@ def test_what_is_set_on_the_command_line_counts_for_every_run_but_not_for_what_v
 
 @pytest.mark.parametrize("name", sweep_names())
 def test_the_presets_are_sweeps_whose_settings_can_be_had(name: str) -> None:
-    sweep = load_sweep(name).model_copy(update={"client_seed": 0})
+    sweep = load_sweep(name).model_copy(update={"client_seed": 1})
     assert isinstance(sweep, SweepFile)
     assert len(expand(sweep)) > 1
     for point in expand(sweep):
         load_run(sweep.base, point.overrides)
+
+
+@pytest.mark.parametrize(
+    ("grid", "complaint"),
+    [
+        ({"client": {"batch_size": [1]}, "client.batch_size": [2]}, "client.batch_size is set twice"),
+        ({"client.lora": [1], "client.lora.rank": [2]}, "client.lora is set twice, by client.lora.rank too"),
+        ({"client": [{"seed": 3}, {"seed": 4}]}, "client: a whole section"),
+    ],
+)
+def test_no_value_is_lost_and_no_section_taken_whole(grid: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        SweepFile(base="demo-16", grid=grid)

@@ -49,7 +49,7 @@ def test_without_anything_that_varies_it_is_one_run() -> None:
 def test_both_seeds_are_derived_each_from_its_own_root_and_the_same_for_all_points_of_a_repetition() -> None:
     every = points(grid={"client": {"batch_size": [1, 2]}}, seed=3, repetitions=2)
     seeds = [point.overrides[-2:] for point in every]
-    assert seeds[0] == (f"seed={derive_seed(3, 'sweep', 1)}", f"client.seed={derive_seed(7, 'sweep', 1)}")
+    assert seeds[0] == (f"seed={derive_seed(3, 'sweep', 1)}", f"client.seed={derive_seed(7, 'private sweep', 1)}")
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
     assert len({seed for pair in seeds for seed in pair}) == 4
     assert [point.seed for point in points(seed=3, client_seed=8)] == [every[0].seed]
@@ -88,3 +88,11 @@ def test_the_same_run_twice_is_refused() -> None:
         points(grid={"federation": {"rounds": [1, 1]}})
     with pytest.raises(SettingsError, match=r"run 2: client.lr is in .grid. too"):
         points(run=[{}, {"client": {"lr": 1}}], grid={"client": {"lr": [2]}})
+
+
+def test_one_root_for_both_seeds_and_too_many_runs_are_refused() -> None:
+    with pytest.raises(SettingsError, match="client_seed = 3: it is the public seed too"):
+        expand(SweepFile(base="demo-16", seed=3, client_seed=3))
+    many = {"client.batch_size": list(range(1000)), "client.lr": list(range(1000))}
+    with pytest.raises(SettingsError, match="the sweep has 1000000 runs; allowed: at most 10000"):
+        expand(SweepFile(base="demo-16", client_seed=3, grid=many))
