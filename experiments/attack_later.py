@@ -24,7 +24,7 @@ from attacks.registry import create
 from attacks.workers import AttackPool, Job, Result
 from experiments.attack_offline import attack_overrides, trusted_factories
 from experiments.chance_table import save_chance
-from experiments.commands import choose_device, expand_home
+from experiments.commands import bold_path, choose_device, expand_home
 from experiments.experiment import build_recipe
 from experiments.headline import headline
 from experiments.leakage import Evaluator, LeakageTable, read_leakage, summed_truth
@@ -254,7 +254,7 @@ class AttackedRun:
         """Print the figures. What failed is in the table, so it counts as 0."""
         for part in headline(read_leakage(self.directory.leakage_csv), self.recipe.model):
             console.print(part, highlight=False)
-        console.print(f"report: [bold]{self.directory.report}[/bold]", soft_wrap=True)
+        console.print(f"report: {bold_path(self.directory.report)}", soft_wrap=True)
         return 0
 
     def _check_due(self, attacks: Mapping[str, Attack]) -> None:
@@ -349,7 +349,7 @@ class AttackedFolder:
 
     def conclude(self, console: Console) -> int:
         """Say where the reconstructions are, and how many attacks failed."""
-        console.print(f"reconstructions: [bold]{self.folder}[/bold]", soft_wrap=True)
+        console.print(f"reconstructions: {bold_path(self.folder)}", soft_wrap=True)
         if self.failed:
             console.print(f"{len(self.failed)} attacks failed; the same command with this --out tries them again")
         return len(self.failed)

@@ -21,7 +21,7 @@ from attacks.observation import Observation
 from attacks.reconstruction_file import save_reconstruction
 from attacks.registry import create
 from experiments.bench.provenance import revision, software
-from experiments.commands import choose_device
+from experiments.commands import bold_path, choose_device
 from experiments.display import Bar
 from experiments.pictures import save_grid
 from experiments.run_directory import make_empty_folder
@@ -103,7 +103,7 @@ def attack_capture(
         f"on {found.device}, peak memory {found.peak_memory:.0f} MiB; timesteps: {_listed(found.timesteps)}{labels}",
         highlight=False,
     )
-    console.print(f"reconstruction: [bold]{picture}[/bold]", soft_wrap=True)
+    console.print(f"reconstruction: {bold_path(picture)}", soft_wrap=True)
 
 
 def _identity(capture: Path, attack: Attack, seed: int, device: str, threads: int) -> dict[str, Any]:

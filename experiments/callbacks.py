@@ -14,7 +14,8 @@ class Callback:
     """Override what is needed; the methods of this class do nothing.
 
     One call comes at a time, from whatever thread; attacks do not wait for it, but their results do. A callback that
-    raises an exception is not called again, and the run goes on.
+    raises an exception, or would exit, is not called again, and the run goes on. Rows are copies: what a callback does
+    to them changes no table.
     """
 
     def on_round(self, row: Row) -> None:
@@ -48,6 +49,6 @@ class Callbacks:
             for callback in list(self._callbacks):
                 try:
                     event(callback)
-                except Exception as error:  # whatever somebody's code raises: the run has results to keep
+                except (Exception, SystemExit) as error:  # whatever somebody's code raises: the run has results to keep
                     self._callbacks.remove(callback)
                     self._say(f"{type(callback).__name__} failed and is not called again: {explain(error)}")

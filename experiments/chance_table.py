@@ -1,6 +1,7 @@
 """What a guess would have got in a run, metric by metric: the table beside the leakage table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
@@ -83,15 +84,23 @@ def _rows(
             "attack": attack,
             "metric": name,
             "images": len(truth),
-            "reconstruction": _median(metric(truth, found)),
-            "nearest_public": float("nan") if nearest is None else _median(metric(truth, nearest)),
-            "chance": chance_level(metric, found, truth, pairs),
+            "reconstruction": _figure(_median, metric, truth, found),
+            "nearest_public": float("nan") if nearest is None else _figure(_median, metric, truth, nearest),
+            "chance": _figure(chance_level, metric, found, truth, pairs),
             "public": public,
         }
 
 
-def _median(values: Tensor) -> float:
-    return float(values.nanquantile(0.5))
+def _figure(compute: Callable[..., float], *given: Any) -> float:
+    """The figure; NaN if the metric, which may be anybody's, raises: the run has a report to write."""
+    try:
+        return compute(*given)
+    except Exception:
+        return float("nan")
+
+
+def _median(metric: Metric, truth: Tensor, found: Tensor) -> float:
+    return float(metric(truth, found).nanquantile(0.5))
 
 
 def _public(settings: ExperimentSettings, channels: int) -> tuple[PublicPool | None, str]:
@@ -124,5 +133,7 @@ def _pairs(
         truth = summed_truth(settings, recipe, clients_behind(rounds, update), update.round)
         of_user = bool((alike["image"] == USER).all())
         images = shared_truth(truth).images if of_user else truth.images
+        if found.shape[1:] != images.shape[1:]:  # the file of another run
+            continue
         places = [0] if of_user else alike["image"].astype("int64").tolist()[:MOST_ATTACKED]
         yield images[places], match(images, found)[places]

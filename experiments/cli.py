@@ -12,6 +12,7 @@ from experiments.bench.cli import app as bench
 from experiments.commands import (
     Device,
     OneLineGroup,
+    bold_path,
     comparison_file,
     complete_preset,
     complete_sweep,
@@ -627,7 +628,7 @@ def report(
             build_strip(one_run(runs, "--picture"), expand_home(picture))
         with reading(*runs):
             page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
-        console.print(f"report: [bold]{page}[/bold]", soft_wrap=True)
+        console.print(f"report: {bold_path(page)}", soft_wrap=True)
 
 
 @app.command(

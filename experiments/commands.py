@@ -16,15 +16,21 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from experiments.stopping import stoppable
 
-console = Console()
+console = Console(emoji=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.", rich_help_panel="Resources")]
 """The option that ``choose_device`` reads."""
+
+
+def bold_path(path: Path) -> str:
+    """Markup that prints the path in bold as it is written, whatever brackets it has."""
+    return f"[bold]{escape(str(path))}[/bold]"
 
 
 class OneLineGroup(TyperGroup):

@@ -12,7 +12,7 @@ from attacks.model_inversion.registry import create
 from attacks.model_inversion.target import Target, TrainedClassifier
 from attacks.observation import Observation
 from experiments.attack_offline import trusted_factories
-from experiments.commands import choose_device
+from experiments.commands import bold_path, choose_device
 from experiments.pictures import save_grid
 from experiments.public_images import read_all
 from experiments.run_directory import make_empty_folder
@@ -71,7 +71,7 @@ def invert_classifier(
         f"after {found.evaluations} evaluations in {found.seconds:.1f} s on {found.device}",
         highlight=False,
     )
-    console.print(f"reconstructions, a row for every class: [bold]{picture}[/bold]", soft_wrap=True)
+    console.print(f"reconstructions, a row for every class: {bold_path(picture)}", soft_wrap=True)
 
 
 def read_classifier(path: Path) -> tuple[TrainedClassifier, tuple[int, int, int]]:

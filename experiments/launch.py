@@ -21,7 +21,7 @@ from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.callbacks import Callback
 from experiments.chance_table import save_chance
-from experiments.commands import attack_command
+from experiments.commands import attack_command, bold_path
 from experiments.experiment import Experiment, prepare
 from experiments.headline import accuracy_line, headline
 from experiments.inversion import invert_rounds
@@ -79,7 +79,7 @@ def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequen
     with directory.locked():
         if directory.ended:
             directory.progress.unlink(missing_ok=True)  # of a run that was killed after all was done
-            console.print(f"the run has ended; report: [bold]{directory.report}[/bold]", soft_wrap=True)
+            console.print(f"the run has ended; report: {bold_path(directory.report)}", soft_wrap=True)
             return
         experiment = check(str(directory.config), (), verbose)
         earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
@@ -112,7 +112,7 @@ def _run(
     if settings.attack.names and not settings.attack.in_run:
         command = attack_command(directory.path, settings.model.factory)
         console.print(f"captured, not attacked; to attack: {command}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: [bold]{directory.report}[/bold]", soft_wrap=True)
+    console.print(f"report: {bold_path(directory.report)}", soft_wrap=True)
 
 
 def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -139,13 +140,13 @@ class Recorder:
         experiment, number = self._experiment, update_id.round
         truth = summed_truth(experiment.settings, experiment.recipe, clients, number)
         images = Images.of(truth.images, [result] if isinstance(result, Reconstruction) else [])
-        self._callbacks.tell(lambda callback: callback.on_attack(rows, images))
+        self._callbacks.tell(lambda callback: callback.on_attack(deepcopy(rows), images))
         of_round = self._attacks_of(rows[0])
         of_round[rows[0]["client"], rows[0]["observer"], rows[0]["attack"]] = rows
         seen = len(list(seen_updates(experiment, self._logs[number - 1])))
         if len(of_round) == seen * len(experiment.settings.attack.names):
             everything = [row for own in of_round.values() for row in own]
-            self._callbacks.tell(lambda callback: callback.on_round_attacked(everything))
+            self._callbacks.tell(lambda callback: callback.on_round_attacked(deepcopy(everything)))
 
     def _keep_initial(self, weights: dict[str, Tensor], utility: dict[str, float]) -> None:
         """Write how good the model is that the run starts from."""

@@ -27,7 +27,7 @@ def _main(grid: Grid, context: Context) -> None:
     experiment = prepare(load_run(str(context.run_config["preset"]), overrides))
     try_first_batch(experiment)
     directory = RunDirectory.create(flower_run_directory(context), experiment.settings)
-    with run_progress(experiment, directory, Console()) as display:
+    with run_progress(experiment, directory, Console(emoji=False)) as display:
         run_on(grid, experiment, directory, display)
 
 

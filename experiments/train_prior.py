@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.checkpoint import load_checkpoint, save_checkpoint
-from experiments.commands import choose_device, unfinished
+from experiments.commands import bold_path, choose_device, unfinished
 from experiments.display import Bar
 from experiments.pictures import save_grid
 from experiments.prior_images import HASHES, PriorImages, PriorSource, read_images
@@ -275,12 +275,12 @@ def train_prior(
     kept.path.unlink(missing_ok=True)
     parameters = count_parameters(checkpoint.weights.values())
     console.print(
-        f"wrote [bold]{out}[/bold]: {parameters:,} parameters, trained on {images.notes['images']} images",
+        f"wrote {bold_path(out)}: {parameters:,} parameters, trained on {images.notes['images']} images",
         highlight=False,
         soft_wrap=True,
     )
     if training.samples:
-        console.print(f"samples: [bold]{samples_file(out)}[/bold]", soft_wrap=True)
+        console.print(f"samples: {bold_path(samples_file(out))}", soft_wrap=True)
 
 
 def samples_file(out: Path) -> Path:

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from errno import EINVAL
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,6 +102,8 @@ def toml_value(value: Any) -> str:
 def read_toml(path: Path) -> Tree:
     """The tables of a TOML file; SettingsError if it cannot be read or is none."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would wait without end
+            raise OSError(EINVAL, "no regular file")
         return _parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error

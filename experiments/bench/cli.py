@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands import Device, choose_device, console, expand_home, one_line_errors, output_folder
+from experiments.commands import Device, bold_path, choose_device, console, expand_home, one_line_errors, output_folder
 
 app = typer.Typer(
     help="Measure attacks, defences, what tells timesteps, labels and users, and model inversion, on drawn victims.\n\n"
@@ -121,7 +121,7 @@ def bench_attacks(
             checkpoints=tuple(expand_home(path) for path in checkpoint),
         )
         run_benchmark(options, directory, jobs, console)
-        console.print(f"tables: [bold]{directory / 'attacks.md'}[/bold]", soft_wrap=True)
+        console.print(f"tables: {bold_path(directory / 'attacks.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -176,7 +176,7 @@ def bench_defences(
             device=choose_device(device),
         )
         run_benchmark(options, directory, jobs, console)
-        console.print(f"table: [bold]{directory / 'defences.md'}[/bold]", soft_wrap=True)
+        console.print(f"table: {bold_path(directory / 'defences.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -193,7 +193,7 @@ def timesteps(
         from experiments.bench.timesteps import bench_timesteps
 
         bench_timesteps(victims, seed, jobs, directory, console)
-        console.print(f"table: [bold]{directory / 'timesteps.md'}[/bold]", soft_wrap=True)
+        console.print(f"table: {bold_path(directory / 'timesteps.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -210,7 +210,7 @@ def labels(
         from experiments.bench.labels import bench_labels
 
         bench_labels(victims, seed, jobs, directory, console)
-        console.print(f"table: [bold]{directory / 'labels.md'}[/bold]", soft_wrap=True)
+        console.print(f"table: {bold_path(directory / 'labels.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -228,7 +228,7 @@ def classification(
         from experiments.bench.classification import bench_classification
 
         bench_classification(victims, quick, seed, jobs, directory, console)
-        console.print(f"table: [bold]{directory / 'classification.md'}[/bold]", soft_wrap=True)
+        console.print(f"table: {bold_path(directory / 'classification.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -276,7 +276,7 @@ def priors(
         paths = tuple(expand_home(path) for path in prior)
         options = Options(_names_in(only), victims, evaluations, quick, seed, paths)
         bench_priors(options, jobs, directory, console)
-        console.print(f"tables: [bold]{directory / 'priors.md'}[/bold]", soft_wrap=True)
+        console.print(f"tables: {bold_path(directory / 'priors.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -328,7 +328,7 @@ def inversion(
         from experiments.bench.inversion import bench_inversion
 
         bench_inversion(quick, _names_in(only), repetitions, seed, jobs, directory, console)
-        console.print(f"tables: [bold]{directory / 'inversion.md'}[/bold]", soft_wrap=True)
+        console.print(f"tables: {bold_path(directory / 'inversion.md')}", soft_wrap=True)
 
 
 @app.command(
@@ -358,7 +358,7 @@ def users(
         from experiments.bench.users import bench_users
 
         bench_users(quick, short, repetitions, seed, jobs, directory, console)
-        console.print(f"tables: [bold]{directory / 'users.md'}[/bold]", soft_wrap=True)
+        console.print(f"tables: {bold_path(directory / 'users.md')}", soft_wrap=True)
 
 
 def _names_in(text: str) -> tuple[str, ...]:

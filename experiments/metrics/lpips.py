@@ -7,6 +7,7 @@ torchvision that has to be on this machine: it is never downloaded here. It is t
 
 import warnings
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -183,6 +184,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         SettingsError: if it cannot be read as such.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would wait without end
+            raise OSError(EINVAL, "no regular file")
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if name.startswith("features.")}  # noqa: SIM118

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.batch_trial import try_first_batch
+from experiments.commands import bold_path
 from experiments.launch import check
 from experiments.report import build_sweep_report
 from experiments.settings import ExperimentSettings
@@ -143,8 +144,8 @@ def _conclude(table: SweepTable, console: Console) -> None:
     """Build the report, and print the table."""
     build_sweep_report(table.frame(), table.columns, table.directory.report)
     console.print(_shown(table))
-    console.print(f"table: [bold]{table.directory.csv}[/bold]", soft_wrap=True)
-    console.print(f"report: [bold]{table.directory.report}[/bold]", soft_wrap=True)
+    console.print(f"table: {bold_path(table.directory.csv)}", soft_wrap=True)
+    console.print(f"report: {bold_path(table.directory.report)}", soft_wrap=True)
 
 
 def _shown(table: SweepTable) -> Table:

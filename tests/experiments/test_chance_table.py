@@ -1,13 +1,15 @@
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from attacks.reconstruction_file import load_reconstruction, save_reconstruction
 from experiments.chance import chance_level, nearest_public, public_pool
-from experiments.chance_table import COLUMNS, chance_table, save_chance
+from experiments.chance_table import COLUMNS, _figure, _median, chance_table, save_chance
 from experiments.experiment import build_recipe
 from experiments.leakage import client_truth, read_leakage
 from experiments.metrics import psnr
@@ -96,3 +98,10 @@ def test_reconstructions_of_a_batch_are_matched_whatever_their_order(tmp_path: P
         found = load_reconstruction(file)
         save_reconstruction(file, replace(found, images=found.images.roll(1, 0), timesteps=found.timesteps.roll(1, 0)))
     pd.testing.assert_frame_equal(table_of(run), before)
+
+
+def test_a_metric_that_raises_has_no_figures() -> None:
+    def broken(truth: Tensor, found: Tensor) -> Tensor:
+        raise RuntimeError("somebody's metric")
+
+    assert isnan(_figure(_median, broken, torch.zeros(1), torch.zeros(1)))
