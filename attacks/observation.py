@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from fl_sim import network
 from fl_sim.diffusion import DiffusionTask, num_train_timesteps
 from fl_sim.errors import UserError, dotted, first_error
-from fl_sim.json_text import parse_json
 from fl_sim.network import (
     ConfigError,
     LocalOptimizer,
@@ -37,6 +36,7 @@ from fl_sim.network import (
     read_safetensors,
     trainable_parameters,
 )
+from fl_sim.network.json_text import parse_json
 from fl_sim.task import TASKS, Task
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from attacks.attack import AttackError, Reconstruction
 from fl_sim.errors import UserError, one_line
-from fl_sim.json_text import parse_json
 from fl_sim.network import read_safetensors
+from fl_sim.network.json_text import parse_json
 
 _TENSORS = ("images", "timesteps", "labels")
 _NAME = "name"

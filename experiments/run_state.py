@@ -28,8 +28,8 @@ from experiments.run_directory import RunDirectory
 from fl_sim.config import SettingsError
 from fl_sim.errors import UserError
 from fl_sim.files import write_atomically
-from fl_sim.json_text import parse_json
 from fl_sim.network import read_safetensors
+from fl_sim.network.json_text import parse_json
 from fl_sim.repeatable_grid import RoundLog
 from strategies.state import Tree, decode, encode, restore_state, state_of
 

@@ -33,8 +33,8 @@ from fl_sim.config import Section, SettingsError
 from fl_sim.draws import derive_seed, drop_labels, seeded_generator
 from fl_sim.errors import first_error, nearest, one_line
 from fl_sim.files import write_atomically
-from fl_sim.json_text import parse_json
 from fl_sim.network import ConfigError, build_model, count_parameters, unet_config
+from fl_sim.network.json_text import parse_json
 from fl_sim.network.safetensors_file import read_safetensors
 
 TRAINING = "training"

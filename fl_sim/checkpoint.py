@@ -20,8 +20,8 @@ from fl_sim.diffusion import DiffusionTask
 from fl_sim.diffusion.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from fl_sim.diffusion.noise_schedule import build_scheduler
 from fl_sim.errors import first_error
-from fl_sim.json_text import parse_json
 from fl_sim.network.configuration import ConfigError
+from fl_sim.network.json_text import parse_json
 from fl_sim.network.network import build_model, image_shape, outline
 from fl_sim.network.parameters import misfit
 from fl_sim.network.safetensors_file import read_safetensors

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from fl_sim.config import BROUGHT_BY_CHECKPOINT, NO_CHECKPOINT, Settings, SettingsError, defaults_of
 from fl_sim.errors import first_error, nearest
-from fl_sim.json_text import DEEPEST, check_depth
+from fl_sim.network.json_text import DEEPEST, check_depth
 from fl_sim.setting_layers import Tree, drop_void, remove
 
 S = TypeVar("S", bound=Settings)

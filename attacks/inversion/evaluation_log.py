@@ -31,7 +31,7 @@ from torch import Tensor
 
 from attacks.inversion.budget import Budget
 from fl_sim.errors import UserError, one_line
-from fl_sim.json_text import parse_json
+from fl_sim.network.json_text import parse_json
 
 MAGIC = b"fl-sim search 1\n"
 _LENGTH, _DIGEST = 8, 32

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from attacks.attack import AttackError
 from attacks.model_inversion.model_inversion import ClassReconstructions
 from fl_sim.errors import UserError, one_line
-from fl_sim.json_text import parse_json
 from fl_sim.network import read_safetensors
+from fl_sim.network.json_text import parse_json
 
 METADATA = "inversion"
 _TENSORS = ("images", "classes")

@@ -8,8 +8,10 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attacks.attack import Reconstruction
@@ -26,7 +28,7 @@ from fl_sim.client_app import build_client_app
 from fl_sim.config import resolve
 from fl_sim.draws import derive_seed
 from fl_sim.local_grid import LocalGrid
-from fl_sim.repeatable_grid import RoundLog
+from fl_sim.repeatable_grid import FederationError, RoundLog
 from fl_sim.settings_file import load_settings
 
 UNDEFENDED = {
@@ -132,6 +134,11 @@ class ObservationSink:
         """Keep the reason, if the observation was wanted."""
         self._keep(update_id, reason)
 
+    def give_up(self, reason: str) -> None:
+        """Keep the reason for all that was wanted and has not come."""
+        for number, client in product(self._rounds, range(self._clients)):
+            self.seen.setdefault(UpdateId(number, client), reason)
+
     def drain(self) -> None:
         """Nothing is under way."""
 
@@ -144,11 +151,15 @@ class ObservationSink:
 
 
 def _train(experiment: Experiment, sink: ObservationSink) -> tuple[dict[str, Tensor], list[RoundLog]]:
-    """The weights after the last round, and who took part in which."""
+    """The weights after the last round, NaN where training broke off, and who took part in which."""
     settings = experiment.settings
     clients = range(1, settings.federation.clients + 1)
     grid = repeatable_grid(LocalGrid(build_client_app(settings), clients), settings)
-    return federate(experiment, grid, sink).arrays.to_torch_state_dict(), grid.rounds
+    try:
+        return federate(experiment, grid, sink).arrays.to_torch_state_dict(), grid.rounds
+    except FederationError as error:  # all clients ran away to numbers that nobody takes
+        sink.give_up(str(error))
+        return {name: torch.full_like(value, math.nan) for name, value in experiment.weights.items()}, grid.rounds
 
 
 def _attack(of: DefenceMeasurement, experiment: Experiment, update_id: UpdateId, seen: Observation | str) -> list[Row]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fl_sim.diffusion.noise_schedule import ScheduleLimits, build_scheduler, scheduler_config
 from fl_sim.errors import message, quiet
-from fl_sim.json_text import parse_json
 from fl_sim.network.configuration import ConfigError, from_config
+from fl_sim.network.json_text import parse_json
 from fl_sim.network.network import outline
 from fl_sim.network.unet import MODEL_CLASSES
 

@@ -43,7 +43,7 @@ def test_a_run_leaves_everything_in_its_directory(run: Run) -> None:
     files = {path.relative_to(directory.path).as_posix() for path in directory.path.rglob("*") if path.is_file()}
     who = [f"round-{number:04d}-client-{client:04d}" for number in (1, 2) for client in (0, 1)]
     assert files == {
-        *("config.toml", "environment.json", "leakage.csv", "leakage.parquet", "rounds.parquet"),
+        *("config.toml", "environment.json", "leakage.csv", "leakage.parquet", "rounds.parquet", "chance.parquet"),
         *("model.safetensors", "samples.png", "utility.json", "report.html"),
         *(f"captures/{name}.safetensors" for name in who),
         *(f"reconstructions/{name}-guess.safetensors" for name in who),

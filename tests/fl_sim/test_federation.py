@@ -103,7 +103,7 @@ def server_app(work: Callable[[RepeatableGrid], Any]) -> ServerApp:
 
 def answers_with_what_it_got(message: Message, client: int) -> Message:
     sent = message.content.array_records[ARRAYS].to_torch_state_dict()
-    return Message(pack_reply(sent, 1, 0.5, client, "cpu"), reply_to=message)
+    return Message(pack_reply(sent, 2, 0.5, client, "cpu"), reply_to=message)
 
 
 @pytest.mark.ray
