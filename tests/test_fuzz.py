@@ -2,6 +2,8 @@
 
 import ast
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,14 +75,23 @@ def test_a_reader_that_fails_hangs_or_leaves_its_folder_is_found_out(tmp_path: P
     def run_its_code(_: Path) -> None:
         import tests.fuzz.tripwire  # noqa: F401
 
-    def take_memory(_: Path) -> None:
-        bytearray(b"x") * (400 * 2**20)
-
     assert attempt(fail, folder).kind == "traceback"
     assert attempt(write_beside, folder).kind == "left its folder"
     assert attempt(run_its_code, folder).kind == "left its folder"
-    assert attempt(take_memory, folder).kind == "too much memory"
     assert attempt(lambda _: None, folder).kind == ACCEPTED
+
+
+def test_a_reader_that_takes_too_much_memory_is_found_out(tmp_path: Path) -> None:
+    """In a process of its own: one that has run many tests has freed memory to give out again."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.fuzz.attempt import attempt\n"
+        "print(attempt(lambda _: bytearray(b'x') * (400 * 2**20), Path(sys.argv[1])).kind)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "too much memory"
 
 
 def test_a_run_directory_of_another_kind_of_values_is_one_line(tmp_path: Path) -> None:

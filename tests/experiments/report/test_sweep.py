@@ -39,7 +39,7 @@ def grid() -> pd.DataFrame:
 def test_a_grid_has_small_multiples_a_heat_map_and_a_front(tmp_path: Path) -> None:
     page = Page(build_sweep_report(grid(), ["client.batch_size", "client.local_steps"], tmp_path / "sweep.html"))
     assert "between 10 % of the private images" in page.text
-    assert "to 100 % of the private images (60.0 dB at the median" in page.text
+    assert "and 100 % of the private images (60.0 dB at the median" in page.text
     assert page.charts[0].endswith("client.local_steps = 1. 1: 59.50; 2: 29.50; 10: 5.50.")
     assert page.charts[1].endswith("client.local_steps = 3. 1: 57.50; 2: 27.50; 10: 3.00.")
     assert "1, 1: 59.50" in page.charts[4]
