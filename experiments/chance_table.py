@@ -7,9 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attacks.attack import AttackError
 from attacks.observation import UpdateId
-from attacks.reconstruction_file import load_reconstruction
 from experiments.chance import PublicPool, chance_level, nearest_public, public_pool
 from experiments.leakage import OK, USER, match, observing_peer, read_leakage, shared_truth, summed_truth
 from experiments.metrics import Metric
@@ -125,11 +123,10 @@ def _pairs(
     for place in range(count):
         (number, client, observer, attack), alike = updates[place * len(updates) // count]
         update = UpdateId(int(str(number)), int(str(client)), observing_peer(str(observer)))
-        file = directory.reconstruction(update.round, update.client, str(attack), update.observer)
-        try:
-            found = load_reconstruction(file).images
-        except AttackError:
+        reconstruction = directory.load_reconstruction(update, str(attack))
+        if reconstruction is None:
             continue
+        found = reconstruction.images
         truth = summed_truth(settings, recipe, clients_behind(rounds, update), update.round)
         of_user = bool((alike["image"] == USER).all())
         images = shared_truth(truth).images if of_user else truth.images

@@ -1,5 +1,6 @@
 """What a person sees while something goes on: something live in a terminal, plain lines anywhere else."""
 
+from abc import ABC, abstractmethod
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
@@ -15,7 +16,7 @@ SPEED_PERIOD = 300.0
 """Seconds over which a Bar measures the speed that it estimates the time left from."""
 
 
-class Display:
+class Display(ABC):
     """Shows ``renderable()`` in a terminal, as a context manager around the work.
 
     Args:
@@ -42,9 +43,9 @@ class Display:
         if self._live:
             self._live.stop()
 
+    @abstractmethod
     def renderable(self) -> RenderableType:
         """What a terminal shows now; called from a thread of its own."""
-        raise NotImplementedError
 
     @property
     def seconds(self) -> float:

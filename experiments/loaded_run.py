@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from attacks.attack import AttackError, Reconstruction
+from attacks.attack import Reconstruction
 from attacks.observation import UpdateId
-from attacks.reconstruction_file import load_reconstruction
 from experiments.experiment import build_recipe
 from experiments.leakage import COLUMNS, match, observing_peer, read_leakage, summed_truth, typed
 from experiments.rounds import clients_behind, read_rounds
@@ -107,9 +106,5 @@ class LoadedRun:
         rows = self.leakage[(self.leakage["round"] == update.round) & (self.leakage["client"] == update.client)]
         rows = rows[rows["observer"].map(observing_peer) == update.observer] if update.observer is not None else rows
         for attack in rows["attack"].unique():
-            try:
-                yield load_reconstruction(
-                    RunDirectory(self.path).reconstruction(update.round, update.client, attack, update.observer)
-                )
-            except AttackError:
-                continue
+            if (found := RunDirectory(self.path).load_reconstruction(update, attack)) is not None:
+                yield found

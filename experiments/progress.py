@@ -230,8 +230,8 @@ def time_left(done: int, left: int, seconds: float) -> float | None:
 def panel(standing: Standing, tally: Tally, headline: str, live: bool = True) -> RenderableType:
     """Bars for rounds and attacks below a ``headline``, and a table of the latest rounds; ``live``: it turns."""
     grid = Table.grid(padding=(0, 2))
-    since = _minutes(standing.seconds) if standing.seconds else ""
-    left = f", about {_minutes(standing.left)} left" if live and standing.left else ""
+    since = duration(standing.seconds) if standing.seconds else ""
+    left = f", about {duration(standing.left)} left" if live and standing.left else ""
     grid.add_row(_SPINNER if live else "", Text(headline), Text(f"{since}{left}", style="dim"))
     if standing.planned_rounds:
         grid.add_row("", *_bar("rounds", standing.rounds, standing.planned_rounds, ""))
@@ -252,7 +252,7 @@ def _bar(label: str, done: int, total: int, state: str) -> tuple[RenderableType,
     return line, Text(state, style="dim")
 
 
-def _minutes(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds, from 100 on minutes, from 100 of those on hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -14,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from attacks.attack import AttackError, Reconstruction
 from attacks.observation import UpdateId
+from attacks.reconstruction_file import load_reconstruction
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
 from fl_sim.errors import UserError, explain
@@ -169,6 +171,13 @@ class RunDirectory:
     def reconstruction(self, round_number: int, client: int, attack: str, observer: int | None = None) -> Path:
         """The file of one reconstruction, by the server or by the curious peer ``observer``."""
         return self.reconstructions / f"{UpdateId(round_number, client, observer).stem}-{attack}.safetensors"
+
+    def load_reconstruction(self, update: UpdateId, attack: str) -> Reconstruction | None:
+        """What the attack made of an update; None if there is no file of it that can be read."""
+        try:
+            return load_reconstruction(self.reconstruction(update.round, update.client, attack, update.observer))
+        except AttackError:
+            return None
 
     def global_model(self, round_number: int) -> Path:
         """The global model after one round."""

@@ -24,7 +24,7 @@ from flwr.app.exception import AppExitException
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.config import Settings, SettingsError
+from fl_sim.config import FederationSettings, Settings, SettingsError
 from fl_sim.errors import one_line
 from fl_sim.repeatable_grid import FederationError, GridProxy
 
@@ -40,6 +40,11 @@ class AttackResources:
     gpus_per_worker: float = 0.0
 
 
+def clients_at_once(federation: FederationSettings, cpus: int) -> int:
+    """How many clients train side by side on so many processors, if there are GPUs enough."""
+    return min(federation.clients_per_round or federation.clients, max(1, int(cpus / federation.client_cpus)))
+
+
 def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackResources) -> tuple[int, float]:
     """How many client actors run at once, and the share of a GPU each gets, on a machine with ``cpus`` and ``gpus``.
 
@@ -50,7 +55,7 @@ def split_resources(settings: Settings, cpus: int, gpus: int, attack: AttackReso
         SettingsError: if the attack workers need more GPUs than there are, or leave less than a client asks for.
     """
     federation = settings.federation
-    actors = min(federation.clients_per_round or federation.clients, max(1, int(cpus / federation.client_cpus)))
+    actors = clients_at_once(federation, cpus)
     left = gpus - attack.workers * attack.gpus_per_worker
     if left < 0:
         raise SettingsError(

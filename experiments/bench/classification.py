@@ -103,10 +103,16 @@ _HEADINGS = (
 )
 
 
-def _tables(rows: Sequence[Row]) -> list[Table]:
+def by_case_and_attack(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of every case and attack, under what these are called."""
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((str(ClassifierCase(**row["case"])), row["attack"]), []).append(row)
+    return cells
+
+
+def _tables(rows: Sequence[Row]) -> list[Table]:
+    cells = by_case_and_attack(rows)
     reasons = [f"{case}, {attack}: {row['status']}" for (case, attack), of in cells.items() for row in of]
     notes = [reason for reason in dict.fromkeys(reasons) if not reason.endswith(f": {OK}")]
     return [Table("classification", _HEADINGS, [_table_row(*cell, of) for cell, of in cells.items()], notes)]

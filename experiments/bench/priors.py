@@ -17,7 +17,7 @@ from rich.console import Console
 from experiments.bench.attack_measurement import attempt
 from experiments.bench.benchmark import Benchmark, Measurement, Plan, Row
 from experiments.bench.cases import Contender
-from experiments.bench.classification import judge
+from experiments.bench.classification import by_case_and_attack, judge
 from experiments.bench.classifiers import ClassifierCase, make_classifying_victim
 from experiments.bench.tables import Table
 from experiments.checkpoint import load_checkpoint, save_checkpoint
@@ -219,14 +219,7 @@ BRIEF = ("attack", "n", "dB", "quartiles", f">= {RECOGNISABLE_DB:.0f} dB", "seco
 
 def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For every case and attack: medians and spread of PSNR over all victims, failures among them."""
-    return [_figures_of(case, attack, of) for (case, attack), of in _cells(rows).items()]
-
-
-def _cells(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    cells: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        cells.setdefault((str(ClassifierCase(**row["case"])), row["attack"]), []).append(row)
-    return cells
+    return [_figures_of(case, attack, of) for (case, attack), of in by_case_and_attack(rows).items()]
 
 
 def _figures_of(case: str, attack: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -243,7 +236,7 @@ def _figures_of(case: str, attack: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """A table for every case."""
-    entries, cells = figures(rows), _cells(rows)
+    entries, cells = figures(rows), by_case_and_attack(rows)
     shown = []
     for case in dict.fromkeys(entry["case"] for entry in entries):
         of_case = [row for (name, _), of in cells.items() if name == case for row in of]

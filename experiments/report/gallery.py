@@ -11,9 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attacks.attack import AttackError
 from attacks.observation import UpdateId
-from attacks.reconstruction_file import load_reconstruction
 from experiments import metrics
 from experiments.chance import chance_level, nearest_public, public_pool
 from experiments.leakage import OK, USER, Truth, match, observing_peer, shared_truth, summed_truth
@@ -120,12 +118,10 @@ def _images(run: Run) -> tuple[_Images, _Images, dict[str, str]]:
 
 def _load(run: Run, update: UpdateId, attack: str, truth: Truth | None) -> Tensor | None:
     """A reconstruction's images in the order of the truth, None if there is no such file."""
-    try:
-        file = run.directory.reconstruction(update.round, update.client, attack, update.observer)
-        images = load_reconstruction(file).images
-    except AttackError:
+    found = run.directory.load_reconstruction(update, attack)
+    if found is None:
         return None
-    return match(truth.images, images) if truth else images
+    return match(truth.images, found.images) if truth else found.images
 
 
 def _nearest_public(run: Run, originals: _Images) -> tuple[str, _Images]:

@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from experiments.batch_trial import try_first_batch
 from experiments.commands import bold_path
+from experiments.experiment import Experiment
 from experiments.launch import check
 from experiments.report import build_sweep_report
 from experiments.settings import ExperimentSettings
@@ -42,17 +43,13 @@ def run_sweep(source: str, overrides: Sequence[str], out: Path, jobs: int | None
         UserError: one line on what is wrong, before anything is written.
     """
     directory = SweepDirectory(out)
-    sweep = _with_private_root(directory.take_up(load_sweep(source, overrides)))
-    points = expand(sweep)
+
+    def try_out(point: Point, experiment: Experiment) -> None:
+        if not directory.run(point.name).ended:
+            try_first_batch(experiment)
+
+    sweep, points, planned = _plan(source, overrides, directory, try_out)
     ended = {point.name for point in points if directory.run(point.name).ended}
-    planned = {}
-    for point in points:
-        with _naming(point):
-            experiment = check(sweep.base, point.overrides)
-            if point.repetition == 1 and point.name not in ended:
-                try_first_batch(experiment)
-        planned[point.name] = experiment.settings
-    directory.check_settings(planned)
     directory.create(sweep)
     with directory.locked():
         directory.write(sweep, planned)
@@ -75,22 +72,33 @@ def dry_run(source: str, overrides: Sequence[str], out: Path, jobs: int | None, 
     Raises:
         UserError: one line on what is wrong.
     """
-    directory = SweepDirectory(out)
-    sweep = _with_private_root(directory.take_up(load_sweep(source, overrides)))
-    points = expand(sweep)
     costs: dict[str, estimate.Cost] = {}
-    planned: dict[str, ExperimentSettings] = {}
-    for point in points:
-        with _naming(point):
-            experiment = check(sweep.base, point.overrides)
-            if point.repetition == 1:
-                costs[point.name] = estimate.estimate(experiment)
-        planned[point.name] = experiment.settings
-    directory.check_settings(planned)
+
+    def time_one(point: Point, experiment: Experiment) -> None:
+        costs[point.name] = estimate.estimate(experiment)
+
+    sweep, _, planned = _plan(source, overrides, SweepDirectory(out), time_one)
     table, lines = estimate.describe(costs, sweep.repetitions, jobs or jobs_that_fit(list(planned.values())))
     console.print(table)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan(
+    source: str, overrides: Sequence[str], directory: SweepDirectory, look: Callable[[Point, Experiment], None]
+) -> tuple[SweepFile, list[Point], dict[str, ExperimentSettings]]:
+    """The sweep, its runs and their settings, all checked; ``look`` is shown those of the first repetition."""
+    sweep = _with_private_root(directory.take_up(load_sweep(source, overrides)))
+    points = expand(sweep)
+    planned = {}
+    for point in points:
+        with _naming(point):
+            experiment = check(sweep.base, point.overrides)
+            if point.repetition == 1:
+                look(point, experiment)
+        planned[point.name] = experiment.settings
+    directory.check_settings(planned)
+    return sweep, points, planned
 
 
 def _with_private_root(sweep: SweepFile) -> SweepFile:

@@ -11,7 +11,7 @@ from rich.table import Table
 from attacks.registry import create
 from experiments.batch_trial import try_first_batch
 from experiments.experiment import Experiment
-from experiments.progress import seen_per_round
+from experiments.progress import duration, seen_per_round
 from fl_sim import network
 from fl_sim.client_app import plain_gradient, private_draw
 
@@ -63,15 +63,13 @@ def estimate(experiment: Experiment) -> Cost:
     plain_gradient(model, recipe.task, draw)
     gradient = perf_counter() - started
     rounds, seen = settings.federation.rounds, seen_per_round(experiment)
-    replies = rounds * (settings.federation.clients_per_round or settings.federation.clients)
+    asked = settings.federation.clients_per_round or settings.federation.clients
     one_step = gradient * recipe.batch_size / len(draw.images)
-    training = replies * (reply - one_step + gradient)
+    training = rounds * asked * (reply - one_step + gradient)
     attack = settings.attack
     if not attack.in_run:
         return Cost(training, 0, 0.0)
-    summed = (
-        (settings.federation.clients_per_round or settings.federation.clients) if experiment.defence.sum_only else 1
-    )
+    summed = asked if experiment.defence.sum_only else 1
     budget = math.sqrt(summed * len(draw.images)) * summed * gradient
     longest = [_longest(create(name, given), budget, attack.timeout) for name, given in attack.arguments.items()]
     attacks = rounds * seen
@@ -102,6 +100,4 @@ def describe(costs: Mapping[str, Cost], repetitions: int, jobs: int) -> tuple[Ta
 
 
 def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.1f} s" if seconds < 1 else duration(seconds)

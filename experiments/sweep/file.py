@@ -46,12 +46,12 @@ class SweepFile(Section):
     @field_validator("set", "grid", "run")
     @classmethod
     def _keys_are_of_settings(cls, tables: Any) -> Any:
-        for table in [tables] if isinstance(tables, dict) else tables:
-            paths = [path for path, _ in _entries(table)]
-            for path in paths:
+        for table in _each(tables):
+            entries = _entries(table)
+            paths = [path for path, _ in entries]
+            for path, value in entries:
                 if within := [other for other in paths if other[: len(path)] == path][1:]:
                     raise ValueError(f"{dotted_key(path)} is set twice, by {dotted_key(within[-1])} too")
-            for path, value in _entries(table):
                 if len(path) == 1 and isinstance(value, list) and any(isinstance(part, dict) for part in value):
                     raise ValueError(f"{path[0]}: a whole section; allowed: {path[0]}.key = [...] of its settings")
         return tables
@@ -59,7 +59,7 @@ class SweepFile(Section):
     @field_validator("set", "grid", "run")
     @classmethod
     def _seeds_are_derived(cls, tables: Any) -> Any:
-        for table in [tables] if isinstance(tables, dict) else tables:
+        for table in _each(tables):
             for path in flatten(table):
                 if path in ROOTS:
                     raise ValueError(
@@ -124,6 +124,11 @@ def flatten(tree: Mapping[str, Any]) -> Values:
     A dotted key in quotes, ``"client.lr" = 1``, is the same as ``client.lr = 1``.
     """
     return dict(_entries(tree))
+
+
+def _each(tables: dict[str, Any] | Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The tables of a field that holds one, or several."""
+    return [tables] if isinstance(tables, dict) else tables
 
 
 def _entries(tree: Mapping[str, Any]) -> list[tuple[KeyPath, Any]]:

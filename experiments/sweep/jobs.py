@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from experiments.settings import ExperimentSettings
+from fl_sim.federation import clients_at_once
 
 
 def jobs_that_fit(settings: Sequence[ExperimentSettings]) -> int:
@@ -21,6 +22,5 @@ def jobs_that_fit(settings: Sequence[ExperimentSettings]) -> int:
 
 
 def _busy(settings: ExperimentSettings, cpus: int) -> int:
-    federation, attack = settings.federation, settings.attack
-    clients = min(federation.clients_per_round or federation.clients, max(1, int(cpus / federation.client_cpus)))
-    return max(clients, attack.workers * attack.threads if attack.in_run else 0)
+    attack = settings.attack
+    return max(clients_at_once(settings.federation, cpus), attack.workers * attack.threads if attack.in_run else 0)
