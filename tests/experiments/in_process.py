@@ -1,6 +1,7 @@
 """A whole run with its clients and its attacks in this process, where the real one would start Ray."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -51,6 +52,22 @@ class PoolInThisProcess:
     def close(self) -> None: ...
 
 
+class ObserverInThisThread(ThreadPoolExecutor):
+    """Does at once what the strategy would do beside the clients' training.
+
+    Clients and attacks share torch's global generator here, which a real run has in processes of their own: attacks
+    beside the training would change its dropout masks.
+    """
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
 def federation_in_process(server_app: ServerApp, client_app: Client, settings: Settings, *_: Any, **__: Any) -> None:
     """What ``fl_sim.federation.run_federation`` does on Ray."""
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
@@ -76,6 +93,7 @@ def without_ray() -> Iterator[None]:
     with (
         patch("experiments.sweep.processes.side_by_side", in_turn),
         patch("experiments.launch.run_federation", federation_in_process),
+        patch("strategies.honest_but_curious.ThreadPoolExecutor", ObserverInThisThread),
         patch("experiments.launch.AttackPool", PoolInThisProcess),
         patch("experiments.attack_later.AttackPool", PoolInThisProcess),
     ):
