@@ -5,7 +5,7 @@ there in the known threat model alone, where the server dictated the first two a
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -336,10 +336,20 @@ def _check_tensors(kind: str, tensors: dict[str, Tensor], model: nn.Module, requ
     for name, value in tensors.items():
         if value.dtype != torch.float32:
             raise CaptureError(f"{kind}/{name} is {value.dtype}, expected torch.float32")
-    # The largest magnitude is not finite if any entry is not, and is found in an eighth of isfinite()'s time.
-    if tensors and not torch.cat([value.ravel() for value in tensors.values()]).abs().max().isfinite():
+    if not _are_finite(list(tensors.values())):
         name = next(name for name, value in tensors.items() if not value.isfinite().all())
         raise CaptureError(f"{kind}/{name} holds NaN or infinite values")
+
+
+_SMALL = 65_536
+"""Entries below which tensors are looked at together: that saves time, and the copy of large ones would take memory."""
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every entry is finite, in a fraction of the time and memory of isfinite()."""
+    small = [value.ravel() for value in tensors if value.numel() < _SMALL]
+    looked_at = [*([torch.cat(small)] if small else []), *(value for value in tensors if value.numel() >= _SMALL)]
+    return all(extreme.isfinite() for value in looked_at if value.numel() for extreme in value.aminmax())
 
 
 def _check_noise(observation: Observation) -> None:

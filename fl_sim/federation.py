@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.config import FederationSettings, Settings, SettingsError
 from fl_sim.errors import one_line
-from fl_sim.repeatable_grid import FederationError, GridProxy
+from fl_sim.repeatable_grid import FederationError, NumberedGrid
 
 CONNECT_SECONDS = 10.0
 """How long an existing cluster may take to accept a connection."""
@@ -103,13 +103,12 @@ def run_federation(
         Exception: whatever the ServerApp raised.
     """
     import ray
-    from flwr.server.superlink.fleet.vce.backend import raybackend
 
     # Imported late: it loads half of Flower, which the command line's help and the clients do not need.
     from flwr.simulation import run_simulation
     from flwr.simulation.ray_transport.ray_actor import ClientAppActor
 
-    from fl_sim.client_pool import ClientPool
+    from fl_sim.flower_simulation import simulation
 
     # To Ray, an actor that Flower terminates has died: that must not be retried (see _RESTARTS).
     ClientAppActor.__ray_metadata__.method_meta.max_task_retries["terminate"] = 0  # type: ignore[attr-defined]
@@ -117,20 +116,19 @@ def run_federation(
         # An error is raised once; Flower would also log the traceback of every client.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     guard = _Guard(server_app)
-    ClientPool.ended = guard.ended
-    raybackend.BasicActorPool = ClientPool  # type: ignore[misc]
     try:
         with _own_signal_handler():
             client_resources = _start_ray(settings, attack, verbose)
         if settings.ray.address and check_cluster is not None:
             check_cluster()
-        run_simulation(
-            guard.server_app(),
-            _Supervised(client_app, settings.federation.client_timeout or settings.federation.timeout),
-            num_supernodes=settings.federation.clients,
-            backend_config={"client_resources": {**client_resources, **_RESTARTS}},
-            verbose_logging=verbose,
-        )
+        with simulation(guard.partitions, guard.ended):
+            run_simulation(
+                guard.server_app(),
+                _Supervised(client_app, settings.federation.client_timeout or settings.federation.timeout),
+                num_supernodes=settings.federation.clients,
+                backend_config={"client_resources": {**client_resources, **_RESTARTS}},
+                verbose_logging=verbose,
+            )
     except SettingsError:
         raise
     except Exception as error:
@@ -265,6 +263,8 @@ class _Guard:
     failure: BaseException | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
+    partitions: dict[int, int] = field(default_factory=dict)
+    """Node id -> partition index, once Flower has registered the clients."""
 
     def server_app(self) -> ServerApp:
         guarded = ServerApp()
@@ -272,7 +272,7 @@ class _Guard:
         @guarded.main()
         def main(grid: Grid, context: Context) -> None:
             try:
-                self.inner(_StoppableGrid(grid, self.stopped), context)
+                self.inner(_StoppableGrid(grid, self.stopped, self.partitions), context)
             except AppExitException as error:  # Flower's own, of strategies that cannot go on
                 self.failure = FederationError(f"{type(error).__name__}: {one_line(error)}")
             except BaseException as error:
@@ -283,11 +283,11 @@ class _Guard:
         return guarded
 
 
-class _StoppableGrid(GridProxy):
+class _StoppableGrid(NumberedGrid):
     """Raises at the next poll after the backend has stopped; else the ServerApp's thread would wait for ever."""
 
-    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
-        super().__init__(grid)
+    def __init__(self, grid: Grid, stopped: threading.Event, numbers: Mapping[int, int]) -> None:
+        super().__init__(grid, numbers)
         self.stopped = stopped
 
     def get_node_ids(self) -> Iterable[int]:

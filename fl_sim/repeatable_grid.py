@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,13 +81,25 @@ class GridProxy(Grid):
         return self.grid.send_and_receive(messages, timeout=timeout)
 
 
+class NumberedGrid(GridProxy):
+    """A Grid of which it is known which partition each node has; nobody needs to ask.
+
+    Attributes:
+        numbers: node id -> partition index, of the nodes that have registered.
+    """
+
+    def __init__(self, grid: Grid, numbers: Mapping[int, int]) -> None:
+        super().__init__(grid)
+        self.numbers = numbers
+
+
 class RepeatableGrid(GridProxy):
     """A Grid on which equal settings give equal runs, and which raises an error where Flower would only log one.
 
     Flower's node ids are random, and replies arrive in any order. This Grid waits for all ``clients``, asks each once
-    for its partition index, and returns node ids and replies in that order. Flower's strategies sample clients with
-    Python's global ``random`` and draw noise from numpy's; both are reseeded from (``seed``, "sampling", round) each
-    time a strategy asks for the nodes.
+    for its partition index where nobody knows it (NumberedGrid), and returns node ids and replies in that order.
+    Flower's strategies sample clients with Python's global ``random`` and draw noise from numpy's; both are reseeded
+    from (``seed``, "sampling", round) each time a strategy asks for the nodes.
 
     Attributes:
         rounds: one RoundLog per training round so far.
@@ -135,6 +147,9 @@ class RepeatableGrid(GridProxy):
         """
         if not self._partitions:
             nodes = self._wait_for_nodes()
+            if isinstance(self.grid, NumberedGrid):
+                self._partitions = dict(sorted(self.grid.numbers.items(), key=lambda item: item[1]))
+                return self._partitions
             queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
             replies = self._exchange(queries, self.timeout)
             _stop_if_a_process_died(replies)
@@ -184,11 +199,18 @@ class RepeatableGrid(GridProxy):
     def _wait_for_nodes(self) -> list[int]:
         end = time.monotonic() + self.timeout
         logging.getLogger("flwr").info("waiting for %d clients (SuperNodes), at most %g s", self.clients, self.timeout)
-        while len(nodes := list(self.grid.get_node_ids())) < self.clients:
+        while len(nodes := self._registered()) < self.clients:
             if time.monotonic() > end:
                 raise FederationError(f"{len(nodes)} of {self.clients} clients registered within {self.timeout:g} s")
             time.sleep(POLL_SECONDS)
         return nodes
+
+    def _registered(self) -> list[int]:
+        """The nodes that have registered, and whose numbers are known where they are to be."""
+        nodes = list(self.grid.get_node_ids())
+        return (
+            nodes if not isinstance(self.grid, NumberedGrid) else [node for node in nodes if node in self.grid.numbers]
+        )
 
     def _exchange(self, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Push and poll, as Flower's own Grids do, but at less than half their interval."""

@@ -30,7 +30,7 @@ from tests.fl_sim.federations import fed_avg, node_context, repeatable_grid, tin
 
 def test_a_backend_that_is_gone_ends_the_wait_for_replies() -> None:
     grid, stopped = repeatable_grid(), threading.Event()
-    grid.grid = _StoppableGrid(grid.grid, stopped)
+    grid.grid = _StoppableGrid(grid.grid, stopped, grid.grid.nodes)
     grid.partitions()
     stopped.set()
     with pytest.raises(FederationError, match="the simulation backend has stopped"):

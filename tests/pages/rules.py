@@ -85,6 +85,8 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
     if words[1:3] == ["-m", "tests.fuzz"]:
         quick = ["--minutes", "0.01", "--kind", "search log", "--corpus", str(reader.folder / "failing")]
         return _program(reader, [sys.executable, *words[1:], *quick], environment, cwd=REPOSITORY)
+    if words[1:3] == ["-m", "tests.scale"]:  # a Ray for each of its figures
+        return _program(reader, [sys.executable, *words[1:], "--only", "nothing"], environment, cwd=REPOSITORY)
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
 
