@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.batch_trial import try_first_batch
 from experiments.commands import bold_path
@@ -168,7 +169,7 @@ def _shown(table: SweepTable) -> Table:
             share = row["share_recognisable"]
             shown.add_row(
                 name,
-                str(row["attack"] or ""),
+                Text(row["attack"] or ""),
                 "" if row["images"] is None else str(row["images"]),
                 _decibels(row["median_psnr"]),
                 "" if share is None or math.isnan(share) else f"{100 * share:.0f} %",
