@@ -243,7 +243,7 @@ def priors(
         str,
         typer.Option(
             metavar="SUITE,…",
-            help="convnet, resnet, digits, large (64x64 and 128x128).",
+            help="convnet, resnet, digits, defences (of the ConvNet), large (64x64 and 128x128).",
             show_default="all, with --quick convnet",
         ),
     ] = "",
