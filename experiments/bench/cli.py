@@ -1,6 +1,6 @@
 """The commands ``fl-sim bench …``: which there are, and what they take.
 
-Like experiments/cli.py, this imports nothing slow.
+Like experiments/cli/, this imports nothing slow.
 """
 
 from collections.abc import Iterator
