@@ -43,6 +43,9 @@ Result = Reconstruction | str
 POOL_CLOSED = "skipped: pool closed"
 """The reason of a job that had not ended when its pool was closed: it was never tried to the end."""
 
+QUEUE_FULL = "skipped: queue full"
+"""The reason of a job that nobody tried, because too many waited."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -150,7 +153,7 @@ class AttackPool:
         """Queue a job and return at once; a full or closed queue calls ``on_result`` with the reason right here."""
         with self._changed:
             full = self._queue_limit is not None and self._counts.queued >= self._queue_limit
-            refusal = POOL_CLOSED if self._closed else "skipped: queue full" if full else None
+            refusal = POOL_CLOSED if self._closed else QUEUE_FULL if full else None
             if refusal:
                 self._count(done=1)
             else:

@@ -9,7 +9,7 @@ import torch
 from attacks.registry import create
 from experiments.batch_trial import try_first_batch
 from experiments.experiment import Experiment
-from experiments.progress import duration, seen_per_round
+from experiments.progress import duration, most_attacked
 from fl_sim import network
 from fl_sim.client_app import plain_gradient, private_draw
 
@@ -65,17 +65,16 @@ def estimate(experiment: Experiment) -> Cost:
     started = perf_counter()
     plain_gradient(model, recipe.task, draw)
     gradient = perf_counter() - started
-    rounds, seen = settings.federation.rounds, seen_per_round(experiment)
     asked = settings.federation.clients_per_round or settings.federation.clients
     one_step = gradient * recipe.batch_size / len(draw.images)
-    training = rounds * asked * (reply - one_step + gradient)
+    training = settings.federation.rounds * asked * (reply - one_step + gradient)
     attack = settings.attack
     if not attack.in_run:
         return Cost(training, 0, 0.0)
     summed = asked if experiment.defence.sum_only else 1
     budget = math.sqrt(summed * len(draw.images)) * summed * gradient
     longest = [_longest(create(name, given), budget, attack.timeout) for name, given in attack.arguments.items()]
-    attacks = rounds * seen
+    attacks = most_attacked(experiment)
     return Cost(training, attacks * len(longest), attacks * sum(longest) / attack.workers)
 
 

@@ -33,7 +33,7 @@ from experiments.recorder import Recorder
 from experiments.report import build_report
 from experiments.run_directory import RunDirectory, check_empty_folder
 from experiments.run_state import Earlier, take_up
-from experiments.seen_updates import seen_updates
+from experiments.seen_updates import is_attacked, is_captured, seen_updates
 from experiments.settings import ExperimentSettings, Source, load_run
 from fl_sim.client_app import build_client_app
 from fl_sim.federation import AttackResources, check_resources, run_federation
@@ -83,7 +83,11 @@ def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequen
             console.print(f"the run has ended; report: {bold_path(directory.report)}", soft_wrap=True)
             return
         experiment = check(str(directory.config), (), verbose)
-        earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
+        attacked = partial(is_attacked, experiment.settings)
+        earlier, rounds = (
+            take_up(directory, partial(seen_updates, experiment), attacked),
+            experiment.settings.federation.rounds,
+        )
         console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
         _run(experiment, directory, earlier, console, verbose, callbacks)
 
@@ -254,6 +258,10 @@ def _attacking_sink(
         when=attack.when,
         on_reconstruction=recorder.after_attack,
         ended=None if earlier is None else earlier.ended,
+        chosen=partial(is_attacked, settings),
+        capture=attack.capture,
+        max_disk=attack.max_disk,
+        say=partial(display.say, in_terminal=True),
     )
     if attack.in_run:
         display.watch(pool.counts)
@@ -316,7 +324,8 @@ def server_strategy(experiment: Experiment, sink: Sink | None, rounds_before: in
     strategy, defence = experiment.strategy, experiment.disclosure()
     if sink is None:
         return Continued(strategy, rounds_before)
-    seeing: dict[str, Any] = {"defence": defence, "sink": sink, "rounds_before": rounds_before}
+    observes = partial(is_captured, experiment.settings)
+    seeing: dict[str, Any] = {"defence": defence, "sink": sink, "rounds_before": rounds_before, "observes": observes}
     if isinstance(strategy, Gossip):
         return CuriousPeers(strategy, experiment.settings.federation.curious_peers, **seeing)
     return HonestButCurious(strategy, sum_only=experiment.defence.sum_only, **seeing)

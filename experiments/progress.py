@@ -296,14 +296,18 @@ def outcome(row: Mapping[str, Any]) -> str:
 def run_progress(experiment: Experiment, directory: RunDirectory, console: Console) -> Progress:
     """A display for this experiment on ``console``, and for those who watch ``directory``."""
     federation, attack = experiment.settings.federation, experiment.settings.attack
-    updates = federation.rounds * seen_per_round(experiment)
-    attacks = updates * len(attack.names) if attack.in_run else 0
+    attacks = most_attacked(experiment) * len(attack.names) if attack.in_run else 0
     return Progress(console, federation.rounds, attacks, directory.progress)
 
 
-def seen_per_round(experiment: Experiment) -> int:
-    """How many observations a round brings if everybody answers."""
-    federation, strategy = experiment.settings.federation, experiment.strategy
+def most_attacked(experiment: Experiment) -> int:
+    """How many updates of the run are attacked if everybody answers, at most: who takes part is drawn."""
+    federation, attack, strategy = experiment.settings.federation, experiment.settings.attack, experiment.strategy
+    rounds = sum(attack.due(number, federation.rounds) for number in range(1, federation.rounds + 1))
     if isinstance(strategy, Gossip):
-        return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
-    return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
+        seen = [peer for curious in set(federation.curious_peers) for peer in strategy.neighbours(curious)]
+        return rounds * sum(map(attack.chooses, seen))
+    if experiment.defence.sum_only:
+        return rounds
+    chosen = sum(map(attack.chooses, range(federation.clients)))
+    return rounds * min(chosen, federation.clients_per_round or federation.clients)
