@@ -28,6 +28,7 @@ from experiments.headline import accuracy_line, headline
 from experiments.inversion import invert_rounds
 from experiments.inversion_table import read_inversions, summarise_inversions
 from experiments.leakage import read_leakage
+from experiments.nodes import check_nodes
 from experiments.progress import Progress, run_progress
 from experiments.recorder import Recorder
 from experiments.report import build_report
@@ -36,6 +37,7 @@ from experiments.run_state import Earlier, take_up
 from experiments.seen_updates import is_attacked, is_captured, seen_updates
 from experiments.settings import ExperimentSettings, Source, load_run
 from fl_sim.client_app import build_client_app
+from fl_sim.config import SettingsError
 from fl_sim.federation import AttackResources, check_resources, run_federation
 from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.settings_file import dump_toml
@@ -65,8 +67,12 @@ def launch(
     for line in experiment.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     directory = RunDirectory.create(out, experiment.settings)
-    with directory.locked():
-        _run(experiment, directory, None, console, verbose, callbacks)
+    try:
+        with directory.locked():
+            _run(experiment, directory, None, console, verbose, callbacks)
+    except SettingsError:  # of a Ray cluster, which tells what it has only once it is joined
+        directory.take_back()
+        raise
 
 
 def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequence[Callback] = ()) -> None:
@@ -107,7 +113,9 @@ def _run(
             rounds = earlier.state.rounds if earlier.state else ()
             display.go_on([entry.row() for entry in rounds], earlier.leakage)
         server_app = build_server_app(experiment, directory, display, earlier, callbacks)
-        run_federation(server_app, build_client_app(settings), settings, _attack_resources(settings), verbose)
+        client_app, resources = build_client_app(settings), _attack_resources(settings)
+        check_cluster = partial(check_nodes, experiment.with_base(directory.base), directory.base)
+        run_federation(server_app, client_app, settings, resources, verbose, check_cluster)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
     for line in accuracy_line(pd.read_parquet(directory.rounds)):

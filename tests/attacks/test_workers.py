@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError
 
 from attacks import workers
 from attacks.attack import AttackError, Reconstruction
@@ -26,8 +27,8 @@ class GatedSlot:
     def __init__(self, *_: object) -> None:
         self.closed = False
 
-    def warm_up(self) -> None:
-        pass
+    def warm_up(self) -> bool:
+        return True
 
     def run(self, job: Job) -> str:
         self.gate.wait(10)
@@ -109,6 +110,45 @@ def test_a_failing_callback_is_raised_when_drained_and_stops_no_other_job(gate):
     with pytest.raises(OSError, match="disk full"):
         pool.drain(timeout=10)
     assert results == ["ran 1"]
+    pool.close()
+
+
+def test_a_worker_without_a_place_leaves_its_jobs_to_the_others(monkeypatch):
+    """Of two machines one dies with a job, and there is no place for its worker until another machine joins."""
+    joined, did = threading.Event(), []
+
+    class Slot:
+        def __init__(self, *_: object) -> None:
+            self.working, self.first = False, not did
+            did.append(self)
+
+        def warm_up(self) -> bool:
+            self.working = self.first or self.lost == 0 or joined.is_set()
+            return self.working
+
+        lost = 0
+
+        def run(self, job: Job) -> str:
+            if not self.first and not joined.is_set():
+                self.lost, self.working = 1, False
+                raise RayActorError
+            time.sleep(0.01)
+            return "first" if self.first else "late"
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(workers, "_Slot", Slot)
+    monkeypatch.setattr(workers, "RESTART_PAUSE", 0.01)
+    pool, results = AttackPool(2), []
+    for _ in range(5):
+        pool.submit(job(1), results.append)
+    assert pool.drain(timeout=10)
+    assert results == ["first"] * 5
+    joined.set()
+    while len(set(results)) == 1:
+        pool.submit(job(1), results.append)
+        assert pool.drain(timeout=10)
+    assert set(results) == {"first", "late"}
     pool.close()
 
 
