@@ -22,6 +22,7 @@ from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.callbacks import Callback
 from experiments.chance_table import save_chance
 from experiments.commands import attack_command, bold_path
+from experiments.estimate import estimate
 from experiments.experiment import Experiment, prepare
 from experiments.headline import accuracy_line, headline
 from experiments.inversion import invert_rounds
@@ -137,7 +138,8 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
     tried = f"one batch: training loss {batch.loss:.4f}, a reply of {batch.size / 1e6:.1f} MB"
     seed = "client.seed is drawn anew by every run that is not given one: without it in the file, runs differ"
     # Comments, so that what is printed is a file that runs.
-    print(*(f"# {line}" for line in (*experiment.describe(), tried, seed)), sep="\n")
+    takes = f"takes about {estimate(experiment)}"
+    print(*(f"# {line}" for line in (*experiment.describe(), tried, takes, seed)), sep="\n")
     print("", dump_toml(experiment.settings), sep="\n")
 
 

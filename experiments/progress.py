@@ -57,6 +57,15 @@ class Standing:
     running: int = 0
     left: float | None = None
 
+    def in_words(self) -> str:
+        """In one line."""
+        parts = [self.step, f"round {self.rounds}/{self.planned_rounds}"] if self.planned_rounds else [self.step]
+        if self.planned_attacks:
+            parts.append(f"attacks: {self.attacks}/{self.planned_attacks}, {self.running} running")
+        if self.left:
+            parts.append(f"about {duration(self.left)} left")
+        return ", ".join(parts)
+
     def save(self, path: Path) -> None:
         """Replace the file."""
         content = _STANDING.dump_json(self)
@@ -206,6 +215,10 @@ class Progress(Display):
     def _keep_writing(self) -> None:
         while not self._over.wait(SIGN_OF_LIFE):
             self._write()
+            if self.is_silent:
+                with self._lock:
+                    standing = self._standing()
+                self.say(standing.in_words())
 
     def _write(self) -> None:
         """Write the progress file; a disk that is full for a while is no reason to end a run."""
