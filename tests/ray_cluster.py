@@ -12,6 +12,9 @@ from ray.cluster_utils import Cluster
 
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
+NOTICES = {"health_check_period_ms": 1000}
+"""A node that is gone is noticed after five of these; usually they are of three seconds."""
+
 
 @contextmanager
 def cluster(**head: Any) -> Iterator[Cluster]:
@@ -20,7 +23,8 @@ def cluster(**head: Any) -> Iterator[Cluster]:
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short,  # its sockets need short paths
         patch.dict(os.environ, ENVIRONMENT | {"RAY_TMPDIR": short}),
     ):
-        running = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+        head = {"include_dashboard": False, "_system_config": NOTICES, **head}
+        running = Cluster(initialize_head=True, head_node_args=head)
         try:
             yield running
         finally:
