@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 from flwr.app import Context, Message
 from flwr.app.exception import AppExitException
@@ -30,6 +31,12 @@ from fl_sim.repeatable_grid import FederationError, GridProxy
 
 CONNECT_SECONDS = 10.0
 """How long an existing cluster may take to accept a connection."""
+
+WATCH_SECONDS = 1.0
+"""Wait between two looks whether Ray lives."""
+
+_RAYS_OWN = ("raylet", "gcs_server")
+"""The programs that Ray starts once on this machine, and cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,13 @@ def run_federation(
     settings: Settings,
     attack: AttackResources = AttackResources(),
     verbose: bool = False,
+    lost: Callable[[str], object] | None = None,
 ) -> None:
     """Run both apps to the end on Ray, and shut Ray down.
+
+    ``lost`` is called with the name of a process of Ray's own that dies, in a thread beside; it should end this
+    process, in which Ray's library would wait for minutes, or for ever. None: nobody looks. Of a cluster that was there
+    before, the processes are not this one's to watch.
 
     Raises:
         SettingsError: if there are too few GPUs for the settings, or there is no cluster at ``ray.address``.
@@ -112,6 +124,8 @@ def run_federation(
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     guard = _Guard(server_app)
     BasicActorPool.fetch_result_and_return_actor_to_pool = _fetch_until(guard.ended)  # type: ignore[assignment]
+    if lost is not None and settings.ray.address is None:
+        threading.Thread(target=_watch_ray, args=(guard.stopped, lost), daemon=True).start()
     try:
         with _own_signal_handler():
             client_resources = _start_ray(settings, attack, verbose)
@@ -131,6 +145,25 @@ def run_federation(
         ray.shutdown()
     if guard.failure:
         raise guard.failure
+
+
+def _watch_ray(stopped: threading.Event, lost: Callable[[str], object]) -> None:
+    """Call ``lost`` once if a process that Ray cannot do without dies before ``stopped``."""
+    this, seen = psutil.Process(), dict[psutil.Process, str]()
+    while not stopped.wait(WATCH_SECONDS):
+        seen |= {child: name for child in this.children() if (name := _name(child)) in _RAYS_OWN}
+        for process, name in seen.items():
+            if _name(process) != name and not stopped.is_set():
+                lost(name)
+                return
+
+
+def _name(process: psutil.Process) -> str:
+    """The name of the program; empty if the process has ended."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
