@@ -125,7 +125,7 @@ def run_federation(
     guard = _Guard(server_app)
     BasicActorPool.fetch_result_and_return_actor_to_pool = _fetch_until(guard.ended)  # type: ignore[assignment]
     if lost is not None and settings.ray.address is None:
-        threading.Thread(target=_watch_ray, args=(guard.stopped, lost), daemon=True).start()
+        threading.Thread(target=_watch_ray, args=(guard.ended, lost), daemon=True).start()
     try:
         with _own_signal_handler():
             client_resources = _start_ray(settings, attack, verbose)
@@ -141,19 +141,20 @@ def run_federation(
     except Exception as error:
         raise guard.failure or FederationError(f"the simulation backend failed: {one_line(_root(error))}") from error
     finally:
+        guard.ended.set()
         guard.stopped.set()
         ray.shutdown()
     if guard.failure:
         raise guard.failure
 
 
-def _watch_ray(stopped: threading.Event, lost: Callable[[str], object]) -> None:
-    """Call ``lost`` once if a process that Ray cannot do without dies before ``stopped``."""
+def _watch_ray(ended: threading.Event, lost: Callable[[str], object]) -> None:
+    """Call ``lost`` once if a process that Ray cannot do without dies before the server has ``ended``."""
     this, seen = psutil.Process(), dict[psutil.Process, str]()
-    while not stopped.wait(WATCH_SECONDS):
+    while not ended.wait(WATCH_SECONDS):
         seen |= {child: name for child in this.children() if (name := _name(child)) in _RAYS_OWN}
         for process, name in seen.items():
-            if _name(process) != name and not stopped.is_set():
+            if _name(process) != name and not ended.is_set():
                 lost(name)
                 return
 

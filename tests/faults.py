@@ -27,7 +27,7 @@ import typer
 
 from experiments.leakage import OK, TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
-from tests.kill_and_resume import differences, finish, fresh, start
+from tests.kill_and_resume import differences, fresh, start
 from tests.processes import kill_all, with_descendants
 
 MORE_ROUNDS = ("federation.rounds=10", "attack.args.residual.max_evaluations=10")
@@ -84,6 +84,14 @@ class Watched:
     def of_kind(self, kind: str) -> list[psutil.Process]:
         """Those of that kind."""
         return [process for process in self.processes() if kind_of(process) == kind]
+
+    def kill(self, process: psutil.Process) -> None:
+        """SIGKILL; the run itself by its Popen, which else would not know how it ended."""
+        if process.pid == self.popen.pid:
+            self.popen.kill()
+            self.popen.wait()
+        else:
+            kill_all([process])
 
     def looks(self, seconds: float) -> Iterator[float]:
         """The time since the first look, again and again, for so many seconds or until the run has ended."""
@@ -146,7 +154,7 @@ class Campaign:
             present = watched.of_kind(kind)
             there = passed if there is None and present else there
             if there is not None and present and passed - there >= after:
-                kill_all([self.chance.choice(present)])
+                watched.kill(self.chance.choice(present))
                 killed.append(f"a {kind} after {passed:.1f} s")
                 break
         if not watched.ended():
@@ -232,4 +240,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program = typer.Typer(pretty_exceptions_enable=False)
+    program.command()(main)
+    program()

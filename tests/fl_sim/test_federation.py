@@ -98,8 +98,8 @@ def test_a_sigterm_that_ray_catches_while_it_starts_is_handed_on() -> None:
 def test_a_process_of_rays_own_that_dies_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fl_sim.federation.WATCH_SECONDS", 0.01)
     program = shutil.copy("/bin/sleep", tmp_path / "raylet")
-    raylet, lost, stopped = subprocess.Popen([program, "60"]), list[str](), threading.Event()
-    watching = threading.Thread(target=_watch_ray, args=(stopped, lost.append), daemon=True)
+    raylet, lost = subprocess.Popen([program, "60"]), list[str]()
+    watching = threading.Thread(target=_watch_ray, args=(threading.Event(), lost.append), daemon=True)
     watching.start()
     watching.join(0.5)
     assert lost == []
