@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 
 from attacks.attack import AttackError, Reconstruction
 from attacks.observation import Observation
@@ -39,6 +39,10 @@ CLOSE_LIMIT = 10.0
 
 Result = Reconstruction | str
 """What becomes of a job: a reconstruction, or the reason in one line why there is none."""
+
+DIED = "attack worker died twice"
+OUT_OF_MEMORY = "attack worker was killed twice: out of memory"
+"""Ray kills a worker where the machine runs out of memory; its own words would name the machine and its processes."""
 
 POOL_CLOSED = "skipped: pool closed"
 """The reason of a job that had not ended when its pool was closed: it was never tried to the end."""
@@ -235,17 +239,19 @@ class _Slot:
         """The job's result; a worker's death is forgiven once."""
         if self._closed:
             return POOL_CLOSED
+        reason = DIED
         try:
             observation = Observation.load(job.capture)
             for _ in range(2):
                 try:
                     return self._attack(observation, job)
-                except RayActorError as error:
+                except (RayActorError, OutOfMemoryError) as error:
                     logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
+                    reason = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else DIED
                     self._discard()
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
             return explain(error)
-        return POOL_CLOSED if self._closed else "attack worker died twice"
+        return POOL_CLOSED if self._closed else reason
 
     def close(self) -> None:
         """Kill the actor and start no other."""
