@@ -58,12 +58,17 @@ KINDS: dict[str, Callable[[str], bool]] = {
 """The processes of a run, by their command lines: Ray puts what a worker does into its title."""
 
 
+def title_of(process: psutil.Process) -> str:
+    """Its command line; empty if it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def kind_of(process: psutil.Process) -> str | None:
     """None if it is of no kind, or gone."""
-    try:
-        title = " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return None
+    title = title_of(process)
     return next((kind for kind, is_one in KINDS.items() if is_one(title)), None)
 
 
@@ -100,15 +105,16 @@ class Watched:
             yield passed
             time.sleep(0.1)
 
-    def ended(self) -> bool:
-        """Whether the run and all its processes end in time; those that do not are killed."""
+    def left_over(self) -> list[str]:
+        """Wait for the end of the run and all its processes; those that do not end in time, which are killed."""
         for _ in self.looks(PATIENCE):
             self.processes()
         in_time = self.popen.poll() is not None
         _, left = psutil.wait_procs(self.seen, timeout=GOES if in_time else 0)
+        titles = [title_of(process) for process in left]
         kill_all(left)
         self.popen.wait()
-        return in_time and not left
+        return [title[:200] for title in titles if title]
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class Campaign:
         for passed in watched.looks(PATIENCE):
             for kind in {kind_of(process) for process in watched.processes()} - {None}:
                 times.setdefault(str(kind), []).append(passed)
-        assert watched.ended(), "the undisturbed run hung"
+        assert not watched.left_over(), "the undisturbed run hung"
         assert watched.popen.returncode == 0, watched.errors.read_text()
         return {kind: seen[-1] - seen[0] for kind, seen in times.items()}
 
@@ -157,8 +163,8 @@ class Campaign:
                 watched.kill(self.chance.choice(present))
                 killed.append(f"a {kind} after {passed:.1f} s")
                 break
-        if not watched.ended():
-            return {"killed": killed, "hung": [watched.errors.read_text()]}
+        if left := watched.left_over():
+            return {"killed": killed, "hung": left}
         lost = []
         if watched.popen.returncode:
             said = watched.errors.read_text()
@@ -167,8 +173,8 @@ class Campaign:
                 lost.append(f"not one line: {said}")
             resumable = RunDirectory(out).config.is_file()
             watched = self.watch(["run", "--resume", str(out)] if resumable else begun)
-            if not watched.ended():
-                return {"killed": killed, "lost": lost, "hung": [f"resumed: {watched.errors.read_text()}"]}
+            if left := watched.left_over():
+                return {"killed": killed, "lost": lost, "hung": left}
             if watched.popen.returncode:
                 return {"killed": killed, "lost": [*lost, f"resumed: {watched.errors.read_text()}"]}
         run = RunDirectory(out)
