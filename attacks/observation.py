@@ -223,18 +223,27 @@ class Observation:
         """Known exactly if what the server dictated or clients revealed is there: noise and timesteps, labels."""
         return ThreatModel.PRIVATE if self.noise is None and self.labels is None else ThreatModel.KNOWN
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; the capture file takes a little more."""
+        return sum(value.nbytes for value in self._tensors().values())
+
     def save(self, path: Path) -> None:
         """Write the capture file; its layout is described in docs/capture-format.md."""
+        tensors = {name: value.cpu().contiguous() for name, value in self._tensors().items()}
+        # safetensors.torch.save_file takes seven times as long for the same bytes, for every client in every round.
+        specs = {name: _spec(value) for name, value in tensors.items()}
+        serialize_file(specs, path, metadata={"observation": self.circumstances.model_dump_json()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in a capture file."""
         tensors = {f"weights/{name}": value for name, value in self.weights.items()}
         tensors |= {f"update/{name}": value for name, value in self.update.items()}
         if self.noise is not None and self.timesteps is not None:
             tensors |= {"noise": self.noise, "timesteps": self.timesteps}
         if self.labels is not None:
             tensors["labels"] = self.labels
-        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        # safetensors.torch.save_file takes seven times as long for the same bytes, for every client in every round.
-        specs = {name: _spec(value) for name, value in tensors.items()}
-        serialize_file(specs, path, metadata={"observation": self.circumstances.model_dump_json()})
+        return tensors
 
     @classmethod
     def load(cls, path: Path, trust: Iterable[str] = ()) -> "Observation":

@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,6 +35,12 @@ RESOURCE = "attack"
 START_LIMIT = 120.0
 """Seconds that a worker may take to start."""
 
+TRIES = 2
+"""How often a job is begun: the death of a worker, or of its machine, is forgiven once."""
+
+RESTART_PAUSE = 1.0
+"""Seconds between two attempts to start a worker."""
+
 CLOSE_LIMIT = 10.0
 """Seconds that closing waits for the threads of the pool, which have only to notice that their workers are gone."""
 
@@ -44,8 +51,14 @@ DIED = "attack worker died twice"
 OUT_OF_MEMORY = "attack worker was killed twice: out of memory"
 """Ray kills a worker where the machine runs out of memory; its own words would name the machine and its processes."""
 
+_DEATHS = (RayActorError, OutOfMemoryError)
+"""What Ray raises where a worker is gone."""
+
 POOL_CLOSED = "skipped: pool closed"
 """The reason of a job that had not ended when its pool was closed: it was never tried to the end."""
+
+QUEUE_FULL = "skipped: queue full"
+"""The reason of a job that nobody tried, because too many waited."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,9 @@ class AttackPool:
 
     Ray is used as it is found, or started at the first job. Every job ends in exactly one call of its ``on_result``,
     with a Reconstruction or with the reason why there is none; the calls come from the threads of the pool, several at
-    a time, but for jobs that are refused. A worker that dies is replaced and its job tried once more; one that overruns
-    the time limit is killed and replaced.
+    a time, but for jobs that are refused. A worker that dies is replaced, and its job is tried once more by whoever is
+    free; one that overruns the time limit is killed and replaced. A worker for which the cluster has no place, as long
+    as too few machines are there, waits for one while the others do its share.
 
     Args:
         workers: number of actors.
@@ -127,7 +141,7 @@ class AttackPool:
             raise AttackError(f"timeout = {timeout}: must be above 0 seconds")
         self._slots = [_Slot(threads, gpus_per_worker, timeout) for _ in range(workers)]
         self._threads: list[threading.Thread] = []
-        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Result], None]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Result], None], int] | None] = queue.SimpleQueue()
         self._queue_limit = queue_limit
         self._counts = Counts()
         self._changed = threading.Condition()
@@ -154,12 +168,12 @@ class AttackPool:
         """Queue a job and return at once; a full or closed queue calls ``on_result`` with the reason right here."""
         with self._changed:
             full = self._queue_limit is not None and self._counts.queued >= self._queue_limit
-            refusal = POOL_CLOSED if self._closed else "skipped: queue full" if full else None
+            refusal = POOL_CLOSED if self._closed else QUEUE_FULL if full else None
             if refusal:
                 self._count(done=1)
             else:
                 self._count(queued=1)
-                self._jobs.put((job, on_result))
+                self._jobs.put((job, on_result, 1))
                 self._start_threads()
         if refusal:
             on_result(refusal)
@@ -194,18 +208,41 @@ class AttackPool:
             thread.join(CLOSE_LIMIT)
 
     def _serve(self, slot: "_Slot") -> None:
-        slot.warm_up()
+        self._start(slot)
         while (item := self._jobs.get()) is not None:
-            job, on_result = item
+            job, on_result, begun = item
             with self._changed:
                 self._count(queued=-1, running=1)
             try:
-                on_result(slot.run(job))
+                result = slot.run(job)
+            except _DEATHS as error:
+                logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
+                if self._queue_again(job, on_result, begun):
+                    self._start(slot)
+                    continue
+                died = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else DIED
+                result = POOL_CLOSED if self._closed else died
+            try:
+                on_result(result)
             except Exception as error:
                 logger.exception("the result of %s on %s could not be taken", job.attack, job.capture.name)
                 self._failure = self._failure or error
             with self._changed:
                 self._count(running=-1, done=1)
+
+    def _start(self, slot: "_Slot") -> None:
+        """Start the slot's worker; while there is no place for it, the jobs are left to the others."""
+        while not slot.warm_up() and not self._closed and any(other.working for other in self._slots):
+            time.sleep(RESTART_PAUSE)
+
+    def _queue_again(self, job: Job, on_result: Callable[[Result], None], begun: int) -> bool:
+        """Queue a job again whose worker died; False if that happened too often, or the pool is closed."""
+        with self._changed:
+            if begun >= TRIES or self._closed:
+                return False
+            self._jobs.put((job, on_result, begun + 1))
+            self._count(running=-1, queued=1)
+            return True
 
     def _count(self, queued: int = 0, running: int = 0, done: int = 0) -> None:
         """Move jobs between states; the caller holds ``_changed``."""
@@ -225,33 +262,31 @@ class _Slot:
         self._threads, self._gpus, self._timeout = threads, gpus, timeout
         self._actor: Any = None
         self._device = "cpu"
+        self._reserved: dict[str, float] | None = None
         self._closed = False
+        self.working = False
+        """Whether its actor has started, as far as is known."""
 
-    def warm_up(self) -> None:
-        """Start the actor ahead of its first job; that job meets and reports whatever goes wrong here."""
+    def warm_up(self) -> bool:
+        """Start the actor ahead of its first job, which meets and reports what goes wrong here; whether it started."""
         try:
             self._started_actor()
         except Exception as error:
             logger.warning("an attack worker did not start: %s", explain(error))
             self._discard()
+        return self.working
 
     def run(self, job: Job) -> Result:
-        """The job's result; a worker's death is forgiven once."""
+        """The job's result; one of _DEATHS if the worker died of it, or before."""
         if self._closed:
             return POOL_CLOSED
-        reason = DIED
         try:
-            observation = Observation.load(job.capture)
-            for _ in range(2):
-                try:
-                    return self._attack(observation, job)
-                except (RayActorError, OutOfMemoryError) as error:
-                    logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
-                    reason = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else DIED
-                    self._discard()
+            return self._attack(Observation.load(job.capture), job)
+        except _DEATHS:
+            self._discard()
+            raise
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end
             return explain(error)
-        return POOL_CLOSED if self._closed else reason
 
     def close(self) -> None:
         """Kill the actor and start no other."""
@@ -273,9 +308,10 @@ class _Slot:
         if self._actor is None:
             with self._starting:
                 _ensure_ray()
-                reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
+                if self._reserved is None:  # for good: the machine that has the resource may go, and another one come
+                    self._reserved = {RESOURCE: 1} if ray.cluster_resources().get(RESOURCE, 0) >= 1 else {}
             # num_cpus=0: Flower's client actors take all CPUs, and a worker that asked for one would wait for ever.
-            remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=reserved)
+            remote = ray.remote(AttackWorker).options(num_cpus=0, num_gpus=self._gpus, resources=self._reserved)
             self._actor = remote.remote(self._threads, self._gpus > 0, network.trusted())
             try:
                 self._device = ray.get(self._actor.device.remote(), timeout=START_LIMIT)
@@ -285,10 +321,11 @@ class _Slot:
             if self._closed:  # while it started
                 self._discard()
                 raise AttackError(POOL_CLOSED)
+            self.working = True
         return self._actor
 
     def _discard(self) -> None:
-        actor, self._actor = self._actor, None
+        actor, self._actor, self.working = self._actor, None, False
         if actor is not None and ray.is_initialized():
             ray.kill(actor)
 

@@ -123,7 +123,9 @@ def find_captures(paths: Sequence[Path]) -> tuple[list[RunDirectory], list[Path]
         elif not (path / "config.toml").is_file():
             raise SettingsError(f"{path}: neither a capture nor a run directory: it has no config.toml")
         elif not any((path / "captures").glob("*.safetensors")):
-            raise SettingsError(f"{path}: the run has kept no captures; allowed: one whose attack.name is not 'none'")
+            raise SettingsError(
+                f"{path}: the run has kept no captures; allowed: one with attack.name and attack.capture not 'none'"
+            )
         else:
             directories.append(RunDirectory(path))
     return directories, captures

@@ -1,6 +1,6 @@
 """What all commands share: where they write, on which device they compute, and how they end.
 
-Like experiments/cli.py, this imports nothing slow.
+Like experiments/cli/, this imports nothing slow.
 """
 
 import os

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 LINE_EVERY = 60.0
-"""Seconds between two lines of a Bar where there is no terminal."""
+"""Seconds after which long work says a line where there is no terminal."""
 SPEED_PERIOD = 300.0
 """Seconds over which a Bar measures the speed that it estimates the time left from."""
 
@@ -27,6 +27,7 @@ class Display(ABC):
     def __init__(self, console: Console, transient: bool) -> None:
         self._console, self._transient = console, transient
         self._started = monotonic()
+        self._said = 0.0
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -52,8 +53,14 @@ class Display(ABC):
         """Since it was made."""
         return monotonic() - self._started
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether somebody without a terminal has seen no line for long."""
+        return not self._console.is_terminal and self.seconds - self._said >= LINE_EVERY
+
     def say(self, line: str, in_terminal: bool = False) -> None:
         """Print a line where there is no terminal; ``in_terminal``: there as well, above what is live."""
+        self._said = self.seconds
         if in_terminal or not self._console.is_terminal:
             self._console.print(f"[{self.seconds:5.0f} s] {line}", markup=False, highlight=False, soft_wrap=True)
 
@@ -82,7 +89,6 @@ class Bar(Display):
             speed_estimate_period=SPEED_PERIOD,
         )
         self._task = self._bar.add_task(title, total=None, state="")
-        self._said = 0.0
 
     def renderable(self) -> RenderableType:
         """The bar."""
@@ -93,8 +99,7 @@ class Bar(Display):
         self._bar.update(self._task, completed=done, total=max(planned, done) if planned else None)
         state = self._state(done, planned, value)
         self._bar.update(self._task, state=state)
-        if not self._console.is_terminal and self.seconds - self._said >= LINE_EVERY:
-            self._said = self.seconds
+        if self.is_silent:
             self.say(state)
 
     def _state(self, done: int, planned: int, value: float) -> str:

@@ -15,6 +15,7 @@ from attacks.model_inversion.registry import INVERSIONS
 from attacks.observation import DefenceDisclosure
 from attacks.registry import ATTACKS, create
 from experiments.aggregation import choose_strategy
+from experiments.captures import check_captures, describe_captures
 from experiments.checkpoint import find_checkpoint, load_checkpoint
 from experiments.leakage import check_metrics
 from experiments.priors import check_priors
@@ -115,6 +116,8 @@ class Experiment:
             lines.append(f"defence: {defence.name}, {'' if attack.knows_defence else 'un'}known to the attacker")
         later = " later, captures only for now" if attack.names and not attack.in_run else ""
         lines.append(f"attacks: {', '.join(attack.names) or 'none'}{later}; threat: {settings.threat}")
+        if attack.names and (kept := describe_captures(attack)):
+            lines.append(kept)
         lines.extend(self.priors)
         if self.public is not None:
             often = f"every {inversion.every} rounds and " if inversion.every else ""
@@ -145,7 +148,10 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
     public = _public_images(settings, recipe)
     priors = check_priors(settings, recipe.image_shape[0])
-    return Experiment(settings, checkpoint.weights, recipe, defence, strategy, checkpoint.dtype, public, priors)
+    weights = checkpoint.weights
+    experiment = Experiment(settings, weights, recipe, defence, strategy, checkpoint.dtype, public, priors)
+    check_captures(experiment)
+    return experiment
 
 
 def _check_network(settings: ExperimentSettings, recipe: Recipe) -> None:

@@ -22,20 +22,23 @@ from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.callbacks import Callback
 from experiments.chance_table import save_chance
 from experiments.commands import attack_command, bold_path, what_is_left
+from experiments.estimate import estimate
 from experiments.experiment import Experiment, prepare
 from experiments.headline import accuracy_line, headline
 from experiments.inversion import invert_rounds
 from experiments.inversion_table import read_inversions, summarise_inversions
 from experiments.leakage import read_leakage
+from experiments.nodes import check_nodes
 from experiments.progress import Progress, run_progress
 from experiments.recorder import Recorder
 from experiments.report import build_report
 from experiments.run_directory import RunDirectory, check_empty_folder
 from experiments.run_state import Earlier, take_up
-from experiments.seen_updates import seen_updates
+from experiments.seen_updates import is_attacked, is_captured, seen_updates
 from experiments.settings import ExperimentSettings, Source, load_run
 from experiments.stopping import end_at_once
 from fl_sim.client_app import build_client_app
+from fl_sim.config import SettingsError
 from fl_sim.federation import AttackResources, check_resources, run_federation
 from fl_sim.repeatable_grid import RepeatableGrid
 from fl_sim.settings_file import dump_toml
@@ -65,8 +68,12 @@ def launch(
     for line in experiment.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     directory = RunDirectory.create(out, experiment.settings)
-    with directory.locked():
-        _run(experiment, directory, None, console, verbose, callbacks)
+    try:
+        with directory.locked():
+            _run(experiment, directory, None, console, verbose, callbacks)
+    except SettingsError:  # of a Ray cluster, which tells what it has only once it is joined
+        directory.take_back()
+        raise
 
 
 def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequence[Callback] = ()) -> None:
@@ -83,7 +90,11 @@ def resume(out: Path, console: Console, verbose: bool = False, callbacks: Sequen
             console.print(f"the run has ended; report: {bold_path(directory.report)}", soft_wrap=True)
             return
         experiment = check(str(directory.config), (), verbose)
-        earlier, rounds = take_up(directory, partial(seen_updates, experiment)), experiment.settings.federation.rounds
+        attacked = partial(is_attacked, experiment.settings)
+        earlier, rounds = (
+            take_up(directory, partial(seen_updates, experiment), attacked),
+            experiment.settings.federation.rounds,
+        )
         console.print(f"going on after round {earlier.rounds} of {rounds}; {len(earlier.ended)} attacks had ended")
         _run(experiment, directory, earlier, console, verbose, callbacks)
 
@@ -103,14 +114,10 @@ def _run(
             rounds = earlier.state.rounds if earlier.state else ()
             display.go_on([entry.row() for entry in rounds], earlier.leakage)
         server_app = build_server_app(experiment, directory, display, earlier, callbacks)
-        run_federation(
-            server_app,
-            build_client_app(settings),
-            settings,
-            _attack_resources(settings),
-            verbose,
-            partial(_end_without_ray, directory),
-        )
+        client_app, resources = build_client_app(settings), _attack_resources(settings)
+        check_cluster = partial(check_nodes, experiment.with_base(directory.base), directory.base)
+        lost = partial(_end_without_ray, directory)
+        run_federation(server_app, client_app, settings, resources, verbose, check_cluster, lost)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
     for line in accuracy_line(pd.read_parquet(directory.rounds)):
@@ -138,7 +145,8 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
     tried = f"one batch: training loss {batch.loss:.4f}, a reply of {batch.size / 1e6:.1f} MB"
     seed = "client.seed is drawn anew by every run that is not given one: without it in the file, runs differ"
     # Comments, so that what is printed is a file that runs.
-    print(*(f"# {line}" for line in (*experiment.describe(), tried, seed)), sep="\n")
+    takes = f"takes about {estimate(experiment)}"
+    print(*(f"# {line}" for line in (*experiment.describe(), tried, takes, seed)), sep="\n")
     print("", dump_toml(experiment.settings), sep="\n")
 
 
@@ -265,6 +273,10 @@ def _attacking_sink(
         when=attack.when,
         on_reconstruction=recorder.after_attack,
         ended=None if earlier is None else earlier.ended,
+        chosen=partial(is_attacked, settings),
+        capture=attack.capture,
+        max_disk=attack.max_disk,
+        say=partial(display.say, in_terminal=True),
     )
     if attack.in_run:
         display.watch(pool.counts)
@@ -327,7 +339,8 @@ def server_strategy(experiment: Experiment, sink: Sink | None, rounds_before: in
     strategy, defence = experiment.strategy, experiment.disclosure()
     if sink is None:
         return Continued(strategy, rounds_before)
-    seeing: dict[str, Any] = {"defence": defence, "sink": sink, "rounds_before": rounds_before}
+    observes = partial(is_captured, experiment.settings)
+    seeing: dict[str, Any] = {"defence": defence, "sink": sink, "rounds_before": rounds_before, "observes": observes}
     if isinstance(strategy, Gossip):
         return CuriousPeers(strategy, experiment.settings.federation.curious_peers, **seeing)
     return HonestButCurious(strategy, sum_only=experiment.defence.sum_only, **seeing)

@@ -1,5 +1,6 @@
 """What ``fl-sim list`` prints: everything that has a name, with one line on it."""
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from rich.table import Table
 
 from attacks.model_inversion.registry import INVERSIONS
 from attacks.registry import ATTACKS
+from experiments.checkpoint import load_checkpoint
 from experiments.metrics.registry import METRICS
 from experiments.package_data import BUNDLED_PRIORS
-from experiments.settings import preset_names
+from experiments.settings import PRESETS, preset_names
 from experiments.sweep.file import SWEEPS, sweep_names
+from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import SettingsError
 from fl_sim.defences.registry import DEFENCES
 from fl_sim.diffusion import KNOWN_NETWORKS
@@ -22,6 +25,7 @@ from fl_sim.network import count_parameters, outline
 from fl_sim.network.factory import GROUP as FACTORIES
 from fl_sim.registry import plugins
 from strategies.registry import available as strategies
+from strategies.registry import strategy_class
 
 
 def list_names(only: str | None = None) -> Group:
@@ -40,7 +44,7 @@ def _kinds() -> dict[str, dict[str, str]]:
     return {
         "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "model inversion": {name: _summary_line(INVERSIONS.find(name)) for name in INVERSIONS.names()},
-        "strategy": dict.fromkeys(strategies(), ""),
+        "strategy": {name: _summary_line(strategy_class(name)) for name in strategies()},
         "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
         "metric": {name: _summary_line(METRICS.find(name)) for name in METRICS.names()},
         "network": {
@@ -53,9 +57,9 @@ def _kinds() -> dict[str, dict[str, str]]:
             "folder": "the images under data.path",
             "HUB_ID": "a Hugging Face dataset, or the path of a local one",
         },
-        "prior": dict.fromkeys(BUNDLED_PRIORS, ""),
-        "preset": dict.fromkeys(preset_names(), ""),
-        "sweep": {name: _first_comment(SWEEPS / f"{name}.toml") for name in sweep_names()},
+        "prior": {name: _prior_line(load_checkpoint(file)) for name, file in BUNDLED_PRIORS.items()},
+        "preset": {name: _first_sentence(PRESETS / f"{name}.toml") for name in preset_names()},
+        "sweep": {name: _first_sentence(SWEEPS / f"{name}.toml") for name in sweep_names()},
     }
 
 
@@ -74,9 +78,18 @@ def _network_line(config: dict[str, Any]) -> str:
     return f"{parameters:.1f} million parameters; channels {', '.join(map(str, config['block_out_channels']))}"
 
 
-def _first_comment(file: Path) -> str:
-    """The first line of a file of settings."""
-    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+def _prior_line(prior: Checkpoint) -> str:
+    assert prior.image_shape is not None
+    channels, height, width = prior.image_shape
+    parameters = count_parameters(outline(prior.model).parameters()) / 1e6
+    return f"images of {height}x{width}, {'grey' if channels == 1 else 'RGB'}; {parameters:.1f} million parameters"
+
+
+def _first_sentence(file: Path) -> str:
+    """That of the comment at the head of a file of settings."""
+    lines = takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
+    sentence, stop, _ = " ".join(line.removeprefix("# ") for line in lines).partition(". ")
+    return sentence + stop.rstrip()
 
 
 def _summary_line(documented: type) -> str:

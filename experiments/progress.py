@@ -57,6 +57,15 @@ class Standing:
     running: int = 0
     left: float | None = None
 
+    def in_words(self) -> str:
+        """In one line."""
+        parts = [self.step, f"round {self.rounds}/{self.planned_rounds}"] if self.planned_rounds else [self.step]
+        if self.planned_attacks:
+            parts.append(f"attacks: {self.attacks}/{self.planned_attacks}, {self.running} running")
+        if self.left:
+            parts.append(f"about {duration(self.left)} left")
+        return ", ".join(parts)
+
     def save(self, path: Path) -> None:
         """Replace the file."""
         content = _STANDING.dump_json(self)
@@ -206,6 +215,10 @@ class Progress(Display):
     def _keep_writing(self) -> None:
         while not self._over.wait(SIGN_OF_LIFE):
             self._write()
+            if self.is_silent:
+                with self._lock:
+                    standing = self._standing()
+                self.say(standing.in_words())
 
     def _write(self) -> None:
         """Write the progress file; a disk that is full for a while is no reason to end a run."""
@@ -283,14 +296,18 @@ def outcome(row: Mapping[str, Any]) -> str:
 def run_progress(experiment: Experiment, directory: RunDirectory, console: Console) -> Progress:
     """A display for this experiment on ``console``, and for those who watch ``directory``."""
     federation, attack = experiment.settings.federation, experiment.settings.attack
-    updates = federation.rounds * seen_per_round(experiment)
-    attacks = updates * len(attack.names) if attack.in_run else 0
+    attacks = most_attacked(experiment) * len(attack.names) if attack.in_run else 0
     return Progress(console, federation.rounds, attacks, directory.progress)
 
 
-def seen_per_round(experiment: Experiment) -> int:
-    """How many observations a round brings if everybody answers."""
-    federation, strategy = experiment.settings.federation, experiment.strategy
+def most_attacked(experiment: Experiment) -> int:
+    """How many updates of the run are attacked if everybody answers, at most: who takes part is drawn."""
+    federation, attack, strategy = experiment.settings.federation, experiment.settings.attack, experiment.strategy
+    rounds = sum(attack.due(number, federation.rounds) for number in range(1, federation.rounds + 1))
     if isinstance(strategy, Gossip):
-        return sum(len(strategy.neighbours(peer)) for peer in set(federation.curious_peers))
-    return 1 if experiment.defence.sum_only else federation.clients_per_round or federation.clients
+        seen = [peer for curious in set(federation.curious_peers) for peer in strategy.neighbours(curious)]
+        return rounds * sum(map(attack.chooses, seen))
+    if experiment.defence.sum_only:
+        return rounds
+    chosen = sum(map(attack.chooses, range(federation.clients)))
+    return rounds * min(chosen, federation.clients_per_round or federation.clients)

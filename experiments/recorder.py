@@ -29,7 +29,7 @@ from experiments.progress import Progress
 from experiments.rounds import Round, save_rounds
 from experiments.run_directory import RunDirectory
 from experiments.run_state import Earlier, RunState
-from experiments.seen_updates import seen_updates
+from experiments.seen_updates import is_attacked, seen_updates
 from experiments.utility import Utility
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.defences.privacy import Privacy
@@ -143,8 +143,8 @@ class Recorder:
         self._callbacks.tell(lambda callback: callback.on_attack(deepcopy(rows), images))
         of_round = self._attacks_of(rows[0])
         of_round[rows[0]["client"], rows[0]["observer"], rows[0]["attack"]] = rows
-        seen = len(list(seen_updates(experiment, self._logs[number - 1])))
-        if len(of_round) == seen * len(experiment.settings.attack.names):
+        attacked = [u for u in seen_updates(experiment, self._logs[number - 1]) if is_attacked(experiment.settings, u)]
+        if len(of_round) == len(attacked) * len(experiment.settings.attack.names):
             everything = [row for own in of_round.values() for row in own]
             self._callbacks.tell(lambda callback: callback.on_round_attacked(deepcopy(everything)))
 

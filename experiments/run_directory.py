@@ -66,6 +66,12 @@ class RunDirectory:
             raise SettingsError(f"{path}: not a run directory: it has no config.toml")
         return directory
 
+    def take_back(self) -> None:
+        """Empty the folder of a run that turned out impossible before it began."""
+        if not self.environment.is_file():
+            for file in (self.config, self.base, self.progress):
+                file.unlink(missing_ok=True)
+
     @property
     def ended(self) -> bool:
         """Whether the run was finished, report included."""

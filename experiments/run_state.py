@@ -172,10 +172,15 @@ def attacks_in(directory: RunDirectory) -> Iterator[Attacked]:
         yield Attacked(directory, _update_in(rows[0]), str(rows[0]["attack"]), rows)
 
 
-def take_up(directory: RunDirectory, expected: Callable[[RoundLog], Iterable[UpdateId]]) -> Earlier:
+def take_up(
+    directory: RunDirectory,
+    expected: Callable[[RoundLog], Iterable[UpdateId]],
+    attacked: Callable[[UpdateId], bool] = lambda _: True,
+) -> Earlier:
     """Read what an earlier run left, and remove what it wrote of a round that it did not finish.
 
-    ``expected``: the updates that the attacker saw in a round, none where nobody attacks.
+    ``expected``: the updates that the attacker saw in a round, none where nobody attacks. ``attacked``: which of them
+    are attacked; only their captures must be there.
 
     Raises:
         SettingsError: if the directory is not as a run leaves it; it is left as it was.
@@ -187,7 +192,9 @@ def take_up(directory: RunDirectory, expected: Callable[[RoundLog], Iterable[Upd
     attacks = [attack for attack in attacks_in(directory) if attack.update.round <= finished and attack.ended()]
     rows, ended = [row for attack in attacks for row in attack.rows], frozenset(attack.key for attack in attacks)
     seen = {update for log in (() if state is None else state.logs) for update in expected(log)}
-    _check_captures(directory, {*directory.captures.glob("*.safetensors")} - {*unfinished}, seen, ended)
+    told = {update for update, _ in ended}
+    needed = {update for update in seen if attacked(update)} - told
+    _check_captures(directory, {*directory.captures.glob("*.safetensors")} - {*unfinished}, seen, needed)
     for path in unfinished:
         path.unlink()
     return Earlier(state, rows, ended)
@@ -215,16 +222,15 @@ def _check_captures(
     directory: RunDirectory,
     there: Collection[Path],
     seen: Collection[UpdateId],
-    ended: Collection[tuple[UpdateId, str]],
+    needed: Collection[UpdateId],
 ) -> None:
-    """Refuse captures of updates that nobody saw, and a lack of captures that are still to be attacked."""
+    """Refuse captures of updates that nobody saw, and a lack of captures that are still ``needed``."""
     for path in sorted(there):
         if update_of(path) not in seen:
             raise SettingsError(f"{path}: not a capture of this run; allowed: to move it elsewhere")
-    told = {update for update, _ in ended}
-    for update in seen:
+    for update in needed:
         path = directory.captures / f"{update.stem}.safetensors"
-        if path not in there and update not in told:
+        if path not in there:
             raise SettingsError(f"{path}: is gone, and was not attacked yet; allowed: to put it back")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
 from experiments.package_data import BUNDLED_FILES, BUNDLED_PRIORS, data_file
 from fl_sim.config import (
@@ -37,6 +37,8 @@ class AttackSettings(Section):
 
     name: str | tuple[str, ...] = "residual"
     when: Literal["during", "after", "never"] = "during"
+    every: int = Field(1, ge=1)
+    clients: tuple[Annotated[int, Field(ge=0)], ...] = ()
     knows_defence: bool = True
     args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     workers: int = Field(2, ge=1, le=10_000)
@@ -44,6 +46,17 @@ class AttackSettings(Section):
     gpus_per_worker: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1, le=10_000)
     timeout: Seconds = 600.0
+    capture: Literal["all", "attacked", "none"] = "all"
+    max_disk: Annotated[ByteSize, Field(ge=1, lt=2**63)] | None = None
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.capture == "none" and self.when == "never":
+            raise ValueError(
+                "attack.capture = 'none': with attack.when = 'never' a run would leave nothing to attack; allowed: "
+                "'attacked' or 'all', or attack.when = 'during' or 'after'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _none_is_alone(self) -> Self:
@@ -60,6 +73,14 @@ class AttackSettings(Section):
     def in_run(self) -> bool:
         """Whether the run itself attacks what it captures."""
         return bool(self.names) and self.when != "never"
+
+    def due(self, server_round: int, rounds: int) -> bool:
+        """Whether updates of this round of so many are attacked; those of the last always are."""
+        return server_round % self.every == 0 or server_round == rounds
+
+    def chooses(self, client: int) -> bool:
+        """Whether updates of this client are attacked; -1 is the sum over all."""
+        return client < 0 or not self.clients or client in self.clients
 
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
@@ -226,6 +247,13 @@ class ExperimentSettings(Settings):
                 others = {*registered, *_names(look_up(file, key))} - set(named)
                 kept[table]["args"] = {name: values for name, values in arguments.items() if name not in others}
         return kept
+
+    @model_validator(mode="after")
+    def _attacked_clients_are_there(self) -> Self:
+        for client in self.attack.clients:
+            if client >= self.federation.clients:
+                raise ValueError(f"attack.clients: {client} is no client; allowed: 0 to {self.federation.clients - 1}")
+        return self
 
     @model_validator(mode="after")
     def _inversion_has_public_images(self) -> Self:

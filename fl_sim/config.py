@@ -537,6 +537,14 @@ class Settings(Section):
     defence: DefenceSettings = DefenceSettings()
     ray: RaySettings = RaySettings()
 
+    @model_validator(mode="after")
+    def _roots_differ(self) -> Self:
+        if self.client.seed == self.seed:
+            raise ValueError(
+                f"client.seed = {self.seed}: it is the public seed too, which the server knows; allowed: another number"
+            )
+        return self
+
 
 def resolve(settings: S) -> S:
     """The same settings with absolute paths, and a private seed drawn by the system where it was left open."""

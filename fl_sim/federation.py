@@ -98,9 +98,12 @@ def run_federation(
     settings: Settings,
     attack: AttackResources = AttackResources(),
     verbose: bool = False,
+    check_cluster: Callable[[], None] | None = None,
     lost: Callable[[str], object] | None = None,
 ) -> None:
     """Run both apps to the end on Ray, and shut Ray down.
+
+    ``check_cluster`` is called once an existing cluster was joined, before its clients start.
 
     ``lost`` is called with the name of a process of Ray's own that dies, in a thread beside; it should end this
     process, in which Ray's library would wait for minutes, or for ever. None: nobody looks. Of a cluster that was there
@@ -112,10 +115,13 @@ def run_federation(
         Exception: whatever the ServerApp raised.
     """
     import ray
+    from flwr.server.superlink.fleet.vce.backend import raybackend
 
     # Imported late: it loads half of Flower, which the command line's help and the clients do not need.
     from flwr.simulation import run_simulation
-    from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+    from flwr.simulation.ray_transport.ray_actor import ClientAppActor
+
+    from fl_sim.client_pool import ClientPool
 
     # To Ray, an actor that Flower terminates has died: that must not be retried (see _RESTARTS).
     ClientAppActor.__ray_metadata__.method_meta.max_task_retries["terminate"] = 0  # type: ignore[attr-defined]
@@ -123,12 +129,15 @@ def run_federation(
         # An error is raised once; Flower would also log the traceback of every client.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     guard = _Guard(server_app)
-    BasicActorPool.fetch_result_and_return_actor_to_pool = _fetch_until(guard.ended)  # type: ignore[assignment]
+    ClientPool.ended = guard.ended
+    raybackend.BasicActorPool = ClientPool  # type: ignore[misc]
     if lost is not None and settings.ray.address is None:
         threading.Thread(target=_watch_ray, args=(guard.ended, lost), daemon=True).start()
     try:
         with _own_signal_handler():
             client_resources = _start_ray(settings, attack, verbose)
+        if settings.ray.address and check_cluster is not None:
+            check_cluster()
         run_simulation(
             guard.server_app(),
             _Supervised(client_app, settings.federation.client_timeout or settings.federation.timeout),
@@ -196,17 +205,18 @@ def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> di
     if settings.ray.address:
         try:
             _check_reachable(settings.ray.address)
-            ray.init(address=settings.ray.address, **logs)
+            with _without_future_warnings():
+                ray.init(address=settings.ray.address, **logs)
         except (OSError, ValueError) as error:
             raise SettingsError(f"ray.address = {settings.ray.address!r}: {one_line(str(error))}") from error
         total = ray.cluster_resources()
+        _check_a_client_fits(settings)
         _, client_gpus = split_resources(settings, int(total.get("CPU", 1)), int(total.get("GPU", 0)), attack)
         return {"num_cpus": settings.federation.client_cpus, "num_gpus": client_gpus}
     gpus = torch.cuda.device_count()
     actors, client_gpus = split_resources(settings, os.cpu_count() or 1, gpus, attack)
     # Flower starts one actor per client's share of the CPUs. To Ray a CPU is only a number: one stands for one actor.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with _without_future_warnings():
         ray.init(
             num_cpus=actors,
             num_gpus=gpus,
@@ -215,6 +225,26 @@ def _start_ray(settings: Settings, attack: AttackResources, verbose: bool) -> di
             **logs,
         )
     return {"num_cpus": 1, "num_gpus": client_gpus}
+
+
+@contextmanager
+def _without_future_warnings() -> Iterator[None]:
+    """Ray warns those who start or join it of what it will do in later versions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _check_a_client_fits(settings: Settings) -> None:
+    """SettingsError if no node of the cluster has the processors that a client asks for."""
+    import ray
+
+    most = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if settings.federation.client_cpus > most:
+        raise SettingsError(
+            f"federation.client_cpus = {settings.federation.client_cpus:g}: no node of the cluster has more than "
+            f"{most:g} CPUs; allowed: at most that"
+        )
 
 
 def _check_reachable(address: str) -> None:
@@ -259,24 +289,6 @@ def _attempts_before() -> int:
     from ray._private.worker import global_worker
 
     return global_worker.core_worker.get_current_task_attempt_number()  # type: ignore[attr-defined]  # set once connected
-
-
-def _fetch_until(ended: threading.Event) -> Callable[[Any, Any], tuple[Message, Context]]:
-    """Replaces the wait of Flower's actor pool for a client's reply; this one stops when the server has ended.
-
-    If the cluster has no free resources, the client's process never starts, and Flower would wait for ever.
-    """
-    import ray
-
-    def fetch(pool: Any, future: Any) -> tuple[Message, Context]:
-        while not ray.wait([future], timeout=1.0)[0]:
-            if ended.is_set():
-                raise FederationError("the server has gone")
-        _, reply, context = ray.get(future)
-        pool.add_actor_back_to_pool(future)
-        return reply, context
-
-    return fetch
 
 
 @dataclass

@@ -85,6 +85,7 @@ class HonestButCurious(Continued):
         sum_only: whether clients use secure aggregation: the server then sees only the sum of a round's replies.
         sink: takes the observations; ``attacks``, ``workers``, ``seed`` and ``directory`` are then unused.
         rounds_before: rounds of an earlier run that this one goes on from.
+        observes: which updates are observed at all; of the others nothing is read.
 
     Raises:
         AttackError: if an attack does not exist or its arguments are wrong.
@@ -105,6 +106,7 @@ class HonestButCurious(Continued):
         sum_only: bool = False,
         sink: Sink | None = None,
         rounds_before: int = 0,
+        observes: Callable[[UpdateId], bool] = lambda _: True,
     ) -> None:
         if (owner := own_start(strategy)) is not None:
             raise ArgumentError(
@@ -121,6 +123,7 @@ class HonestButCurious(Continued):
             arguments = attacks if isinstance(attacks, Mapping) else {name: {} for name in attacks}
             sink = DirectorySink(Path(directory), arguments, AttackPool(workers), seed)
         self._sink = sink
+        self._observes = observes
         self._observer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="observer")
         self._observing: list[Future[None]] = []
 
@@ -181,6 +184,8 @@ class HonestButCurious(Continued):
     def _observe(self, views: Sequence[View], defence: DefenceDisclosure | None) -> None:
         """Observe one reply, or the sum of several."""
         update_id = views[0].update_id if len(views) == 1 else replace(views[0].update_id, client=-1)
+        if not self._observes(update_id):
+            return
         try:
             assert self._recipe is not None  # configure_train saw to it
             self._sink.observe(make_observation(self._recipe, update_id, views, defence))

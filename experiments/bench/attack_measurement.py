@@ -129,7 +129,12 @@ def time_to_threshold(images: Tensor, found: Reconstruction, trace: Trace) -> Ro
 
 
 def psnr(truth: Tensor, images: Tensor) -> Tensor:
-    """PSNR in dB of each true image [N] under the best pairing; the worst there is if the images are not finite."""
+    """PSNR in dB of each true image [N] under the best pairing; the worst there is if the images are not finite.
+
+    One image that stands for several is compared with their mean, [1].
+    """
+    if len(images) == 1:
+        truth = truth.mean(dim=0, keepdim=True)
     if not torch.isfinite(images).all():
         return torch.full((len(truth),), WORST_DB, dtype=torch.float64)
     return metrics.psnr(truth, match(truth, images))

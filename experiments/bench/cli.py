@@ -1,6 +1,6 @@
 """The commands ``fl-sim bench …``: which there are, and what they take.
 
-Like experiments/cli.py, this imports nothing slow.
+Like experiments/cli/, this imports nothing slow.
 """
 
 from collections.abc import Iterator
@@ -243,7 +243,7 @@ def priors(
         str,
         typer.Option(
             metavar="SUITE,…",
-            help="convnet, resnet, digits, large (64x64 and 128x128).",
+            help="convnet, resnet, digits, defences (of the ConvNet), large (64x64 and 128x128).",
             show_default="all, with --quick convnet",
         ),
     ] = "",

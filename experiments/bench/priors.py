@@ -66,6 +66,8 @@ def contenders(evaluations: int) -> list[PriorContender]:
     ]
 
 
+PHOTOGRAPHS_32: dict[str, Any] = {"classifier": "ConvNet", "data": "photographs", "image_size": 32}
+
 NOISE = (0.0, 0.01, 0.1, 1.0)
 """Norm of the noise as a share of the gradient's; the attacker knows it."""
 
@@ -79,9 +81,14 @@ def _noisy(strengths: Sequence[float], **facts: Any) -> list[ClassifierCase]:
 
 
 SUITES: dict[str, list[ClassifierCase]] = {
-    "convnet": _noisy(NOISE, classifier="ConvNet", data="photographs", image_size=32),
+    "convnet": _noisy(NOISE, **PHOTOGRAPHS_32),
     "resnet": _noisy((0.0, 1.0), classifier="ResNet", data="photographs", image_size=32),
     "digits": _noisy(NOISE, classifier="ConvNet", data="digits", image_size=16),
+    "defences": [
+        ClassifierCase(model=model, defence=defence, strength=strength, **PHOTOGRAPHS_32)
+        for model in ("untrained", "trained")
+        for defence, strength in (("clip", 0.5), ("top-k", 0.1), ("top-k", 0.01), ("signs", 0.0), ("noise", 10.0))
+    ],
     "large": [ClassifierCase(classifier="ConvNet", data="photographs", image_size=side) for side in (64, 128)],
 }
 """What is measured, by the name that ``--only`` takes."""

@@ -2,17 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
 from experiments.metrics.metric import Metric
 from experiments.metrics.registry import METRICS, create_metrics
 from experiments.settings import MetricsSettings
+from fl_sim.config import SettingsError
+from fl_sim.errors import first_error
 
 
 def all_metrics(lpips_weights: Sequence[str] = ()) -> dict[str, Metric]:
     """Every registered metric by its name; SettingsError if a file of ``lpips_weights`` holds no backbone of LPIPS."""
-    return create_metrics(MetricsSettings(names=tuple(METRICS.names()), lpips_weights=tuple(lpips_weights)))
+    try:
+        settings = MetricsSettings(names=tuple(METRICS.names()), lpips_weights=tuple(lpips_weights))
+    except ValidationError as error:
+        raise SettingsError(f"--lpips-weights: {first_error(error)['msg']}") from error
+    return create_metrics(settings)
 
 
 def describe(metrics: Mapping[str, Metric]) -> Table:

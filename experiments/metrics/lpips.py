@@ -153,7 +153,7 @@ def load_network(net: str, file: Path) -> nn.Module:
     """LPIPS on the backbone called ``net`` with the weights in ``file``, frozen.
 
     Raises:
-        SettingsError: if the file cannot be read, or lacks a tensor of that backbone.
+        SettingsError: if the file cannot be read, or lacks a tensor of that backbone, or has one of no finite numbers.
     """
     network = _random_network(net)
     _load_into(network, read_weights(file), file)
@@ -174,7 +174,13 @@ def _load_into(network: Any, weights: dict[str, Tensor], file: Path) -> None:
         stored = f"features.{name.partition('.')[2]}"  # without the slice that lpips puts the layer into
         if stored not in weights or weights[stored].shape != parameter.shape:
             raise SettingsError(f"{file}: it has no tensor {stored!r} of shape {list(parameter.shape)}")
+        if not _finite(weights[stored]):
+            raise SettingsError(f"{file}: {stored!r} does not hold finite real numbers")
         parameter.data.copy_(weights[stored])
+
+
+def _finite(weights: Tensor) -> bool:
+    return weights.layout is torch.strided and weights.is_floating_point() and bool(weights.isfinite().all())
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

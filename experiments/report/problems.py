@@ -8,6 +8,7 @@ from attacks.observation import UpdateId
 from experiments.inversion_section import problems as inversion_problems
 from experiments.leakage import OK, USER, observing_peer
 from experiments.report.run import Run
+from experiments.seen_updates import is_attacked
 from experiments.summary import RECOGNISABLE_DB, blank_originals
 
 MOST_NAMED = 12
@@ -41,7 +42,8 @@ def problems_of(run: Run) -> list[tuple[str, str]]:
 
 def _waiting(run: Run) -> int:
     """How many attacks on the captures have not ended."""
-    captured = {path.stem for path in run.directory.captures.glob("*.safetensors")}
+    stems = {path.stem for path in run.directory.captures.glob("*.safetensors")}
+    captured = {stem for stem in stems if is_attacked(run.settings, UpdateId.from_stem(stem))}
     groups = run.leakage[["round", "client", "observer", "attack"]].drop_duplicates().itertuples(index=False)
     ended = {
         (stem, attack)

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.batch_trial import try_first_batch
 from experiments.commands import bold_path
+from experiments.estimate import Cost, estimate
 from experiments.experiment import Experiment
 from experiments.launch import check
 from experiments.report import build_sweep_report
 from experiments.settings import ExperimentSettings
 from experiments.summary import RECOGNISABLE_DB
-from experiments.sweep import estimate, processes
+from experiments.sweep import processes
 from experiments.sweep.directory import SweepDirectory
 from experiments.sweep.file import SweepFile, load_sweep
 from experiments.sweep.jobs import jobs_that_fit
+from experiments.sweep.plan import describe
 from experiments.sweep.points import Point, expand
 from experiments.sweep.progress import SweepProgress
 from experiments.sweep.table import ENDED, Row, SweepTable
@@ -72,13 +75,14 @@ def dry_run(source: str, overrides: Sequence[str], out: Path, jobs: int | None, 
     Raises:
         UserError: one line on what is wrong.
     """
-    costs: dict[str, estimate.Cost] = {}
+    costs: dict[str, Cost] = {}
 
     def time_one(point: Point, experiment: Experiment) -> None:
-        costs[point.name] = estimate.estimate(experiment)
+        try_first_batch(experiment)
+        costs[point.name] = estimate(experiment)
 
     sweep, _, planned = _plan(source, overrides, SweepDirectory(out), time_one)
-    table, lines = estimate.describe(costs, sweep.repetitions, jobs or jobs_that_fit(list(planned.values())))
+    table, lines = describe(costs, sweep.repetitions, jobs or jobs_that_fit(list(planned.values())))
     console.print(table)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -165,7 +169,7 @@ def _shown(table: SweepTable) -> Table:
             share = row["share_recognisable"]
             shown.add_row(
                 name,
-                str(row["attack"] or ""),
+                Text(row["attack"] or ""),
                 "" if row["images"] is None else str(row["images"]),
                 _decibels(row["median_psnr"]),
                 "" if share is None or math.isnan(share) else f"{100 * share:.0f} %",

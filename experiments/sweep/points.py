@@ -46,14 +46,15 @@ def expand(sweep: SweepFile) -> list[Point]:
     derived from the sweep's two roots, neither from the other (fl_sim/draws.py).
 
     Raises:
-        SettingsError: if there are too many, two would be the same, a table of [[run]] sets what the grid varies, or
-            the roots are one.
+        SettingsError: if there are too many, two would be the same, [set] or a table of [[run]] sets what the grid
+            varies, or the roots are one.
     """
     runs = sweep.repetitions * max(1, len(sweep.run)) * prod(len(values) for values in flatten(sweep.grid).values())
     if runs > MOST_RUNS:
         raise SettingsError(f"the sweep has {runs} runs; allowed: at most {MOST_RUNS}")
     if sweep.client_seed == sweep.seed:
         raise SettingsError(f"client_seed = {sweep.seed}: it is the public seed too; allowed: another number, or none")
+    _check_grid_hides_nothing(sweep)
     settings = list(_settings(sweep))
     names = _names(settings, sweep.axes)
     assert sweep.client_seed is not None
@@ -70,13 +71,24 @@ def expand(sweep: SweepFile) -> list[Point]:
     return points
 
 
+def _check_grid_hides_nothing(sweep: SweepFile) -> None:
+    """Refuse a setting that a value of the grid, of the same key or of a table around it, would replace."""
+    grid = flatten(sweep.grid)
+    for place, table in [("set", sweep.set), *((f"run {number}", table) for number, table in enumerate(sweep.run, 1))]:
+        for path in flatten(table):
+            for length in range(1, len(path) + 1):
+                if path[:length] in grid:
+                    around = dotted_key(path[:length])
+                    raise SettingsError(
+                        f"{place}: {dotted_key(path)} is in [grid] too, by {around}; allowed: one of them"
+                    )
+
+
 def _settings(sweep: SweepFile) -> Iterator[Values]:
     """What each run sets of the axes, in their order."""
     grid = flatten(sweep.grid)
-    for number, table in enumerate(sweep.run or ({},), 1):
+    for table in sweep.run or ({},):
         own = flatten(table)
-        for path in own.keys() & grid.keys():
-            raise SettingsError(f"run {number}: {dotted_key(path)} is in [grid] too; allowed: one of them")
         for combination in product(*grid.values()):
             given = own | dict(zip(grid, combination, strict=True))
             yield {path: given[path] for path in sweep.axes if path in given}

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from attacks import workers
 from attacks.attack import AttackError, Reconstruction
@@ -27,8 +27,8 @@ class GatedSlot:
     def __init__(self, *_: object) -> None:
         self.closed = False
 
-    def warm_up(self) -> None:
-        pass
+    def warm_up(self) -> bool:
+        return True
 
     def run(self, job: Job) -> str:
         self.gate.wait(10)
@@ -113,6 +113,45 @@ def test_a_failing_callback_is_raised_when_drained_and_stops_no_other_job(gate):
     pool.close()
 
 
+def test_a_worker_without_a_place_leaves_its_jobs_to_the_others(monkeypatch):
+    """Of two machines one dies with a job, and there is no place for its worker until another machine joins."""
+    joined, did = threading.Event(), []
+
+    class Slot:
+        def __init__(self, *_: object) -> None:
+            self.working, self.first = False, not did
+            did.append(self)
+
+        def warm_up(self) -> bool:
+            self.working = self.first or self.lost == 0 or joined.is_set()
+            return self.working
+
+        lost = 0
+
+        def run(self, job: Job) -> str:
+            if not self.first and not joined.is_set():
+                self.lost, self.working = 1, False
+                raise RayActorError
+            time.sleep(0.01)
+            return "first" if self.first else "late"
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(workers, "_Slot", Slot)
+    monkeypatch.setattr(workers, "RESTART_PAUSE", 0.01)
+    pool, results = AttackPool(2), []
+    for _ in range(5):
+        pool.submit(job(1), results.append)
+    assert pool.drain(timeout=10)
+    assert results == ["first"] * 5
+    joined.set()
+    while len(set(results)) == 1:
+        pool.submit(job(1), results.append)
+        assert pool.drain(timeout=10)
+    assert set(results) == {"first", "late"}
+    pool.close()
+
+
 @pytest.mark.parametrize(("arguments", "message"), [({"workers": 0}, "^workers = 0"), ({"timeout": 0}, "^timeout = 0")])
 def test_impossible_pools_are_refused(arguments, message):
     with pytest.raises(AttackError, match=message):
@@ -143,7 +182,10 @@ def test_a_worker_that_ray_kills_for_its_memory_is_replaced_once(times, becomes,
     )
     cluster.get.side_effect = [answer for _ in range(times) for answer in ("cpu", killed)] + ["cpu", "found"]
     monkeypatch.setattr(workers, "ray", cluster)
-    assert workers._Slot(1, 0.0, 1.0).run(job(0, capture)) == becomes
+    pool, results = AttackPool(1), []
+    pool.submit(job(0, capture), results.append)
+    assert pool.drain(10)
+    assert results == [becomes]
     assert cluster.kill.call_count == times
 
 

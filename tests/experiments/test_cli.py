@@ -124,6 +124,7 @@ def test_metrics_are_described_and_checked(tmp_path: Path, monkeypatch: pytest.M
     assert "lpips_squeeze: can be computed here\n" in found.output
     file.write_bytes(b"no tensors")
     assert_refused(fl_sim("metrics", "--check", "--lpips-weights", file), "squeeze.pth: no file of tensors")
+    assert_refused(fl_sim("metrics", "--check", "--lpips-weights", ""), "--lpips-weights", "must not be empty")
 
 
 def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +133,9 @@ def test_everything_that_has_a_name_is_listed(monkeypatch: pytest.MonkeyPatch) -
     assert "Noise as image" in output
     named = ("guess", "FedSGD", "Krum", "bundled", "astronaut", "digits-16", "paper/cifar100-known-gidm")
     assert all(name in output for name in named)
+    assert "Averaging" in output  # in Flower's own words
+    assert "Ten runs." not in fl_sim("list", "sweeps").output
+    assert "images of 16x16, grey; 0.7 million parameters" in fl_sim("list", "priors").output
     monkeypatch.setattr(ATTACKS, "built_in", {"guess": "no.such:Attack"})
     assert_refused(fl_sim("list"), "attack 'guess': cannot be imported")
 

@@ -1,5 +1,7 @@
 import io
+import time
 
+import pytest
 from rich.console import Console
 
 from attacks.workers import Counts
@@ -33,6 +35,18 @@ def test_without_a_terminal_every_event_is_a_plain_line() -> None:
         "round 1 client 1 image 0 dlg: timeout after 9 s",
         "round 1 client 2 image 0 dlg: 99.9 dB in 3 s, no evidence: an original without content",
     ]
+
+
+def test_without_a_terminal_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.progress.SIGN_OF_LIFE", 0.01)
+    monkeypatch.setattr("experiments.display.LINE_EVERY", 0.2)
+    output = io.StringIO()
+    with Progress(Console(file=output, width=100), rounds=2, attacks=4) as progress:
+        progress.watch(lambda: Counts(queued=3, running=1))
+        time.sleep(0.5)
+    lines = output.getvalue().splitlines()
+    assert 1 <= len(lines) <= 3
+    assert lines[0].endswith("starting Ray and the clients, round 0/2, attacks: 0/4, 1 running")
 
 
 def test_a_terminal_shows_rounds_the_queue_and_the_best_so_far() -> None:

@@ -42,6 +42,9 @@ RUNS = {
     "gossip": (*ALL, "federation.topology=ring", "strategy.name=Gossip", "federation.curious_peers=[0, 1]"),
     "attacks afterwards": ("attack.when=after", "metrics.names=gmsd"),
     "LoRA": (*WEIGHTS, "client.lora.rank=2", "strategy.name=FedAvg"),
+    "no capture stays": ("attack.capture=none", "attack.max_disk=2MB", "attack.every=2"),
+    "attacked clients alone": ("attack.capture=attacked", "attack.clients=[0, 2]"),
+    "no room for captures": ("attack.max_disk=200kB",),
     "nobody attacks": ("attack.name=none", 'strategy.args={optimizer="adam",lr=0.01}'),
 }
 

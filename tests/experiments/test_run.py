@@ -192,6 +192,7 @@ def test_a_dry_run_prints_a_file_that_runs_and_leaves_nothing(tmp_path: Path, mo
     assert done.exit_code == 0, done.output
     assert list(tmp_path.iterdir()) == []
     assert "# one batch: training loss" in done.stdout
+    assert "# takes about 2" in done.stdout
     printed = load_settings(ExperimentSettings, tomllib.loads(done.stdout))
     assert (printed.client.seed, printed.model.block_out_channels) == (3, (8, 8))
 

@@ -89,6 +89,7 @@ def test_resolved_paths_mean_the_same_from_every_folder(tmp_path: Path, monkeypa
         ("data.name=~no-such-user/x", ["data.name = '~no-such-user/x'", "no such user"]),
         ("client.batch_size=0", ["client.batch_size = 0", "greater than or equal to 1"]),
         ("strategy.ema=2", ["strategy.ema = 2", "less than 1"]),
+        ("client.seed=0", ["client.seed = 0", "the public seed too"]),
         ("seed=true", ["seed = true", "neither true nor false"]),
         ("client.local_steps=3", ["client.local_steps = 3", "client.update = 'gradient'"]),
         ("federation.clients_per_round=9", ["federation.clients_per_round = 9", "federation.clients = 4"]),

@@ -19,7 +19,6 @@ from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
 from fl_sim.federation import (
     AttackResources,
-    _fetch_until,
     _Guard,
     _own_signal_handler,
     _StoppableGrid,
@@ -163,22 +162,6 @@ def test_a_client_that_is_asked_for_too_long_is_not_begun(monkeypatch: pytest.Mo
     asked.metadata.__dict__["_created_at"] = time.time() - 61
     with pytest.raises(FederationError, match="asked in an earlier round"):
         _Supervised(ClientApp(), 1.0)(asked, node_context(0))
-
-
-@pytest.mark.ray
-def test_no_client_is_waited_for_once_the_server_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended, waits = threading.Event(), []
-
-    def never_ready(futures: list[object], timeout: float) -> tuple[list[object], list[object]]:
-        waits.append(timeout)
-        if len(waits) == 3:
-            ended.set()
-        return [], futures
-
-    monkeypatch.setattr("ray.wait", never_ready)
-    with pytest.raises(FederationError, match="the server has gone"):
-        _fetch_until(ended)(None, object())
-    assert len(waits) == 3
 
 
 def test_what_flowers_strategies_end_a_run_with_is_one_line() -> None:

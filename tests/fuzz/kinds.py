@@ -1,5 +1,6 @@
 """The kinds of input: how a bad one is made, and how it is read."""
 
+import io
 import json
 import tempfile
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from shutil import copytree
 from typing import Any
 
 import numpy as np
+import tomli_w
 import torch
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from attacks.attack import Reconstruction
 from attacks.inversion.budget import Budget
@@ -30,6 +33,10 @@ from experiments.run_directory import reading
 from experiments.run_state import RunState
 from experiments.settings import load_run
 from experiments.summary import summarise
+from experiments.sweep.directory import SweepDirectory
+from experiments.sweep.file import load_sweep
+from experiments.sweep.points import expand
+from experiments.sweep.watch import watch_sweep
 from fl_sim import network
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.diffusion import DiffusionTask, scheduler_config
@@ -194,17 +201,28 @@ _KEYS = st.sampled_from(
 )
 
 
-def _make_toml(draw: st.DrawFn, folder: Path) -> None:
-    import tomli_w
+_SWEEP: dict[str, Any] = {
+    "base": "demo-16",
+    "seed": 0,
+    "client_seed": 3,
+    "repetitions": 2,
+    "set": {"federation": {"rounds": 1}, "attack.args": {"residual": {"max_evaluations": 3}}},
+    "grid": {"client": {"batch_size": [1, 2]}, "model.checkpoint": ["none"]},
+    "run": [{"defence": {"name": "none"}}, {"defence": {"name": "top-k", "args": {"fraction": 0.1}}}],
+}
 
-    tree = draw(spoilt(_RUN))
-    if not draw(st.integers(0, 3)) or not isinstance(tree, dict):
-        content = draw(spoilt_bytes(tomli_w.dumps(_RUN).encode()))
-    else:
-        content = "\n".join(f"{_toml_key(key)} = {_toml(value)}" for key, value in tree.items()).encode(
-            "utf-8", "surrogatepass"
-        )
-    write(folder / "run.toml", content)
+
+def _toml_file(name: str, sound_tree: dict[str, Any]) -> Make:
+    def make(draw: st.DrawFn, folder: Path) -> None:
+        tree = draw(spoilt(sound_tree))
+        if not draw(st.integers(0, 3)) or not isinstance(tree, dict):
+            content = draw(spoilt_bytes(tomli_w.dumps(sound_tree).encode()))
+        else:
+            lines = (f"{_toml_key(key)} = {_toml(value)}" for key, value in tree.items())
+            content = "\n".join(lines).encode("utf-8", "surrogatepass")
+        write(folder / name, content)
+
+    return make
 
 
 def _toml(value: Any) -> str:
@@ -222,6 +240,27 @@ def _toml_key(key: str) -> str:
 
 def _read_toml(folder: Path) -> None:
     prepare(load_run(str(folder / "run.toml"), ["data.image_size=16"]))
+
+
+def _read_sweep(folder: Path) -> None:
+    sweep = load_sweep(str(folder / "sweep.toml"))
+    point = expand(sweep if sweep.client_seed is not None else sweep.model_copy(update={"client_seed": 1}))[-1]
+    load_run(sweep.base, point.overrides)
+
+
+_SWEEP_TABLE = """\
+client.batch_size,run,directory,status,attack,median_psnr,share_recognisable,images,timesteps_recovered,utility,seed
+1,batch_size=1,batch_size=1,ended,residual,61.5,1.0,4,4,0.02,17
+2,batch_size=2,batch_size=2,not ended,residual,,,,,,17
+"""
+
+
+def _make_sweep_table(draw: st.DrawFn, folder: Path) -> None:
+    write(folder / "sweep.csv", draw(spoilt_csv(_SWEEP_TABLE.encode())))
+
+
+def _read_sweep_table(folder: Path) -> None:
+    watch_sweep(SweepDirectory(folder), Console(file=io.StringIO()), once=True)
 
 
 def _make_overrides(draw: st.DrawFn, folder: Path) -> None:
@@ -276,11 +315,11 @@ def _make_run(draw: st.DrawFn, folder: Path) -> None:
         file.write_bytes(draw(spoilt_bytes(file.read_bytes())))
 
 
-def _make_table(draw: st.DrawFn, folder: Path) -> None:
-    content = (_a_run() / "leakage.csv").read_bytes()
+@st.composite
+def spoilt_csv(draw: st.DrawFn, content: bytes) -> bytes:
+    """A table of which bytes, cells, columns or rows were changed."""
     if draw(st.booleans()):
-        write(folder / "leakage.csv", draw(spoilt_bytes(content, header=300)))
-        return
+        return draw(spoilt_bytes(content, header=300))
     rows = [line.split(",") for line in content.decode().splitlines()]
     for _ in range(draw(st.integers(1, 3))):
         row = draw(st.sampled_from(rows))
@@ -290,7 +329,11 @@ def _make_table(draw: st.DrawFn, folder: Path) -> None:
         gone = draw(st.integers(0, len(rows[0]) - 1))
         rows = [row[:gone] + row[gone + 1 :] for row in rows]
     rows = {"no header": rows[1:], "twice": rows * 2}.get(action, rows)
-    write(folder / "leakage.csv", ("\n".join(map(",".join, rows)) + "\n").encode())
+    return ("\n".join(map(",".join, rows)) + "\n").encode()
+
+
+def _make_table(draw: st.DrawFn, folder: Path) -> None:
+    write(folder / "leakage.csv", draw(spoilt_csv((_a_run() / "leakage.csv").read_bytes())))
 
 
 def _read_table(folder: Path) -> None:
@@ -359,7 +402,9 @@ KINDS: dict[str, Kind] = {
         _safetensors("checkpoint.safetensors", "checkpoint", "checkpoint", "classifier"), _read_checkpoint
     ),
     "diffusers folder": Kind(_make_diffusers, _read_diffusers, cost=0.1),
-    "TOML file": Kind(_make_toml, _read_toml, cost=0.05),
+    "TOML file": Kind(_toml_file("run.toml", _RUN), _read_toml, cost=0.05),
+    "sweep file": Kind(_toml_file("sweep.toml", _SWEEP), _read_sweep, cost=0.05),
+    "sweep table": Kind(_make_sweep_table, _read_sweep_table),
     "--set": Kind(_make_overrides, _read_overrides, cost=0.05),
     "image": Kind(_make_image, _read_image),
     "reconstruction": Kind(_make_reconstruction, _read_reconstruction),

@@ -186,3 +186,9 @@ def test_a_stopped_benchmark_keeps_what_was_measured_and_says_how_to_go_on(
     last_words = f"fl-sim: stopped; --out {tmp_path} with the same options goes on from here"
     assert capfd.readouterr().err.splitlines()[-1] == last_words
     assert len(json.loads((tmp_path / "attacks.json").read_text())["rows"]) == 1
+
+
+def test_one_image_that_stands_for_several_is_compared_with_their_mean() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    assert len(psnr(images, images[:1])) == 1
+    assert psnr(images, images[:1]) < psnr(images, images.mean(dim=0, keepdim=True))

@@ -12,7 +12,7 @@ def write(root: Path, files: dict[str, str]) -> str:
 
 def test_the_hash_is_that_of_the_attacks_and_of_the_ground_floor(tmp_path: Path) -> None:
     first = write(tmp_path, {"attacks/a.py": "1", "attacks/deep/b.py": "2", "fl_sim/diffusion/loss.py": "3"})
-    assert write(tmp_path, {"attacks/notes.txt": "4", "fl_sim/config.py": "5", "experiments/cli.py": "6"}) == first
+    assert write(tmp_path, {"attacks/notes.txt": "4", "fl_sim/config.py": "5", "experiments/cli/run.py": "6"}) == first
     for name in ("attacks/deep/b.py", "fl_sim/diffusion/loss.py", "fl_sim/network/lora.py", "attacks/new.py"):
         changed = write(tmp_path, {name: "7"})
         assert changed != first

@@ -129,6 +129,18 @@ def test_a_backbone_that_lacks_a_layer_is_no_backbone(cache: Path) -> None:
     assert SqueezeLPIPS().missing() == f"{file}: it has no tensor 'features.3.squeeze.bias' of shape [16]"
 
 
+@pytest.mark.parametrize(
+    "change", [Tensor.int, Tensor.to_sparse, lambda values: values.to(torch.complex64), lambda values: values / 0]
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path: Path, change: Any) -> None:
+    weights = trained("squeeze").state_dict()
+    weights["features.3.squeeze.bias"] = change(weights["features.3.squeeze.bias"])
+    file = write(tmp_path / "weights.pth", weights)
+    assert (
+        SqueezeLPIPS(weights=file).missing() == f"{file}: 'features.3.squeeze.bias' does not hold finite real numbers"
+    )
+
+
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     class Surprise:
         def __reduce__(self) -> Any:

@@ -4,10 +4,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from experiments.settings import load_run
+from experiments.bench.defences import SETUPS
+from experiments.bench.federations import UNDEFENDED
+from experiments.settings import ExperimentSettings, load_run
 from experiments.sweep.file import SweepFile, flatten, load_sweep, sweep_names
 from experiments.sweep.points import expand
 from fl_sim.config import SettingsError
+from fl_sim.settings_file import load_settings
 from tests.experiments.sweep.sweeps import write
 
 
@@ -82,6 +85,22 @@ def test_the_presets_are_sweeps_whose_settings_can_be_had(name: str) -> None:
     assert len(expand(sweep)) > 1
     for point in expand(sweep):
         load_run(sweep.base, point.overrides)
+
+
+def test_the_benchmark_of_defences_is_one() -> None:
+    def trained(settings: ExperimentSettings) -> dict[str, Any]:
+        tree = settings.model_dump(mode="json")
+        del tree["client"]["seed"], tree["federation"]["client_cpus"], tree["federation"]["rounds"]
+        return {name: tree[name] for name in ("data", "model", "federation", "client", "strategy", "defence")}
+
+    sweep = load_sweep("defences-over-rounds").model_copy(update={"client_seed": 1})
+    runs = [load_run(sweep.base, point.overrides) for point in expand(sweep)]
+    assert {run.federation.rounds for run in runs} == {1, 100}
+    assert not any(run.attack.due(number, 100) for run in runs for number in range(1, 100))
+    measured = [trained(load_settings(ExperimentSettings, UNDEFENDED, setup.overrides)) for setup in SETUPS]
+    planned = [trained(run) for run in runs]
+    assert [tree for tree in planned if tree not in measured] == []
+    assert [tree for tree in measured if tree not in planned] == []
 
 
 @pytest.mark.parametrize(

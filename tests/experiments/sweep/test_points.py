@@ -96,3 +96,17 @@ def test_one_root_for_both_seeds_and_too_many_runs_are_refused() -> None:
     many = {"client.batch_size": list(range(1000)), "client.lr": list(range(1000))}
     with pytest.raises(SettingsError, match="the sweep has 1000000 runs; allowed: at most 10000"):
         expand(SweepFile(base="demo-16", client_seed=3, grid=many))
+
+
+@pytest.mark.parametrize(
+    ("tables", "complaint"),
+    [
+        ({"set": {"attack": {"args": {"b": 1}}}}, r"set: attack.args.b is in .grid. too, by attack.args; allowed"),
+        ({"set": {"attack.args": {"b": 1}}}, r"set: attack.args.b is in .grid. too, by attack.args; allowed"),
+        ({"run": [{}, {"attack": {"args": {"b": 1}}}]}, r"run 2: attack.args.b is in .grid. too, by attack.args"),
+        ({"set": {"attack": {"args": {}}}}, r"set: attack.args is in .grid. too, by attack.args"),
+    ],
+)
+def test_a_setting_that_the_grid_would_replace_is_refused(tables: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        points(grid={"attack": {"args": [{"a": 1}, {"a": 2}]}}, **tables)

@@ -3,8 +3,8 @@ from unittest.mock import patch
 
 import pytest
 
+from experiments.estimate import STARTING_SECONDS, Cost, estimate
 from experiments.experiment import prepare
-from experiments.sweep.estimate import STARTING_SECONDS, Cost, describe, estimate
 from tests.experiments.made_up_run import tiny_settings
 
 GUESS = "attack.name=tests.attacks.toy_attacks:Guess"
@@ -12,7 +12,7 @@ GUESS = "attack.name=tests.attacks.toy_attacks:Guess"
 
 def cost(*overrides: str) -> Cost:
     """What it costs where a reply and a gradient take a second each."""
-    with patch("experiments.sweep.estimate.perf_counter", side_effect=itertools.count()):
+    with patch("experiments.estimate.perf_counter", side_effect=itertools.count()):
         return estimate(prepare(tiny_settings(*overrides)))
 
 
@@ -42,10 +42,6 @@ def test_where_nobody_attacks_there_is_only_training() -> None:
         assert found.at_most() == found.at_least() == STARTING_SECONDS + found.training
 
 
-def test_the_plan_adds_up() -> None:
-    costs = {"a": Cost(10, 4, 100), "b": Cost(30, 4, 20)}
-    table, lines = describe(costs, repetitions=3, jobs=2)
-    assert table.row_count == 2
-    # Three times (30 + 50) and three times (120 + 50) seconds, two at a time.
-    assert lines[0] == "2 points, 3 repetitions each: 6 runs, 2 at a time: 2 min to 4 min"
-    assert describe(costs, repetitions=1, jobs=8)[1][0] == "2 runs, 2 at a time: 40 s to 85 s"
+def test_it_is_put_in_words() -> None:
+    assert str(Cost(10, 4, 100)) == "30 s, of which 10 s training; with 4 attacks to the end of their budgets 2 min"
+    assert str(Cost(0.25, 0, 0)) == "20 s, of which 0.2 s training"

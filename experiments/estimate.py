@@ -1,17 +1,15 @@
-"""What a sweep will cost, from one gradient of each run that is timed here; an estimate, and it says of what."""
+"""What a run will cost, from one gradient that is timed here; an estimate, and it says of what."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from rich.table import Table
 
 from attacks.registry import create
 from experiments.batch_trial import try_first_batch
 from experiments.experiment import Experiment
-from experiments.progress import duration, seen_per_round
+from experiments.progress import duration, most_attacked
 from fl_sim import network
 from fl_sim.client_app import plain_gradient, private_draw
 
@@ -35,6 +33,12 @@ class Cost:
     attacks: int
     attacking: float
 
+    def __str__(self) -> str:
+        least, most = in_words(self.at_least()), in_words(self.at_most())
+        return f"{least}, of which {in_words(self.training)} training" + (
+            f"; with {self.attacks} attacks to the end of their budgets {most}" if self.attacks else ""
+        )
+
     def at_most(self) -> float:
         """Of the whole run: attacks go on beside the rounds, so that the longer of the two counts."""
         return STARTING_SECONDS + max(self.training, self.attacking)
@@ -45,13 +49,12 @@ class Cost:
 
 
 def estimate(experiment: Experiment) -> Cost:
-    """Try out one client's first batch, time it and its gradient, and multiply.
+    """Time one client's first batch and its gradient, and multiply; it has been tried before, to be timed at its pace.
 
     Raises:
         UserError: if the batch cannot be trained, or an attack could not work on its update.
     """
     settings, recipe = experiment.settings, experiment.recipe
-    try_first_batch(experiment)  # everything is imported and decoded now
     started = perf_counter()
     try_first_batch(experiment)
     reply = perf_counter() - started
@@ -62,17 +65,16 @@ def estimate(experiment: Experiment) -> Cost:
     started = perf_counter()
     plain_gradient(model, recipe.task, draw)
     gradient = perf_counter() - started
-    rounds, seen = settings.federation.rounds, seen_per_round(experiment)
     asked = settings.federation.clients_per_round or settings.federation.clients
     one_step = gradient * recipe.batch_size / len(draw.images)
-    training = rounds * asked * (reply - one_step + gradient)
+    training = settings.federation.rounds * asked * (reply - one_step + gradient)
     attack = settings.attack
     if not attack.in_run:
         return Cost(training, 0, 0.0)
     summed = asked if experiment.defence.sum_only else 1
     budget = math.sqrt(summed * len(draw.images)) * summed * gradient
     longest = [_longest(create(name, given), budget, attack.timeout) for name, given in attack.arguments.items()]
-    attacks = rounds * seen
+    attacks = most_attacked(experiment)
     return Cost(training, attacks * len(longest), attacks * sum(longest) / attack.workers)
 
 
@@ -82,22 +84,6 @@ def _longest(attack: object, seconds: float, timeout: float) -> float:
     return timeout if evaluations is None else min(timeout, evaluations * seconds)
 
 
-def describe(costs: Mapping[str, Cost], repetitions: int, jobs: int) -> tuple[Table, list[str]]:
-    """The plan as a table, a row for every run of the first repetition, and in words what it adds up to."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for heading in ("run", "training", "attacks", "attacking, at most"):
-        table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
-    for name, cost in costs.items():
-        table.add_row(name, _time(cost.training), str(cost.attacks), _time(cost.attacking))
-    runs = repetitions * len(costs)
-    least, most = (
-        repetitions * sum(seconds) / min(jobs, runs)
-        for seconds in ([c.at_least() for c in costs.values()], [c.at_most() for c in costs.values()])
-    )
-    again = f"{len(costs)} points, {repetitions} repetitions each: " if repetitions > 1 else ""
-    total = f"{again}{runs} runs, {min(jobs, runs)} at a time: {_time(least)} to {_time(most)}"
-    return table, [total, MADE_OF]
-
-
-def _time(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """Seconds, or minutes and hours."""
     return f"{seconds:.1f} s" if seconds < 1 else duration(seconds)
