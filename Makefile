@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs setup browser wheel clean
+.PHONY: demo test test-slow lint docs setup browser wheel clean
 
 demo: setup
 	$(BIN)/fl-sim run demo
 
 test: setup browser
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# what takes minutes: a deployment
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

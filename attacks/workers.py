@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 
 from attacks.attack import AttackError, Reconstruction
 from attacks.observation import Observation
@@ -46,6 +46,13 @@ CLOSE_LIMIT = 10.0
 
 Result = Reconstruction | str
 """What becomes of a job: a reconstruction, or the reason in one line why there is none."""
+
+DIED = "attack worker died twice"
+OUT_OF_MEMORY = "attack worker was killed twice: out of memory"
+"""Ray kills a worker where the machine runs out of memory; its own words would name the machine and its processes."""
+
+_DEATHS = (RayActorError, OutOfMemoryError)
+"""What Ray raises where a worker is gone."""
 
 POOL_CLOSED = "skipped: pool closed"
 """The reason of a job that had not ended when its pool was closed: it was never tried to the end."""
@@ -208,12 +215,13 @@ class AttackPool:
                 self._count(queued=-1, running=1)
             try:
                 result = slot.run(job)
-            except RayActorError as error:
+            except _DEATHS as error:
                 logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
                 if self._queue_again(job, on_result, begun):
                     self._start(slot)
                     continue
-                result = POOL_CLOSED if self._closed else "attack worker died twice"
+                died = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else DIED
+                result = POOL_CLOSED if self._closed else died
             try:
                 on_result(result)
             except Exception as error:
@@ -269,12 +277,12 @@ class _Slot:
         return self.working
 
     def run(self, job: Job) -> Result:
-        """The job's result; RayActorError if the worker died of it, or before."""
+        """The job's result; one of _DEATHS if the worker died of it, or before."""
         if self._closed:
             return POOL_CLOSED
         try:
             return self._attack(Observation.load(job.capture), job)
-        except RayActorError:
+        except _DEATHS:
             self._discard()
             raise
         except Exception as error:  # an unreadable capture, a lost cluster: this job's reason, not the pool's end

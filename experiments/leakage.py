@@ -27,7 +27,7 @@ from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.defences import registry
 from fl_sim.draws import concatenate
-from fl_sim.files import write_atomically
+from fl_sim.files import naming, write_atomically
 from fl_sim.wire import Recipe
 
 OK = "ok"
@@ -280,7 +280,7 @@ class LeakageTable:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows, flushed to the CSV file before this returns."""
-        with self._lock, self._csv.open("a", encoding="utf-8", newline="") as file:
+        with self._lock, naming(self._csv), self._csv.open("a", encoding="utf-8", newline="") as file:
             for row in rows:
                 self._rows.append(row)
                 file.write(_csv_line(self._values(row)))

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from attacks.attack import AttackError, Reconstruction
 from attacks.observation import UpdateId
@@ -48,11 +48,14 @@ class RunDirectory:
         """Make the folder and write the settings into it.
 
         Raises:
-            SettingsError: if ``path`` is there and is not an empty folder; it stays untouched.
+            SettingsError: if ``path`` is there and is not an empty folder, or another run begins in it at the same
+                moment; it stays untouched.
         """
         make_empty_folder(path)
         directory = cls(path)
-        write_atomically(directory.config, lambda file: file.write_text(dump_toml(settings), encoding="utf-8"))
+        with locked(path, f"--out {path}: another run begins in this folder; allowed: a new or an empty folder"):
+            check_empty_folder(path)
+            write_atomically(directory.config, lambda file: file.write_text(dump_toml(settings), encoding="utf-8"))
         return directory
 
     @classmethod
@@ -227,21 +230,21 @@ def reading(*folders: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Lock a file meanwhile; SettingsError with the line ``busy`` if another process has locked it."""
-    with path.open() as file:
+    """Lock a file or a folder meanwhile; SettingsError with the line ``busy`` if somebody else has locked it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
         try:
-            _lock(file)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SettingsError(busy) from error
         yield
-
-
-def _lock(file: IO[str]) -> None:
-    """Lock an open file until it is closed; BlockingIOError if it is locked."""
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
 
 
 def make_empty_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -35,10 +35,7 @@ def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> None:
         if at_once:
-            below = psutil.Process().children(recursive=True)  # found before the line, so that nothing comes after it
-            _say(last_words())
-            _kill(below)
-            os._exit(128 + number)
+            end_at_once(last_words(), 128 + number)
         caught.append(number)
         raise KeyboardInterrupt
 
@@ -55,6 +52,14 @@ def stoppable(last_words: Callable[[], str], at_once: bool) -> Iterator[None]:
         if caught:
             _say(last_words())
             os._exit(128 + caught[0])
+
+
+def end_at_once(last_words: str, code: int) -> NoReturn:
+    """End the process with that line and exit code, from any thread, after all processes below it were killed."""
+    below = psutil.Process().children(recursive=True)  # found before the line, so that nothing comes after it
+    _say(last_words)
+    _kill(below)
+    os._exit(code)
 
 
 def follow_parent() -> None:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import pandas as pd
 import psutil
@@ -48,12 +48,15 @@ PATIENCE = 600.0
 """Seconds after which a run counts as hung."""
 
 
-def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str],
+    environment: dict[str, str],
+    stdout: IO[str] | int = subprocess.PIPE,
+    stderr: IO[str] | int = subprocess.STDOUT,
+) -> subprocess.Popen[str]:
     """``fl-sim`` with these arguments, in processes of its own."""
     program = Path(sys.executable).with_name("fl-sim")
-    return subprocess.Popen(
-        [program, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen([program, *arguments], env=environment, stdout=stdout, stderr=stderr, text=True)
 
 
 def fresh(out: Path, *more: str) -> list[str]:

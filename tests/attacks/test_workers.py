@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from attacks import workers
 from attacks.attack import AttackError, Reconstruction
@@ -56,8 +56,8 @@ def test_a_worker_that_starts_while_the_pool_closes_is_let_go(monkeypatch):
     assert started is cluster.remote.return_value.options.return_value.remote.return_value
 
 
-def job(seed: int) -> Job:
-    return Job(Path("capture"), "guess", {}, seed)
+def job(seed: int, capture: Path = Path("capture")) -> Job:
+    return Job(capture, "guess", {}, seed)
 
 
 def test_submitting_neither_waits_nor_reads_the_capture(gate):
@@ -172,6 +172,21 @@ def capture(tmp_path_factory):
     path = tmp_path_factory.mktemp("captures") / "capture.safetensors"
     tiny_observation().save(path)
     return path
+
+
+@pytest.mark.parametrize(("times", "becomes"), [(1, "found"), (2, "attack worker was killed twice: out of memory")])
+def test_a_worker_that_ray_kills_for_its_memory_is_replaced_once(times, becomes, capture, monkeypatch):
+    cluster, killed = (
+        mock.MagicMock(**{"cluster_resources.return_value": {}}),
+        OutOfMemoryError("1 worker(s) were killed; on 10.0.0.1:\n14180 python"),
+    )
+    cluster.get.side_effect = [answer for _ in range(times) for answer in ("cpu", killed)] + ["cpu", "found"]
+    monkeypatch.setattr(workers, "ray", cluster)
+    pool, results = AttackPool(1), []
+    pool.submit(job(0, capture), results.append)
+    assert pool.drain(10)
+    assert results == [becomes]
+    assert cluster.kill.call_count == times
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from fl_sim.files import write_atomically
+from fl_sim.files import naming, write_atomically
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -42,3 +44,19 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
             write_atomically(target, lambda file: file.write_text("new"))
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"table\.csv") as caught, naming(tmp_path / "table.csv"):
+        Path("/dev/full").write_text("a row")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_the_system_tells_safetensors_is_an_error_of_the_system(tmp_path: Path) -> None:
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(OSError, match=r"No space left on device: '.*model'") as caught, naming(tmp_path / "model"):
+        raise full
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(SafetensorError, match="of its own"), naming(tmp_path / "model"):
+        raise SafetensorError("something of its own")

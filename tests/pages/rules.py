@@ -87,6 +87,8 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         return _program(reader, [sys.executable, *words[1:], *quick], environment, cwd=REPOSITORY)
     if words[1:3] == ["-m", "tests.scale"]:  # a Ray for each of its figures
         return _program(reader, [sys.executable, *words[1:], "--only", "nothing"], environment, cwd=REPOSITORY)
+    if words[1:3] == ["-m", "tests.faults"]:  # takes minutes
+        return _program(reader, [sys.executable, *words[1:], "--help"], environment, cwd=REPOSITORY)
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
 
@@ -136,6 +138,8 @@ def _flwr(reader: Reader, words: list[str], environment: dict[str, str]) -> Outc
     """In the project's folder. A run ends well if it leaves a whole run directory: flwr's exit code says nothing."""
     if "--help" in words:
         return _help_of(tuple(words))
+    if words[1] == "supernode":  # done in tests/experiments/test_deployment.py
+        return _options_of(("flwr", "supernode", "register"), words)
     is_run = words[1] == "run"
     words = [reader.here(word) for word in (cheaper_run(words) if is_run else words)]
     outcome = _program(reader, words, environment | reader.cluster.environment, cwd=REPOSITORY)
@@ -155,7 +159,17 @@ def _help_of(words: tuple[str, ...]) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def _options_of(command: tuple[str, ...], words: list[str]) -> Outcome:
+    """Whether the command has the options among the words."""
+    known = _help_of((*command, "--help"))
+    unknown = [word for word in words if word.startswith("--") and word not in known.output]
+    return Outcome(known.exit_code or len(unknown), "", f"no options of {' '.join(command)}: {unknown}")
+
+
 def _superlink(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    """That with TLS is started in tests/experiments/test_deployment.py."""
+    if "--insecure" not in words:
+        return _options_of(("flower-superlink",), words)
     port = {"--host": "127.0.0.1", "--port": str(reader.cluster.server)}
     here = [port.get(before, word) for before, word in pairwise(["", *words])]
     reader.cluster.start(here, environment)
@@ -164,7 +178,9 @@ def _superlink(reader: Reader, words: list[str], environment: dict[str, str]) ->
 
 
 def _supernode(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
-    """As printed, and once more for the next client."""
+    """As printed, and once more for the next client; that with TLS in tests/experiments/test_deployment.py."""
+    if "--insecure" not in words:
+        return _options_of(("flower-supernode",), words)
     for client, port in enumerate(free_ports(2)):
         own = [word.replace("partition-id=0", f"partition-id={client}") for word in words]
         reader.cluster.start(
@@ -192,6 +208,10 @@ def _export(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
     return Outcome()
 
 
+def _as_printed(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    return _program(reader, words, environment)
+
+
 PROGRAMS: dict[str, Rule] = {
     "export": _export,
     "fl-sim": _fl_sim,
@@ -200,11 +220,13 @@ PROGRAMS: dict[str, Rule] = {
     "flwr": _flwr,
     "make": _make,
     "mkdocs": _mkdocs,
+    "openssl": _as_printed,
     "pip": _pip,
     "pkill": _pkill,
     "python": _python,
     "ray": _ray,
     "source": _source,
+    "ssh-keygen": _as_printed,
 }
 """By their names, in which folder ever they are."""
 
