@@ -12,7 +12,7 @@ demo: setup
 test: setup browser
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# what takes minutes: a deployment
+# what takes minutes: a deployment (needs openssl and ssh-keygen), a Ray cluster whose nodes die and join
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 

@@ -52,6 +52,7 @@ def until(condition: Callable[[], bool], run: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_node_that_dies_costs_a_retry_and_one_that_joins_is_used(tmp_path: Path) -> None:
     with cluster(num_cpus=1) as running:
         second = running.add_node(num_cpus=0, resources={"attack": 1})

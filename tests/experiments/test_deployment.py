@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,11 +17,7 @@ from experiments.run_directory import RunDirectory
 from tests.pages.clusters import CHEAPER, Cluster, free_ports
 from tests.pages.pages import REPOSITORY, pages
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.ray,
-    pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs both programs"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SECRET = 7716052893
 """The clients' seed; the server believes in another one."""
