@@ -36,8 +36,8 @@ MORE_ROUNDS = ("federation.rounds=10", "attack.args.residual.max_evaluations=10"
 PATIENCE = 300.0
 """Seconds after which a run counts as hung."""
 
-GOES = 60.0
-"""Seconds that the processes of a run may outlive it."""
+GOES = 180.0
+"""Seconds that the processes of a run may outlive it: Ray's notice only after a minute that their driver was killed."""
 
 
 def titled(*words: str) -> Callable[[str], bool]:
