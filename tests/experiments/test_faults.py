@@ -151,6 +151,7 @@ def test_a_terminated_run_says_so_in_one_line_and_leaves_nobody_behind(
     tmp_path: Path, ray_environment: dict[str, str]
 ) -> None:
     with started(tmp_path / "run", ray_environment) as running:
+        running.wait_for(running.directory.rounds.exists)  # the model is measured beside the first attack
         running.wait_for(running.attacking)
         everybody = running.processes()
         running.popen.terminate()
