@@ -87,7 +87,7 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         return _program(reader, [sys.executable, *words[1:], *quick], environment, cwd=REPOSITORY)
     if words[1:3] == ["-m", "tests.scale"]:  # a Ray for each of its figures
         return _program(reader, [sys.executable, *words[1:], "--only", "nothing"], environment, cwd=REPOSITORY)
-    if words[1:3] == ["-m", "tests.faults"]:  # takes minutes
+    if words[1:3] in (["-m", "tests.faults"], ["-m", "tests.kill_and_resume"]):  # take minutes
         return _program(reader, [sys.executable, *words[1:], "--help"], environment, cwd=REPOSITORY)
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
