@@ -14,6 +14,7 @@ import attacks
 import fl_sim
 from experiments.experiment import Experiment
 from experiments.priors import PRIOR
+from experiments.source_hash import hash_files
 from fl_sim.config import DataSettings, SettingsError
 from fl_sim.errors import UserError, message
 from fl_sim.images.pixels import BrokenImageError
@@ -93,12 +94,8 @@ def _answer(reply: Any) -> Facts | str:
 
 def _source() -> str:
     """The first 12 hex digits of the SHA-256 of all Python files of fl_sim and attacks, with their paths."""
-    digest = sha256()
-    for package in (fl_sim, attacks):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    packages = [Path(str(package.__file__)).parent for package in (fl_sim, attacks)]
+    return hash_files((path for package in packages for path in package.rglob("*.py")), packages[0].parent)[:12]
 
 
 def _images(data: DataSettings) -> str:

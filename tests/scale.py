@@ -26,7 +26,8 @@ from rich.console import Console
 from experiments.bench.many_clients import _resident_mb
 from experiments.experiment import Experiment, prepare
 from experiments.launch import build_server_app, federate, repeatable_grid
-from experiments.progress import run_progress
+from experiments.progress import Progress, run_progress
+from experiments.rounds import Round
 from experiments.run_directory import RunDirectory, environment
 from experiments.settings import load_run
 from fl_sim.client_app import build_client_app
@@ -90,15 +91,7 @@ def rounds(clients: int, per_round: int, number: int, attacked: bool) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory.create(Path(folder) / "run", experiment.settings)
         with run_progress(experiment, directory, Console(quiet=True)) as display:
-            shown, last = display.round_done, [time.perf_counter()]
-
-            def note(finished: Any) -> None:
-                shown(finished)
-                now = time.perf_counter()
-                measured.append({"seconds": now - last[0], "server_mb": _resident_mb()})
-                last[0] = now
-
-            display.round_done = note  # type: ignore[method-assign]
+            _tell_rounds(display, lambda seconds: measured.append({"seconds": seconds, "server_mb": _resident_mb()}))
             app = build_server_app(experiment, directory, display)
             settings = experiment.settings
             resources = AttackResources(1) if attacked else AttackResources()
@@ -116,6 +109,19 @@ def rounds(clients: int, per_round: int, number: int, attacked: bool) -> dict[st
         "bytes_written": written,
         "rounds": measured,
     }
+
+
+def _tell_rounds(display: Progress, tell: Callable[[float], object]) -> None:
+    """From now on ``tell`` after every round how many seconds it took."""
+    shown, last = display.round_done, [time.perf_counter()]
+
+    def note(finished: Round) -> None:
+        shown(finished)
+        now = time.perf_counter()
+        tell(now - last[0])
+        last[0] = now
+
+    display.round_done = note  # type: ignore[method-assign]
 
 
 def updates(clients: int, number: int, widths: list[int]) -> dict[str, Any]:
@@ -139,14 +145,7 @@ def updates(clients: int, number: int, widths: list[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory.create(Path(folder) / "run", experiment.settings)
         with run_progress(experiment, directory, Console(quiet=True)) as display:
-            shown, last = display.round_done, [time.perf_counter()]
-
-            def note(finished: Any) -> None:
-                shown(finished)
-                seconds["rounds"].append(time.perf_counter() - last[0])
-                last[0] = time.perf_counter()
-
-            display.round_done = note  # type: ignore[method-assign]
+            _tell_rounds(display, seconds["rounds"].append)
             before = _resident_mb()
             watching.start()
             app = build_server_app(experiment, directory, display)

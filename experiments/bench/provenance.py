@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Iterator, Mapping
 from functools import cache
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from experiments.run_directory import environment
+from experiments.source_hash import hash_files
 
 _SOFTWARE = ("fl-sim", "torch", "diffusers", "flwr")
 _GROUND_FLOOR = ("classification", "diffusion", "network", "task.py", "checkpoint.py")
@@ -33,10 +33,7 @@ def revision() -> str:
 
 def hash_source(root: Path) -> str:
     """The SHA-256 of the attacks' source below ``root``, in hexadecimal."""
-    digest = sha256()
-    for path in sorted(_attack_files(root)):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return hash_files(_attack_files(root), root)
 
 
 def _attack_files(root: Path) -> Iterator[Path]:
