@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from glob import has_magic
 from pathlib import Path
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from experiments.stopping import stoppable
+from experiments.ray_watch import watched_ray
+from experiments.stopping import end_at_once, stoppable
 
 console = Console(emoji=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -67,14 +68,21 @@ def _in_one_line(error: click.ClickException) -> str:
 
 
 @contextmanager
-def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False) -> Iterator[None]:
+def one_line_errors(left: Callable[[], str] | str = "", with_ray: bool = False) -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and an exit code.
 
-    The code is 2 for bad input and for files that cannot be read or written, 1 for a failed federation, and 128 + the
-    signal for a command that was stopped; that one ends with ``last_words``. ``with_ray``: the command runs a
-    federation on Ray.
+    The code is 2 for bad input and for files that cannot be read or written, 1 for a failed federation or a Ray that
+    died, and 128 + the signal for a command that was stopped. ``left`` is what the line says of the last two: what is
+    left, and how to go on. ``with_ray``: the command starts Ray.
     """
-    with stoppable(last_words if callable(last_words) else lambda: last_words, at_once=with_ray):
+
+    def last_words(what: str) -> str:
+        return "; ".join(filter(None, (what, left() if callable(left) else left)))
+
+    with ExitStack() as watched:
+        watched.enter_context(stoppable(lambda: last_words("stopped"), at_once=with_ray))
+        if with_ray:
+            watched.enter_context(watched_ray(lambda name: end_at_once(last_words(f"Ray's {name} died"), 1)))
         from fl_sim.errors import UserError, printable
         from fl_sim.repeatable_grid import FederationError
 
@@ -94,13 +102,13 @@ def one_line_errors(last_words: Callable[[], str] | str, with_ray: bool = False)
 
 
 def what_is_left(out: Path) -> str:
-    """The last words of a run into ``out`` that was stopped."""
+    """What a run into ``out`` that was stopped has left, and how to go on."""
     go_on = f"to go on: {shlex.join(['fl-sim', 'run', '--resume', str(out)])}"
     if (out / "leakage.csv").is_file():
-        return f"stopped; what was computed is in {out}, and fl-sim report {out} shows it; {go_on}"
+        return f"what was computed is in {out}, and fl-sim report {out} shows it; {go_on}"
     if (out / "config.toml").is_file():
-        return f"stopped before the first round; {go_on}"
-    return "stopped before the first round; nothing was computed"
+        return f"no round was finished; {go_on}"
+    return "nothing was computed"
 
 
 def attack_command(run: Path, factory: str | None) -> str:
@@ -114,20 +122,20 @@ def unfinished(out: Path) -> Path:
 
 
 def how_to_go_on(checkpoint: Path | None) -> str:
-    """The last words of a search or training that was stopped; ``checkpoint`` is the file that it is kept in."""
+    """What a search or training that was stopped has left; ``checkpoint`` is the file that it is kept in."""
     if checkpoint is None or not checkpoint.is_file():
-        return "stopped; nothing was written"
+        return "nothing was written"
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    return f"stopped; to go on: {shlex.join(['fl-sim', *words, '--resume'])}"
+    return f"to go on: {shlex.join(['fl-sim', *words, '--resume'])}"
 
 
 def the_same_again(given: Path | None, folder: Path) -> str:
-    """The last words of a command that was stopped, and goes on if it is given again.
+    """How to go on with a command that was stopped, and goes on if it is given again.
 
     ``folder`` is what it writes into where none was ``given``.
     """
     made = ["--out", str(folder)] if given is None and folder.is_dir() else []
-    return f"stopped; to go on: {shlex.join(['fl-sim', *sys.argv[1:], *made])}"
+    return f"to go on: {shlex.join(['fl-sim', *sys.argv[1:], *made])}"
 
 
 def output_folder(given: Path | None, name: str) -> Path:

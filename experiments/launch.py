@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,7 +21,7 @@ from attacks.workers import AttackPool
 from experiments.batch_trial import FirstBatch, try_first_batch
 from experiments.callbacks import Callback
 from experiments.chance_table import save_chance
-from experiments.commands import attack_command, bold_path, what_is_left
+from experiments.commands import attack_command, bold_path
 from experiments.estimate import estimate
 from experiments.experiment import Experiment, prepare
 from experiments.headline import accuracy_line, headline
@@ -36,7 +36,6 @@ from experiments.run_directory import RunDirectory, check_empty_folder
 from experiments.run_state import Earlier, take_up
 from experiments.seen_updates import is_attacked, is_captured, seen_updates
 from experiments.settings import ExperimentSettings, Source, load_run
-from experiments.stopping import end_at_once
 from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
 from fl_sim.federation import AttackResources, check_resources, run_federation
@@ -116,8 +115,7 @@ def _run(
         server_app = build_server_app(experiment, directory, display, earlier, callbacks)
         client_app, resources = build_client_app(settings), _attack_resources(settings)
         check_cluster = partial(check_nodes, experiment.with_base(directory.base), directory.base)
-        lost = partial(_end_without_ray, directory)
-        run_federation(server_app, client_app, settings, resources, verbose, check_cluster, lost)
+        run_federation(server_app, client_app, settings, resources, verbose, check_cluster)
     for part in headline(read_leakage(directory.leakage_csv), experiment.recipe.model):
         console.print(part, highlight=False)
     for line in accuracy_line(pd.read_parquet(directory.rounds)):
@@ -128,11 +126,6 @@ def _run(
         command = attack_command(directory.path, settings.model.factory)
         console.print(f"captured, not attacked; to attack: {command}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {bold_path(directory.report)}", soft_wrap=True)
-
-
-def _end_without_ray(directory: RunDirectory, name: str) -> NoReturn:
-    left = what_is_left(directory.path).removeprefix("stopped; ")
-    end_at_once(f"the run failed: Ray's {name} died; {left}", 1)
 
 
 def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:

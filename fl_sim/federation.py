@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from flwr.app import Context, Message
 from flwr.app.exception import AppExitException
@@ -31,12 +30,6 @@ from fl_sim.repeatable_grid import FederationError, NumberedGrid
 
 CONNECT_SECONDS = 10.0
 """How long an existing cluster may take to accept a connection."""
-
-WATCH_SECONDS = 1.0
-"""Wait between two looks whether Ray lives."""
-
-_RAYS_OWN = ("raylet", "gcs_server")
-"""The programs that Ray starts once on this machine, and cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +92,10 @@ def run_federation(
     attack: AttackResources = AttackResources(),
     verbose: bool = False,
     check_cluster: Callable[[], None] | None = None,
-    lost: Callable[[str], object] | None = None,
 ) -> None:
     """Run both apps to the end on Ray, and shut Ray down.
 
     ``check_cluster`` is called once an existing cluster was joined, before its clients start.
-
-    ``lost`` is called with the name of a process of Ray's own that dies, in a thread beside; it should end this
-    process, in which Ray's library would wait for minutes, or for ever. None: nobody looks. Of a cluster that was there
-    before, the processes are not this one's to watch.
 
     Raises:
         SettingsError: if there are too few GPUs for the settings, or there is no cluster at ``ray.address``.
@@ -128,8 +116,6 @@ def run_federation(
         # An error is raised once; Flower would also log the traceback of every client.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     guard = _Guard(server_app)
-    if lost is not None and settings.ray.address is None:
-        threading.Thread(target=_watch_ray, args=(guard.ended, lost), daemon=True).start()
     try:
         with _own_signal_handler():
             client_resources = _start_ray(settings, attack, verbose)
@@ -153,25 +139,6 @@ def run_federation(
         ray.shutdown()
     if guard.failure:
         raise guard.failure
-
-
-def _watch_ray(ended: threading.Event, lost: Callable[[str], object]) -> None:
-    """Call ``lost`` once if a process that Ray cannot do without dies before the server has ``ended``."""
-    this, seen = psutil.Process(), dict[psutil.Process, str]()
-    while not ended.wait(WATCH_SECONDS):
-        seen |= {child: name for child in this.children() if (name := _name(child)) in _RAYS_OWN}
-        for process, name in seen.items():
-            if _name(process) != name and not ended.is_set():
-                lost(name)
-                return
-
-
-def _name(process: psutil.Process) -> str:
-    """The name of the program; empty if the process has ended."""
-    try:
-        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
-    except psutil.NoSuchProcess:
-        return ""
 
 
 @contextmanager

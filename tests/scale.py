@@ -23,7 +23,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from experiments.bench.many_clients import _resident_mb
+from experiments.bench.many_clients import resident_mb
 from experiments.experiment import Experiment, prepare
 from experiments.launch import build_server_app, federate, repeatable_grid
 from experiments.progress import Progress, run_progress
@@ -69,7 +69,7 @@ def start_up(clients: int) -> dict[str, Any]:
         "seconds_to_check": checked - began,
         "seconds_to_first_round": ends[1] - checked,
         "seconds_of_second_round": ends[2] - ends[1],
-        "server_mb": _resident_mb(),
+        "server_mb": resident_mb(),
         "longest_line": max(map(len, lines)),
     }
 
@@ -91,7 +91,7 @@ def rounds(clients: int, per_round: int, number: int, attacked: bool) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory.create(Path(folder) / "run", experiment.settings)
         with run_progress(experiment, directory, Console(quiet=True)) as display:
-            _tell_rounds(display, lambda seconds: measured.append({"seconds": seconds, "server_mb": _resident_mb()}))
+            _tell_rounds(display, lambda seconds: measured.append({"seconds": seconds, "server_mb": resident_mb()}))
             app = build_server_app(experiment, directory, display)
             settings = experiment.settings
             resources = AttackResources(1) if attacked else AttackResources()
@@ -146,7 +146,7 @@ def updates(clients: int, number: int, widths: list[int]) -> dict[str, Any]:
         directory = RunDirectory.create(Path(folder) / "run", experiment.settings)
         with run_progress(experiment, directory, Console(quiet=True)) as display:
             _tell_rounds(display, seconds["rounds"].append)
-            before = _resident_mb()
+            before = resident_mb()
             watching.start()
             app = build_server_app(experiment, directory, display)
             run_federation(app, build_client_app(experiment.settings), experiment.settings)

@@ -33,7 +33,7 @@ def main(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.json…", help="Results that a benchmark wrote.")],
 ) -> None:
     """Write figures and tables once more from the rows of results, without measuring."""
-    with one_line_errors("stopped"):
+    with one_line_errors():
         for path in files:
             rewrite(path)
 

@@ -34,7 +34,7 @@ CaseJobs = Annotated[int, typer.Option(min=1, help="Cases side by side, one thre
 def _resumable(out: Path | None, with_ray: bool = False) -> Iterator[Path]:
     """The folder of a benchmark; its errors are one line, and a stopped one says how to go on."""
     directory = output_folder(out, "bench")
-    with one_line_errors(f"stopped; --out {directory} with the same options goes on from here", with_ray):
+    with one_line_errors(f"--out {directory} with the same options goes on from here", with_ray):
         yield directory
 
 

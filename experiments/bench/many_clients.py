@@ -171,7 +171,7 @@ def _federation(experiment: Experiment, grid: Grid, number: int) -> list[Round]:
         def after_round(server_round: int, _: ArrayRecord) -> None:
             nonlocal started
             if server_round > 0:
-                seconds, memory = time.perf_counter() - started, (_resident_mb(), _object_store_mb())
+                seconds, memory = time.perf_counter() - started, (resident_mb(), _object_store_mb())
                 measured.append(Round(number, attacked, server_round, seconds, *memory, pool.counts().queued))
             started = time.perf_counter()
 
@@ -211,7 +211,7 @@ def _alive_actors() -> list[str]:
     return [actor["ActorClassName"] for actor in states if actor["State"] == "ALIVE"]
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
     """Of this process, which is the server's (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 1e6

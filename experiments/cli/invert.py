@@ -67,7 +67,7 @@ def invert(
     Writes reconstructions.safetensors and a picture with a row for every class.
     """
     directory = output_folder(out, f"invert-{source.stem}-{method}")
-    with one_line_errors("stopped; nothing was written"):
+    with one_line_errors("nothing was written"):
         from experiments.invert_offline import invert_classifier
 
         invert_classifier(

@@ -28,7 +28,7 @@ def report(
 
     Writes report.html in the run's folder, or one page that compares them.
     """
-    with one_line_errors("stopped"):
+    with one_line_errors():
         from experiments.report import build_comparison, build_report
         from experiments.run_directory import reading
 
@@ -57,7 +57,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show how it stands, and leave.")] = False,
 ) -> None:
     """Show how a run goes on that was started elsewhere: rounds, attacks, what leaked, time left. Only reads files."""
-    with one_line_errors("stopped watching"):
+    with one_line_errors():
         from experiments.sweep.directory import SweepDirectory
         from experiments.sweep.watch import watch_sweep
         from experiments.watch import watch as show
@@ -80,7 +80,7 @@ def show_names(
     ] = None,
 ) -> None:
     """Show attacks, model inversions, strategies, defences, metrics, networks, datasets, priors, presets, sweeps."""
-    with one_line_errors("stopped"):
+    with one_line_errors():
         from experiments.listing import list_names
 
         console.print(list_names(kind))
@@ -105,7 +105,7 @@ def metrics(
     ] = [],  # noqa: B006 (typer reads the default, nobody changes it)
 ) -> None:
     """Show by what reconstructions are compared with the originals."""
-    with one_line_errors("stopped"):
+    with one_line_errors():
         from experiments.metrics import listing
 
         found = listing.all_metrics(lpips_weights)

@@ -78,7 +78,7 @@ def run(
     preset = preset or "demo"
     directory = output_folder(out, Path(preset).stem)
     if dry:
-        with one_line_errors("stopped; nothing was written"):
+        with one_line_errors("nothing was written"):
             from experiments.launch import dry_run
 
             dry_run(preset, overrides, directory)

@@ -167,7 +167,7 @@ def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
         assert done.returncode == 143
         return done.stderr.splitlines()
 
-    assert last_words() == ["fl-sim: stopped before the first round; nothing was computed"]
+    assert last_words() == ["fl-sim: stopped; nothing was computed"]
     make_up_run(tmp_path / "somewhere")
     assert last_words() == [
         "fl-sim: stopped; what was computed is in somewhere, and fl-sim report somewhere shows it; "

@@ -173,9 +173,9 @@ def test_whoever_stops_it_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(sys, "argv", ["fl-sim", "train-prior", "--data", "digits", "--out", "prior"])
     state = unfinished(tmp_path / "prior")
-    assert how_to_go_on(state) == "stopped; nothing was written"
+    assert how_to_go_on(state) == "nothing was written"
     state.touch()
-    assert how_to_go_on(state) == "stopped; to go on: fl-sim train-prior --data digits --out prior --resume"
+    assert how_to_go_on(state) == "to go on: fl-sim train-prior --data digits --out prior --resume"
 
 
 def test_there_is_something_to_go_on_from(tmp_path: Path) -> None:

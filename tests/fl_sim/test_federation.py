@@ -1,12 +1,9 @@
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +20,6 @@ from fl_sim.federation import (
     _own_signal_handler,
     _StoppableGrid,
     _Supervised,
-    _watch_ray,
     run_federation,
     split_resources,
 )
@@ -92,20 +88,6 @@ def test_a_sigterm_that_ray_catches_while_it_starts_is_handed_on() -> None:
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, usual)
-
-
-def test_a_process_of_rays_own_that_dies_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_sim.federation.WATCH_SECONDS", 0.01)
-    program = shutil.copy("/bin/sleep", tmp_path / "raylet")
-    raylet, lost = subprocess.Popen([program, "60"]), list[str]()
-    watching = threading.Thread(target=_watch_ray, args=(threading.Event(), lost.append), daemon=True)
-    watching.start()
-    watching.join(0.5)
-    assert lost == []
-    raylet.kill()
-    watching.join(10)
-    raylet.wait()
-    assert lost == ["raylet"]
 
 
 def server_app(work: Callable[[RepeatableGrid], Any]) -> ServerApp:

@@ -56,7 +56,7 @@ def attempt(read: Callable[[Path], object], folder: Path) -> Outcome:
         with (
             _time_limit(),
             patch("experiments.commands.errors", Console(file=said, soft_wrap=True, highlight=False, markup=False)),
-            one_line_errors("stopped"),
+            one_line_errors(),
         ):
             read(folder)
     except typer.Exit as error:
