@@ -14,7 +14,7 @@ from enum import Flag, auto
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
 from attacks.inversion.adam_steps import tells_signs
@@ -24,6 +24,7 @@ from attacks.memory import PeakMemory, available_memory, estimate_memory
 from attacks.observation import Circumstances, Observation
 from attacks.trace import Trace, Watch, to_unit_range
 from fl_sim import diffusion
+from fl_sim.bounds import check_numbers
 from fl_sim.diffusion import DiffusionTask
 from fl_sim.errors import UserError
 from fl_sim.network import TrainingTask
@@ -98,6 +99,7 @@ class Attack(BaseModel, ABC):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _check_numbers = field_validator("*")(check_numbers)
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING

@@ -88,6 +88,10 @@ class UpdateId:
         return f"round {self.round} {whose}{by}"
 
 
+LARGEST_NORM = 1e100
+"""Far beyond any use: what defences multiply stays below it, and its square is a number."""
+
+
 class DefenceDisclosure(BaseModel):
     """What happened to an update before it left the client, as far as the server knows; in this order.
 
@@ -100,10 +104,10 @@ class DefenceDisclosure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    sample_clip_norm: float | None = Field(None, gt=0)
-    gradient_noise_std: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-    noise_std: float = Field(0.0, ge=0)
+    sample_clip_norm: float | None = Field(None, gt=0, le=LARGEST_NORM)
+    gradient_noise_std: float = Field(0.0, ge=0, le=LARGEST_NORM)
+    clip_norm: float | None = Field(None, gt=0, le=LARGEST_NORM)
+    noise_std: float = Field(0.0, ge=0, le=LARGEST_NORM)
     sparsified: bool = False
     quantisation_levels: int | None = Field(None, ge=1)
     signs: bool = False

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from errno import ENOSPC
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,13 +93,22 @@ def one_line_errors(left: Callable[[], str] | str = "", with_ray: bool = False) 
             errors.print(f"fl-sim: {printable(error)}")
             raise typer.Exit(2) from error
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno != ENOSPC:
                 raise
-            errors.print(f"fl-sim: {printable(error.filename)}: {error.strerror}")
+            if error.filename is None:  # what is written to a file has its name (fl_sim/files.py)
+                _discard_output()
+            errors.print(f"fl-sim: {printable(error.filename or 'standard output')}: {error.strerror}")
             raise typer.Exit(2) from error
         except FederationError as error:
             errors.print(f"fl-sim: the run failed: {printable(error)}")
             raise typer.Exit(1) from error
+
+
+def _discard_output() -> None:
+    """Send what is still to be printed nowhere: at its end Python would fail to print it once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def what_is_left(out: Path) -> str:

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 LINE_EVERY = 60.0
 """Seconds after which long work says a line where there is no terminal."""
+LONGEST = timedelta(days=1000)
+"""Times left that are longer are not shown."""
 SPEED_PERIOD = 300.0
 """Seconds over which a Bar measures the speed that it estimates the time left from."""
 
@@ -105,5 +107,6 @@ class Bar(Display):
     def _state(self, done: int, planned: int, value: float) -> str:
         of = f" of {self._at_most}{planned}" if planned else ""
         left = self._bar.tasks[0].time_remaining
-        remaining = f", {self._at_most}{timedelta(seconds=int(left))} left" if planned and left is not None else ""
+        known = planned and left is not None and left < LONGEST.total_seconds()
+        remaining = f", {self._at_most}{timedelta(seconds=int(left))} left" if known and left is not None else ""
         return f"{done}{of} {self._steps}, {self._figure} {value:.3g}{remaining}"

@@ -37,6 +37,7 @@ from fl_sim.network import ConfigError, build_model, count_parameters, unet_conf
 from fl_sim.network.json_text import parse_json
 from fl_sim.network.safetensors_file import read_safetensors
 
+MOST_STEPS = 10**12
 TRAINING = "training"
 """Metadata key of a state file."""
 
@@ -55,10 +56,10 @@ class PriorTraining(Section):
     block_out_channels: tuple[int, ...] = (32, 64)
     layers_per_block: int = Field(1, ge=1)
     attention: bool = False
-    steps: int = Field(5000, ge=1)
+    steps: int = Field(5000, ge=1, le=MOST_STEPS)
     batch_size: int = Field(32, ge=1, le=65_536)
     lr: float = Field(1e-3, gt=0, le=1e30)
-    warm_up_steps: int = Field(100, ge=1)
+    warm_up_steps: int = Field(100, ge=1, le=MOST_STEPS)
     ema_decay: float = Field(0.995, ge=0, lt=1)
     label_dropout: float = Field(0.1, gt=0, lt=1)
     seed: int = Field(0, ge=0)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from fl_sim.bounds import check_numbers
 
 
 class Arguments(BaseModel):
@@ -13,6 +15,7 @@ class Arguments(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _check_numbers = field_validator("*")(check_numbers)
 
     @model_validator(mode="before")
     @classmethod

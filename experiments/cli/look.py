@@ -11,12 +11,13 @@ REPORT_EXAMPLES = (
     "Examples:\n\n"
     "[cyan]fl-sim report runs/demo[/cyan]   also where the run was stopped half way\n\n"
     "[cyan]fl-sim report runs/demo runs/untrained --out comparison.html[/cyan]\n\n"
-    "[cyan]fl-sim report runs/demo --picture strip.png[/cyan]   originals and reconstructions, to show to others"
+    "[cyan]fl-sim report runs/demo --picture strip.png[/cyan]   originals and reconstructions, to show to others\n\n"
+    "[cyan]fl-sim report runs/defences[/cyan]   the comparison of all runs of a sweep"
 )
 
 
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Run directories.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Run directories, or one of a sweep.")],
     out: Annotated[
         Path | None, typer.Option(help="Where a comparison of several runs goes.", show_default="comparison.html")
     ] = None,
@@ -24,13 +25,15 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Also write a PNG of what was private, noised and found.")
     ] = None,
 ) -> None:
-    """Build the report of a run again, or compare several runs.
+    """Build the report of a run or of a sweep again, or compare several runs.
 
-    Writes report.html in the run's folder, or one page that compares them.
+    Writes report.html in the folder of the run or sweep, or one page that compares several.
     """
     with one_line_errors():
         from experiments.report import build_comparison, build_report
         from experiments.run_directory import reading
+        from experiments.sweep import report as sweep_report
+        from experiments.sweep.directory import SweepDirectory
 
         runs = [expand_home(directory) for directory in directories]
         comparison = comparison_file(out, runs)
@@ -38,8 +41,11 @@ def report(
             from experiments.strip import build_strip
 
             build_strip(one_run(runs, "--picture"), expand_home(picture))
-        with reading(*runs):
-            page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
+        if len(runs) == 1 and (of := SweepDirectory(runs[0])).file.is_file():
+            page = sweep_report.build_report(of)
+        else:
+            with reading(*runs):
+                page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, comparison)
         console.print(f"report: {bold_path(page)}", soft_wrap=True)
 
 
@@ -64,7 +70,8 @@ def watch(
 
         path = expand_home(directory)
         sweep = SweepDirectory(path)
-        if sweep.csv.is_file():
+        if sweep.file.is_file():
+            sweep.check_has_table()
             watch_sweep(sweep, console, once)
         else:
             show(path, console, once)

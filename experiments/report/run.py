@@ -41,7 +41,9 @@ class Run:
         """Read a run directory; SettingsError if it is none or holds no leakage table."""
         directory = RunDirectory.open(path)
         if not directory.leakage_csv.is_file():
-            raise SettingsError(f"{path}: the run has no leakage.csv; it stopped before its first round")
+            raise SettingsError(
+                f"{path}: the run has no leakage.csv: it stopped before its first round, or the table was removed"
+            )
         return cls(
             directory,
             directory.settings(),

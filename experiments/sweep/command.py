@@ -15,7 +15,6 @@ from experiments.commands import bold_path
 from experiments.estimate import Cost, estimate
 from experiments.experiment import Experiment
 from experiments.launch import check
-from experiments.report import build_sweep_report
 from experiments.settings import ExperimentSettings
 from experiments.summary import RECOGNISABLE_DB
 from experiments.sweep import processes
@@ -25,7 +24,8 @@ from experiments.sweep.jobs import jobs_that_fit
 from experiments.sweep.plan import describe
 from experiments.sweep.points import Point, expand
 from experiments.sweep.progress import SweepProgress
-from experiments.sweep.table import ENDED, Row, SweepTable
+from experiments.sweep.report import build_report
+from experiments.sweep.table import ENDED, FAILED, Row, SweepTable
 from fl_sim.config import SEED_BITS, SettingsError
 from fl_sim.errors import UserError
 
@@ -60,8 +60,9 @@ def run_sweep(source: str, overrides: Sequence[str], out: Path, jobs: int | None
         table.save()
         left = [point for point in points if point.name not in ended]
         console.print(f"runs to do: {len(left)}; ended before: {len(ended)}", highlight=False)
-        failed = _run(left, table, jobs or jobs_that_fit(list(planned.values())), len(ended), console)
+        _run(left, table, jobs or jobs_that_fit(list(planned.values())), len(ended), console)
         _conclude(table, console)
+    failed = table.failed
     for name, reason in failed.items():
         console.print(f"failed: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if failed:
@@ -120,21 +121,18 @@ def _naming(point: Point) -> Iterator[None]:
         raise SettingsError(f"{point.name}: {error}") from error
 
 
-def _run(points: Sequence[Point], table: SweepTable, jobs: int, ended: int, console: Console) -> dict[str, str]:
-    """Carry out the runs, and bring the table up to date after each; returns why which ones failed."""
-    directory, failed = table.directory, {}
+def _run(points: Sequence[Point], table: SweepTable, jobs: int, ended: int, console: Console) -> None:
+    """Carry out the runs, and bring the table up to date after each."""
+    directory = table.directory
     tasks = [
         processes.Task(name, directory.settings(name), directory.run(name).path, directory.log(name))
         for name in (point.name for point in points)
     ]
     with SweepProgress(console, len(table.planned), ended) as display:
         for task, reason in processes.side_by_side(tasks, jobs, display.begun, processes.fl_sim_run):
-            if reason is not None:
-                failed[task.name] = reason
-            table.update(task.name, ENDED if reason is None else f"failed: {reason}")
+            table.update(task.name, ENDED if reason is None else f"{FAILED}{reason}")
             table.save()
-            display.ended(task, _outcome(table.rows[task.name]), reason is not None)
-    return failed
+            display.ended(task, _outcome(table.rows[task.name]), task.name in table.failed)
 
 
 def _outcome(rows: Sequence[Row]) -> str:
@@ -154,10 +152,10 @@ def _decibels(psnr: float | None) -> str:
 
 def _conclude(table: SweepTable, console: Console) -> None:
     """Build the report, and print the table."""
-    build_sweep_report(table.frame(), table.columns, table.directory.report)
+    page = build_report(table.directory)
     console.print(_shown(table))
     console.print(f"table: {bold_path(table.directory.csv)}", soft_wrap=True)
-    console.print(f"report: {bold_path(table.directory.report)}", soft_wrap=True)
+    console.print(f"report: {bold_path(page)}", soft_wrap=True)
 
 
 def _shown(table: SweepTable) -> Table:

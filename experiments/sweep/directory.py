@@ -61,7 +61,7 @@ class SweepDirectory:
         if not self.file.is_file():
             check_empty_folder(self.path)
             return sweep
-        if not self._lock.is_file():
+        if not (self._lock.is_file() or self.csv.is_file()):  # a copy may lack hidden files
             raise SettingsError(f"{self.file}: no sweep wrote it; allowed: an --out that is new, empty, or a sweep's")
         before = load_sweep(str(self.file))
         return sweep.model_copy(update={"client_seed": before.client_seed}) if sweep.client_seed is None else sweep
@@ -84,11 +84,20 @@ class SweepDirectory:
                     f"allowed: {instead}"
                 )
 
+    def check_has_table(self) -> None:
+        """SettingsError if the table is missing: it is written when all runs are planned."""
+        if not (self.csv.is_file() and self.parquet.is_file()):
+            raise SettingsError(
+                f"{self.path}: the sweep has no table; allowed once it has: fl-sim sweep {self.file} --out {self.path}"
+            )
+
     def create(self, sweep: SweepFile) -> None:
         """Make the folder, unless an earlier sweep has."""
-        if not self.file.is_file():
+        new = not self.file.is_file()
+        if new:
             make_empty_folder(self.path)
-            self._lock.touch()  # tells the folder of a sweep from one with a person's file
+        self._lock.touch()  # tells the folder of a sweep from one with a person's file
+        if new:
             self._write(sweep)
 
     def write(self, sweep: SweepFile, planned: Mapping[str, ExperimentSettings]) -> None:

@@ -4,23 +4,25 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from experiments.leakage import read_leakage
 from experiments.rounds import read_rounds
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, reading
 from experiments.settings import ExperimentSettings
 from experiments.summary import Summary, summarise
 from experiments.sweep.directory import SweepDirectory
 from experiments.sweep.file import KeyPath
 from experiments.utility import ACCURACY, LOSS
+from fl_sim.errors import UserError
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import dotted_key, toml_value
 
-ENDED, LEFT = "ended", "not ended"
-"""The status of a run that is whole, and of one that is not yet; a failed one has the reason."""
+ENDED, LEFT, FAILED = "ended", "not ended", "failed: "
+"""The status of a run that is whole, of one that is not yet, and what stands before the reason of one that failed."""
 
 FIGURES = ("attack", "median_psnr", "share_recognisable", "images", "timesteps_recovered")
 COLUMNS = ("run", "directory", "status", *FIGURES, "utility", "seed")
@@ -54,19 +56,30 @@ class SweepTable:
         return table
 
     @property
+    def failed(self) -> dict[str, str]:
+        """Why a run failed, or cannot be read, by the names of those runs."""
+        statuses = {name: str(rows[0]["status"]) for name, rows in self.rows.items()}
+        return {name: status.removeprefix(FAILED) for name, status in statuses.items() if status.startswith(FAILED)}
+
+    @property
     def columns(self) -> list[str]:
         """The names of the columns of the settings that vary."""
         return [dotted_key(path) for path in self.axes]
 
     def update(self, name: str, status: str) -> None:
-        """Read a run's figures, if it has ended."""
-        run, settings = self.directory.run(name), self.planned[name]
+        """Read a run's figures, if it has ended; one that is damaged has failed."""
+        settings = self.planned[name]
+        figures: list[Row] = []
+        utility = math.nan
+        if status == ENDED:
+            try:
+                figures, utility = _read(self.directory.run(name).path, settings)
+            except (UserError, OSError) as error:
+                status = f"{FAILED}{_reason(error)}; to run it again, remove its folder"
         tree = settings.model_dump(mode="json")
         varied = {dotted_key(path): _cell(_look_up(tree, path)) for path in self.axes}
         about = {"run": name, "directory": name, "status": status}
-        ended = status == ENDED
-        figures = [_figures(summary) for summary in summarise(read_leakage(run.leakage_csv))] if ended else []
-        last = {"utility": _utility(run, settings) if ended else math.nan, "seed": settings.seed}
+        last = {"utility": utility, "seed": settings.seed}
         waiting = [{"attack": attack} for attack in settings.attack.names] or [{}]
         self.rows[name] = [varied | about | dict.fromkeys(FIGURES) | figure | last for figure in figures or waiting]
 
@@ -85,6 +98,17 @@ class SweepTable:
         frame = self.frame()
         write_atomically(self.directory.csv, lambda file: frame.to_csv(file, index=False))
         write_atomically(self.directory.parquet, frame.to_parquet)
+
+
+def _read(path: Path, settings: ExperimentSettings) -> tuple[list[Row], float]:
+    """The figures of a run's attacks, and its model's utility; UserError or OSError if it is damaged."""
+    run = RunDirectory.open(path)
+    with reading(path):
+        return [_figures(summary) for summary in summarise(read_leakage(run.leakage_csv))], _utility(run, settings)
+
+
+def _reason(error: UserError | OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def _figures(summary: Summary) -> Row:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fl_sim.bounds import check_numbers
 from fl_sim.defences.privacy import Privacy
 from fl_sim.draws import Draw, derive_seed, seeded_generator
 from fl_sim.task import Task
@@ -32,6 +33,7 @@ class Defence(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _check_numbers = field_validator("*")(check_numbers)
 
     name: ClassVar[str]
     sum_only: ClassVar[bool] = False

@@ -175,6 +175,15 @@ def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
+def test_a_full_standard_output_is_one_line() -> None:
+    program = Path(sys.executable).with_name("fl-sim")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([program, "list", "metrics"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "fl-sim: standard output: No space left on device\n"
+
+
 def test_a_picture_is_of_one_run(tmp_path: Path) -> None:
     runs = [make_up_run(tmp_path / name).path for name in ("one", "two")]
     strip = tmp_path / "strip.png"

@@ -42,3 +42,9 @@ def test_in_a_terminal_there_is_a_bar_that_goes_away(clock: list[float]) -> None
     search(console, clock, evaluations=30, seconds=1.5)
     assert "residual on update.safetensors" in output.getvalue()
     assert "[   " not in output.getvalue()
+
+
+def test_ages_are_left_out(clock: list[float]) -> None:
+    output = io.StringIO()
+    search(Console(file=output, width=300), clock, evaluations=50, seconds=1.5, planned=10**30)
+    assert output.getvalue().endswith("evaluations, matching loss 0.025\n")

@@ -2,7 +2,7 @@
 
 import shutil
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +10,9 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from experiments.cli import app
 from experiments.launch import launch
 from experiments.leakage import read_leakage
 from experiments.run_directory import RunDirectory, locked
@@ -162,6 +164,47 @@ def test_a_failing_run_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert table["median_psnr"].isna().tolist() == [True, False]
     assert sweep(tmp_path).exit_code == 0
     assert pd.read_csv(tmp_path / "out" / "sweep.csv")["status"].tolist() == ["ended", "ended"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: run.leakage_csv.unlink(),
+        lambda run: run.leakage_csv.write_text("round,client\n"),
+        lambda run: run.config.unlink(),
+    ],
+)
+def test_a_damaged_run_does_not_stop_the_others(copy: Path, damage: Callable[[RunDirectory], object]) -> None:
+    run = SweepDirectory(copy / "out").run(NAMES[1])
+    damage(run)
+    result = sweep(copy)
+    assert result.exit_code == 1, result.output
+    assert f"failed: {NAMES[1]}: {run.path}" in result.output
+    assert "to run it again, remove its folder" in result.output
+    table = pd.read_csv(copy / "out" / "sweep.csv")
+    assert table["status"].str.partition(":")[0].tolist() == ["ended", "failed"]
+    assert table["median_psnr"].isna().tolist() == [False, True]
+    shutil.rmtree(run.path)
+    assert sweep(copy).exit_code == 0
+
+
+def test_a_copy_without_hidden_files_goes_on(copy: Path) -> None:
+    (copy / "out" / ".lock").unlink()
+    result = sweep(copy)
+    assert result.exit_code == 0, result.output
+    assert "runs to do: 0" in result.output
+
+
+def test_its_report_is_built_again_from_its_table(copy: Path) -> None:
+    directory = SweepDirectory(copy / "out")
+    page = directory.report.read_bytes()
+    directory.report.unlink()
+    result = CliRunner().invoke(app, ["report", str(directory.path)])
+    assert result.exit_code == 0, result.output
+    assert directory.report.read_bytes() == page
+    directory.parquet.unlink()
+    for command in ("report", "watch"):
+        assert_refused(CliRunner().invoke(app, [command, str(directory.path)]), "no table", "fl-sim sweep")
 
 
 def test_attacks_that_find_nothing_are_no_failure_of_the_run(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def directory(tmp_path: Path) -> SweepDirectory:
     make_up_run(tmp_path / "lr=1").model.touch()
     make_up_run(tmp_path / "lr=2", rounds=1, finished=False)
     directory = SweepDirectory(tmp_path)
+    directory.file.touch()
     ROWS.to_csv(directory.csv, index=False)
+    ROWS.to_parquet(directory.parquet)
     return directory
 
 
