@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,12 @@ class AttackWorker:
 class AttackPool:
     """Runs attack jobs on a fixed number of Ray actors.
 
-    Ray is used as it is found, or started at the first job. Every job ends in exactly one call of its ``on_result``,
-    with a Reconstruction or with the reason why there is none; the calls come from the threads of the pool, several at
-    a time, but for jobs that are refused. A worker that dies is replaced, and its job is tried once more by whoever is
-    free; one that overruns the time limit is killed and replaced. A worker for which the cluster has no place, as long
-    as too few machines are there, waits for one while the others do its share.
+    Ray is used as it is found, or started at the first job, by the caller's thread, with which it ends on Linux. Every
+    job ends in exactly one call of its ``on_result``, with a Reconstruction or with the reason why there is none; the
+    calls come from the threads of the pool, several at a time, but for jobs that are refused. A worker that dies is
+    replaced, and its job is tried once more by whoever is free; one that overruns the time limit is killed and
+    replaced. A worker for which the cluster has no place, as long as too few machines are there, waits for one while
+    the others do its share.
 
     Args:
         workers: number of actors.
@@ -160,6 +162,8 @@ class AttackPool:
         """The caller holds ``_changed``, so that no job is queued for threads that ``close`` has kept from starting."""
         if self._threads or self._closed:
             return
+        with suppress(Exception):  # the workers try it once more, and say what is wrong
+            _ensure_ray()  # not by a thread of the pool: on Linux Ray's processes end with the thread that started them
         self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self._slots]
         for thread in self._threads:
             thread.start()

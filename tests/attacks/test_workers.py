@@ -42,8 +42,19 @@ class GatedSlot:
 @pytest.fixture
 def gate(monkeypatch):
     monkeypatch.setattr(workers, "_Slot", GatedSlot)
+    monkeypatch.setattr(workers, "_ensure_ray", lambda: None)
     monkeypatch.setattr(GatedSlot, "gate", threading.Event())
     return GatedSlot.gate
+
+
+def test_the_callers_thread_starts_ray_which_ends_with_its_thread(gate, monkeypatch):
+    started = []
+    monkeypatch.setattr(workers, "_ensure_ray", lambda: started.append(threading.current_thread()))
+    pool = AttackPool()
+    pool.submit(job(0), lambda _: None)
+    gate.set()
+    pool.close()
+    assert started == [threading.current_thread()]
 
 
 def test_a_worker_that_starts_while_the_pool_closes_is_let_go(monkeypatch):
