@@ -195,7 +195,7 @@ class Attack(BaseModel, ABC):
         }
         missing = [need for need, lacks in lacking.items() if lacks and need in self.needs]
         if missing:
-            reasons = "; ".join(f"{need.name}, {_MEANING[need]}: {_instead(need, seen)}" for need in missing)
+            reasons = "; ".join(f"{_MEANING[need]}: {_instead(need, seen)}" for need in missing)
             raise AttackError(f"attack {self.name!r} needs {reasons}")
         if observation.timesteps is not None:
             check_signal(seen.task, observation.timesteps)

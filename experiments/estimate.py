@@ -18,16 +18,17 @@ STARTING_SECONDS = 20.0
 
 MADE_OF = (
     f"An estimate. A run takes {STARTING_SECONDS:.0f} s to start and to end, its clients what one reply took here "
-    "times their number and rounds. An attack takes at most its max_evaluations, times the root of the number of "
-    "images, each as long as a gradient of the training loss of all of them took here, and at most attack.timeout; "
-    "most end earlier, and one without that budget counts with the timeout. Not in it: measuring the model, and what "
-    "runs side by side take from each other."
+    "times their number and rounds. An attack takes its max_evaluations, times the root of the number of images, each "
+    "as long as two gradients of the training loss of all of them took here, and at most attack.timeout; most end "
+    "earlier, and one without that budget counts with the timeout. A search for timesteps that cannot be read off, as "
+    "under noise, may take several times as long. Not in it: measuring the model, and what runs side by side take "
+    "from each other."
 )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one run: of all its clients' replies, and most of all its attacks, of which there are so many."""
+    """Seconds of one run: of all its clients' replies, and of all its attacks to the end of their budgets."""
 
     training: float
     attacks: int
@@ -40,7 +41,7 @@ class Cost:
         )
 
     def at_most(self) -> float:
-        """Of the whole run: attacks go on beside the rounds, so that the longer of the two counts."""
+        """Of the whole run, attacks to the end of their budgets; they go on beside the rounds: the longer counts."""
         return STARTING_SECONDS + max(self.training, self.attacking)
 
     def at_least(self) -> float:
@@ -72,7 +73,8 @@ def estimate(experiment: Experiment) -> Cost:
     if not attack.in_run:
         return Cost(training, 0, 0.0)
     summed = asked if experiment.defence.sum_only else 1
-    budget = math.sqrt(summed * len(draw.images)) * summed * gradient
+    evaluation = 2 * gradient  # the gradient, and the derivative of its distance by one difference
+    budget = math.sqrt(summed * len(draw.images)) * summed * evaluation
     longest = [_longest(create(name, given), budget, attack.timeout) for name, given in attack.arguments.items()]
     attacks = most_attacked(experiment)
     return Cost(training, attacks * len(longest), attacks * sum(longest) / attack.workers)

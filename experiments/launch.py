@@ -136,7 +136,7 @@ def dry_run(preset: str, overrides: Sequence[str], out: Path) -> None:
     """
     experiment, batch = _try_out(preset, overrides, out)
     tried = f"one batch: training loss {batch.loss:.4f}, a reply of {batch.size / 1e6:.1f} MB"
-    seed = "client.seed is drawn anew by every run that is not given one: without it in the file, runs differ"
+    seed = "client.seed was drawn just now: with it in the file a run repeats, without it every run draws another one"
     # Comments, so that what is printed is a file that runs.
     takes = f"takes about {estimate(experiment)}"
     print(*(f"# {line}" for line in (*experiment.describe(), tried, takes, seed)), sep="\n")

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from attacks.attack import Attack, Needs
 from attacks.model_inversion.registry import INVERSIONS
 from attacks.registry import ATTACKS
 from experiments.checkpoint import load_checkpoint
@@ -42,7 +43,7 @@ def list_names(only: str | None = None) -> Group:
 def _kinds() -> dict[str, dict[str, str]]:
     """What there is of every kind: a line on each by its name."""
     return {
-        "attack": {name: _summary_line(ATTACKS.find(name)) for name in ATTACKS.names()},
+        "attack": {name: _attack_line(ATTACKS.find(name)) for name in ATTACKS.names()},
         "model inversion": {name: _summary_line(INVERSIONS.find(name)) for name in INVERSIONS.names()},
         "strategy": {name: _summary_line(strategy_class(name)) for name in strategies()},
         "defence": {name: _with_arguments(DEFENCES.find(name)) for name in DEFENCES.names()},
@@ -94,6 +95,11 @@ def _first_sentence(file: Path) -> str:
 
 def _summary_line(documented: type) -> str:
     return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _attack_line(attack: type[Attack]) -> str:
+    known = " Of diffusion models under threat = 'known' alone." if Needs.NOISE_AND_TIMESTEPS in attack.needs else ""
+    return _summary_line(attack) + known
 
 
 def _with_arguments(defence: type[Any]) -> str:

@@ -18,6 +18,7 @@ from experiments.leakage import read_leakage
 from experiments.progress import Standing, outcome, panel, round_line
 from experiments.run_directory import RunDirectory
 from experiments.tally import Tally
+from fl_sim.config import SettingsError
 
 ENDED, STOPPED = "ended", "stopped"
 """States of a run that does nothing any more."""
@@ -118,9 +119,15 @@ def watch(path: Path, console: Console, once: bool = False) -> None:
     """Show the run in ``path`` until it has ended, or has stopped; ``once``: show how it is, and leave.
 
     Raises:
-        SettingsError: if ``path`` is no run directory.
+        SettingsError: if no run has begun in ``path``.
     """
-    display = Watch(console, RunDirectory.open(path))
+    directory = RunDirectory(path)
+    if not directory.config.is_file():
+        raise SettingsError(
+            f"{path}: no run has begun here: it has no config.toml, which a run writes after its checks, 10 to 20 "
+            "seconds after its start"
+        )
+    display = Watch(console, directory)
     display.look(tell=not once)
     silent = display.silent() if once else 0.0
     if once:

@@ -74,7 +74,7 @@ def test_it_is_what_the_page_says_of_it(package: Path) -> None:
     assert victim.psnr(longer.images) > victim.psnr(short.images) + 10
     assert longer.evaluations == 51
     assert longer.images.equal(again.images)
-    with pytest.raises(AttackError, match="attack 'smooth' needs NOISE_AND_TIMESTEPS"):
+    with pytest.raises(AttackError, match="attack 'smooth' needs noise and timesteps"):
         create("smooth").reconstruct(make_victim().observation, seed=1)
     with pytest.raises(AttackError, match=r"attack 'smooth': iterations = 0"):
         create("smooth", {"iterations": 0})

@@ -102,6 +102,8 @@ def _notes(run: Run, best: Summary, guess: Guess | None) -> list[str]:
     notes = [
         f"Reconstructed means: {RECOGNISABLE_DB:.0f} dB PSNR or more; such a picture shows what the original shows."
     ]
+    if settings.federation.rounds > 1 or settings.client.local_steps > 1:
+        notes.append("An image counts as often as a client has used it.")
     if len(run.summaries) > 1:
         notes.append(f"This is said of {best.attack}, the strongest of {len(run.summaries)} attacks.")
     if best.finished < best.images:

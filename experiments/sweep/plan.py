@@ -10,7 +10,7 @@ from experiments.estimate import MADE_OF, Cost, in_words
 def describe(costs: Mapping[str, Cost], repetitions: int, jobs: int) -> tuple[Table, list[str]]:
     """The plan as a table, a row for every run of the first repetition, and in words what it adds up to."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for heading in ("run", "training", "attacks", "attacking, at most"):
+    for heading in ("run", "training", "attacks", "attacking, whole budget"):
         table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
     for name, cost in costs.items():
         table.add_row(name, in_words(cost.training), str(cost.attacks), in_words(cost.attacking))

@@ -1,10 +1,11 @@
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from attacks.attack import AttackError, Needs, Outcome
+from attacks.attack import _MEANING, AttackError, Needs, Outcome
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import ATTACKS, create
@@ -109,7 +110,7 @@ def test_an_observation_that_lacks_what_an_attack_needs_is_refused_by_name(need,
     observation = observation_lacking(need)
     Guess().reconstruct(observation, seed=100)
     monkeypatch.setattr(Guess, "needs", need)
-    with pytest.raises(AttackError, match=f"attack 'guess' needs {need.name}"):
+    with pytest.raises(AttackError, match=f"attack 'guess' needs {re.escape(_MEANING[need])}: "):
         Guess().reconstruct(observation, seed=100)
 
 
@@ -117,7 +118,7 @@ def test_a_single_sgd_step_is_as_good_as_a_gradient_and_an_adam_step_is_not(monk
     monkeypatch.setattr(Guess, "needs", Needs.GRADIENT)
     Guess().reconstruct(make_victim(optimizer=LocalOptimizer(lr=0.1)).observation, seed=100)
     adam = LocalOptimizer(name="adam", lr=0.1)
-    with pytest.raises(AttackError, match="needs GRADIENT"):
+    with pytest.raises(AttackError, match="needs a gradient"):
         Guess().reconstruct(make_victim(optimizer=adam).observation, seed=100)
 
 
@@ -125,7 +126,7 @@ def test_a_single_sgd_step_is_as_good_as_a_gradient_and_an_adam_step_is_not(monk
 def test_the_built_in_attacks_say_what_they_need(name, needs):
     assert ATTACKS.find(name).needs == needs
     if Needs.NOISE_AND_TIMESTEPS in needs:
-        with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
+        with pytest.raises(AttackError, match="needs noise and timesteps"):
             create(name).reconstruct(make_victim().observation, seed=100)
 
 
@@ -133,7 +134,7 @@ def test_one_client_s_adam_step_or_signs_are_no_sum_of_several(victim):
     for optimizer, defence in ((LocalOptimizer(name="adam", lr=0.1), None), (None, DefenceDisclosure(signs=True))):
         seen = make_victim((1, 2), optimizer=optimizer, defence=defence).observation
         create("residual").check(seen)
-        with pytest.raises(AttackError, match=r"needs (LOCAL_STEPS|OWN_SIGNS)"):
+        with pytest.raises(AttackError, match=r"needs (a gradient|the signs)"):
             create("residual").check(summed(seen))
 
 
@@ -248,8 +249,9 @@ def test_a_refusal_says_what_there_is_instead(monkeypatch, need, changes, reason
     optimizer = LocalOptimizer(name=changes.get("optimizer", "adam"), lr=0.1)
     steps = changes["local_steps"]
     seen = make_victim(tuple(range(steps)), local_steps=steps, optimizer=optimizer).observation
-    with pytest.raises(AttackError, match=f"needs {need.name}, .*{reason}") as caught:
+    with pytest.raises(AttackError, match=reason) as caught:
         Guess().check(seen)
+    assert f"needs {_MEANING[need]}: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -45,10 +45,10 @@ def test_what_will_run_is_tried_without_complaint(overrides: tuple[str, ...]) ->
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (("attack.name=gidm",), "'gidm' needs NOISE_AND_TIMESTEPS"),
-        ((*WEIGHTS, "client.optimizer=adam", "client.local_steps=3"), "'residual' needs LOCAL_STEPS"),
-        (("attack.name=['residual', 'dlg']",), "'dlg' needs NOISE_AND_TIMESTEPS"),
-        (("attack.name=dlg", "threat=known", "defence.name=signs"), "'dlg' needs MAGNITUDES"),
+        (("attack.name=gidm",), "'gidm' needs noise and timesteps"),
+        ((*WEIGHTS, "client.optimizer=adam", "client.local_steps=3"), "'residual' needs a gradient"),
+        (("attack.name=['residual', 'dlg']",), "'dlg' needs noise and timesteps"),
+        (("attack.name=dlg", "threat=known", "defence.name=signs"), "'dlg' needs the magnitudes"),
         (
             ("attack.name=gidm-plus", "attack.args.gidm-plus.prior=~/gone.safetensors"),
             "'~/gone.safetensors' is no usable",

@@ -102,7 +102,7 @@ def test_files_that_are_half_written(name: str, begun: RunDirectory) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    assert_refused(fl_sim("watch", tmp_path, "--once"), "not a run directory")
+    assert_refused(fl_sim("watch", tmp_path, "--once"), "no run has begun here")
     (tmp_path / "config.toml").write_text("seed = ")
     assert_refused(fl_sim("watch", tmp_path), "not valid TOML")
 

@@ -80,5 +80,5 @@ def test_a_classifier_needs_a_prior_of_its_own():
 
 
 def test_private_noise_is_refused_by_name(victim):
-    with pytest.raises(AttackError, match=f"^attack '{NAME}' needs NOISE_AND_TIMESTEPS"):
+    with pytest.raises(AttackError, match=f"^attack '{NAME}' needs noise and timesteps"):
         create(NAME).reconstruct(victim.observation, seed=101)

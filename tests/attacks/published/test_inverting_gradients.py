@@ -59,7 +59,7 @@ def test_total_variation_of_a_step_edge():
 
 
 def test_it_refuses_private_noise(victim):
-    with pytest.raises(AttackError, match="NOISE_AND_TIMESTEPS"):
+    with pytest.raises(AttackError, match="needs noise and timesteps"):
         create("inverting-gradients").reconstruct(victim.observation, seed=101)
 
 

@@ -21,7 +21,7 @@ def test_every_cell_is_measured_and_a_failure_counts_as_the_worst(monkeypatch, t
     assert [figures["labels"] for figures in content["figures"]] == ["2/2", "0/2"]
     assert (content["figures"][1]["dB"], content["figures"][1]["evals"]) == ("0.0", "-")
     page = (tmp_path / "out" / "classification.md").read_text()
-    assert page.count("needs DIFFUSION_TASK") == 1
+    assert page.count("needs clients that train a diffusion model") == 1
 
 
 @pytest.mark.parametrize(("quick", "attacks"), [(True, {"dlg"}), (False, {"dlg", "inverting-gradients"})])
