@@ -19,7 +19,8 @@ def cost(*overrides: str) -> Cost:
 def test_attacks_are_counted_and_bounded_by_their_budget_and_the_timeout() -> None:
     assert cost("attack.args.residual.max_evaluations=50", "attack.workers=1") == Cost(4, 4, 4 * 50 * 2)
     assert cost("attack.args.residual.max_evaluations=50", "attack.workers=2", "attack.timeout=30") == Cost(4, 4, 60)
-    # An evaluation is two gradients. Several images share a budget times the root of their number; what was timed is the gradient of one client's.
+    # An evaluation is two gradients.
+    # Several images share a budget times the root of their number; what was timed is the gradient of one client's.
     four = cost("attack.args.residual.max_evaluations=50", "attack.workers=1", "client.batch_size=4")
     assert four == Cost(4, 4, 4 * 50 * 2 * 2)
     summed = cost("attack.args.residual.max_evaluations=50", "attack.workers=1", "defence.name=secure-aggregation")
