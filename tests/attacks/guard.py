@@ -13,7 +13,16 @@ from torch import Tensor
 import attacks
 import fl_sim
 
-GROUND_FLOOR = ("network", "diffusion", "classification", "task.py", "checkpoint.py", "errors.py", "registry.py")
+GROUND_FLOOR = (
+    "network",
+    "diffusion",
+    "classification",
+    "task.py",
+    "checkpoint.py",
+    "bounds.py",
+    "errors.py",
+    "registry.py",
+)
 TRUTH = ("fl_sim.images", "fl_sim.client_app", "fl_sim.config", "experiments", "skimage", "sklearn")
 
 GUARD = f"""

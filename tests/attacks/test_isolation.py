@@ -77,7 +77,7 @@ def test_only_people_go_through_the_door(tmp_path):
     assert users == []
 
 
-WORDS = ("fl_sim.errors", "fl_sim.registry")
+WORDS = ("fl_sim.bounds", "fl_sim.errors", "fl_sim.registry")
 """Error messages and classes by name; they know nobody."""
 
 
