@@ -195,7 +195,7 @@ class Attack(BaseModel, ABC):
         }
         missing = [need for need, lacks in lacking.items() if lacks and need in self.needs]
         if missing:
-            reasons = "; ".join(f"{_MEANING[need]}: {_instead(need, seen)}" for need in missing)
+            reasons = "; ".join(f"{MEANING[need]}: {_instead(need, seen)}" for need in missing)
             raise AttackError(f"attack {self.name!r} needs {reasons}")
         if observation.timesteps is not None:
             check_signal(seen.task, observation.timesteps)
@@ -224,7 +224,7 @@ def _told(problem: InversionProblem, found: Tensor | None, known: Tensor | None)
     return torch.full((problem.samples,), -1) if values is None else values.detach().cpu().long()
 
 
-_MEANING = {
+MEANING = {
     Needs.NOISE_AND_TIMESTEPS: "noise and timesteps that the server dictated (threat = 'known')",
     Needs.GRADIENT: "a gradient, or the weights after a single SGD step",
     Needs.SGD_STEPS: "a gradient, or the weights after SGD steps",
@@ -233,6 +233,7 @@ _MEANING = {
     Needs.MAGNITUDES: "the magnitudes of the update's entries",
     Needs.DIFFUSION_TASK: "clients that train a diffusion model (task = 'diffusion')",
 }
+"""Every need in words, as a refusal has them."""
 
 
 def _instead(need: Needs, seen: Circumstances) -> str:

@@ -93,12 +93,12 @@ class SweepDirectory:
 
     def create(self, sweep: SweepFile) -> None:
         """Make the folder, unless an earlier sweep has."""
-        new = not self.file.is_file()
-        if new:
-            make_empty_folder(self.path)
+        if self.file.is_file():
+            self._lock.touch()  # a copy may lack it
+            return
+        make_empty_folder(self.path)
         self._lock.touch()  # tells the folder of a sweep from one with a person's file
-        if new:
-            self._write(sweep)
+        self._write(sweep)
 
     def write(self, sweep: SweepFile, planned: Mapping[str, ExperimentSettings]) -> None:
         """Write down the sweep and the settings of every run."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.attack import _MEANING, AttackError, Needs, Outcome
+from attacks.attack import MEANING, AttackError, Needs, Outcome
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import DefenceDisclosure, Observation
 from attacks.registry import ATTACKS, create
@@ -110,7 +110,7 @@ def test_an_observation_that_lacks_what_an_attack_needs_is_refused_by_name(need,
     observation = observation_lacking(need)
     Guess().reconstruct(observation, seed=100)
     monkeypatch.setattr(Guess, "needs", need)
-    with pytest.raises(AttackError, match=f"attack 'guess' needs {re.escape(_MEANING[need])}: "):
+    with pytest.raises(AttackError, match=f"attack 'guess' needs {re.escape(MEANING[need])}: "):
         Guess().reconstruct(observation, seed=100)
 
 
@@ -251,7 +251,7 @@ def test_a_refusal_says_what_there_is_instead(monkeypatch, need, changes, reason
     seen = make_victim(tuple(range(steps)), local_steps=steps, optimizer=optimizer).observation
     with pytest.raises(AttackError, match=reason) as caught:
         Guess().check(seen)
-    assert f"needs {_MEANING[need]}: " in str(caught.value)
+    assert f"needs {MEANING[need]}: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

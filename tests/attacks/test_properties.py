@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from attacks.attack import _MEANING, AttackError, Needs
+from attacks.attack import MEANING, AttackError, Needs
 from attacks.observation import CaptureError, Circumstances, DefenceDisclosure, Observation
 from attacks.published.gidm import RECIPES, Phases
 from attacks.registry import ATTACKS, create
@@ -186,7 +186,7 @@ def test_an_attack_refuses_exactly_what_lacks_its_needs(
         return
     with pytest.raises(AttackError) as caught:
         attack.reconstruct(observation, seed=100)
-    assert all(_MEANING[Needs[need]] in str(caught.value) for need in missing)
+    assert all(MEANING[Needs[need]] in str(caught.value) for need in missing)
     assert "\n" not in str(caught.value)
 
 
