@@ -1,22 +1,24 @@
-"""Kill one process of ``fl-sim run`` at a random moment, and see what becomes of the run.
+"""Disturb ``fl-sim run`` at random moments, several times each, and see what becomes of the run.
 
-``python -m tests.faults --times 30`` prints, for every kind of process, how many runs were tried, and in how many
-something was lost, wrong or hung; it ends with 1 if there was any. ``--only client,raylet`` kills these alone.
+``python -m tests.faults --times 200`` prints, for every kind of fault, how many were tried, and after how many
+something was lost, wrong or hung; it ends with 1 if there was any. ``--only client,raylet`` chooses the kinds.
 
-A run may end whole and say who was missing, or end with one line; then it has to go on to a whole one. Lost is a run
-that does neither, or lacks a row or a capture of a client that it has seen; wrong, one with other figures than the
-undisturbed run where no client was missing; hung, one that goes on, or leaves processes behind, for longer than
+A fault kills one process of the run, or stops it, or takes its disk away, or starts a second run into its folder. The
+run may go on, or end with one line; then ``--resume`` has to go on at once. In the end the run has to be whole. Lost
+is a run that does neither, or lacks a row or a capture of a client that it has seen; wrong, one with other figures than
+the undisturbed run where no client was missing; hung, one that goes on, or leaves processes behind, for longer than
 PATIENCE.
 """
 
-import json
 import os
 import random
+import signal
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +29,16 @@ import typer
 
 from experiments.leakage import OK, TIME_COLUMNS, read_leakage
 from experiments.run_directory import RunDirectory
+from tests.disk import Disk
 from tests.kill_and_resume import differences, fresh, start
 from tests.processes import kill_all, with_descendants
+from tests.reliability import Row, write_figures
 
 MORE_ROUNDS = ("federation.rounds=10", "attack.args.residual.max_evaluations=10")
 """Rounds are much shorter than the starts of the processes: there are enough of them to be met."""
+
+MOST_FAULTS = 5
+"""A run meets up to so many faults."""
 
 PATIENCE = 300.0
 """Seconds after which a run counts as hung."""
@@ -39,13 +46,16 @@ PATIENCE = 300.0
 GOES = 180.0
 """Seconds that the processes of a run may outlive it: Ray's notice only after a minute that their driver was killed."""
 
+DISK_SIZE = "64m"
+"""Of the disk that fills up; a run takes a tenth of it."""
+
 
 def titled(*words: str) -> Callable[[str], bool]:
     """Whether a command line has one of these words."""
     return lambda title: any(word in title for word in words)
 
 
-KINDS: dict[str, Callable[[str], bool]] = {
+PROCESSES: dict[str, Callable[[str], bool]] = {
     "raylet": titled("raylet/raylet"),  # with the object store in it; its command line has those of its children
     "gcs": titled("gcs/gcs_server"),
     "driver": titled("bin/fl-sim"),
@@ -69,16 +79,50 @@ def title_of(process: psutil.Process) -> str:
 def kind_of(process: psutil.Process) -> str | None:
     """None if it is of no kind, or gone."""
     title = title_of(process)
-    return next((kind for kind, is_one in KINDS.items() if is_one(title)), None)
+    return next((kind for kind, is_one in PROCESSES.items() if is_one(title)), None)
 
 
 @dataclass
-class Watched:
-    """A run in processes of its own, and all processes that it was seen to have."""
+class Run:
+    """A run in processes of its own, which is resumed as often as faults end it.
 
-    popen: subprocess.Popen[str]
-    errors: Path
+    Attributes:
+        out: its folder, on a ``disk`` of its own if there is one.
+        popen: its first process now.
+        seen: all processes that it was seen to have.
+        faults: the kinds of faults that it has met.
+        ends: how often it has ended before its end.
+        lost, wrong, hung: what was found.
+    """
+
+    out: Path
+    folder: Path
+    environment: dict[str, str]
+    disk: Disk | None = None
+    popen: subprocess.Popen[str] = field(init=False)
+    began: float = field(init=False)
     seen: set[psutil.Process] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+    ends: int = 0
+    lost: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    hung: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    @property
+    def errors(self) -> Path:
+        """What it says on stderr now."""
+        return self.folder / f"{self.out.name}-errors-{self.ends}.txt"
+
+    def begin(self) -> None:
+        """Start it, or go on with what is there."""
+        resumable = RunDirectory(self.out).config.is_file()
+        arguments = ["run", "--resume", str(self.out)] if resumable else fresh(self.out, *MORE_ROUNDS)
+        with self.errors.open("w") as file:
+            self.popen = start(arguments, self.environment, stdout=subprocess.DEVNULL, stderr=file)
+        self.began = time.monotonic()
 
     def processes(self) -> list[psutil.Process]:
         """Those that it has now."""
@@ -86,35 +130,123 @@ class Watched:
         self.seen.update(now)
         return now
 
-    def of_kind(self, kind: str) -> list[psutil.Process]:
-        """Those of that kind."""
-        return [process for process in self.processes() if kind_of(process) == kind]
+    def goes_on(self) -> bool:
+        """Whether it is still to be finished; one that a fault has ended is resumed."""
+        if self.popen.poll() is None:
+            if time.monotonic() - self.began < PATIENCE:
+                return True
+            self.hung.append(f"after {', '.join(self.faults)}: {self.errors.read_text()}")
+            kill_all(self.processes())
+            return False
+        if self.popen.returncode == 0:
+            return False
+        said = self.errors.read_text()
+        if self.popen.returncode != -signal.SIGKILL and (
+            said.count("\n") != 1 or not said.startswith("fl-sim: ") or not said.strip().isprintable()
+        ):
+            self.lost.append(f"after {', '.join(self.faults)}: exit code {self.popen.returncode}, not one line: {said}")
+        if self.ends == len(self.faults):
+            self.lost.append(f"ended once more than there were faults: {said}")
+            return False
+        self.ends += 1
+        if self.disk:
+            self.disk.recover()
+        self.begin()
+        return True
 
-    def kill(self, process: psutil.Process) -> None:
-        """SIGKILL; the run itself by its Popen, which else would not know how it ended."""
-        if process.pid == self.popen.pid:
-            self.popen.kill()
-            self.popen.wait()
-        else:
-            kill_all([process])
-
-    def looks(self, seconds: float) -> Iterator[float]:
-        """The time since the first look, again and again, for so many seconds or until the run has ended."""
+    def looks(self) -> Iterator[float]:
+        """The time since the first look, again and again, until it has ended."""
         began = time.monotonic()
-        while (passed := time.monotonic() - began) < seconds and self.popen.poll() is None:
-            yield passed
+        while self.goes_on():
+            yield time.monotonic() - began
             time.sleep(0.1)
 
-    def left_over(self) -> list[str]:
-        """Wait for the end of the run and all its processes; those that do not end in time, which are killed."""
-        for _ in self.looks(PATIENCE):
+    def meet(self, kind: str, after: float, chance: random.Random) -> bool:
+        """Meet a fault of that kind once what it needs has been there for so long; False if the run ended before."""
+        there: float | None = None
+        for passed in self.looks():
+            present = [process for process in self.processes() if kind_of(process) == PROCESS_OF.get(kind, kind)]
+            there = passed if there is None and present else there
+            if there is not None and present and passed - there >= after:
+                self.faults.append(kind)
+                OTHERS.get(kind, _kill)(self, chance.choice(present))
+                return True
+        return False
+
+    def finish(self) -> None:
+        """Wait for its end and that of all its processes; those that do not end in time are killed."""
+        for _ in self.looks():
             self.processes()
-        in_time = self.popen.poll() is not None
-        _, left = psutil.wait_procs(self.seen, timeout=GOES if in_time else 0)
-        titles = [title_of(process) for process in left]
+        _, left = psutil.wait_procs(self.seen, timeout=GOES)
+        self.hung += [title[:200] for title in map(title_of, left) if title]
         kill_all(left)
         self.popen.wait()
-        return [title[:200] for title in titles if title]
+
+
+def _kill(run: Run, process: psutil.Process) -> None:
+    """SIGKILL; the run itself by its Popen, which else would not know how it ended."""
+    if process.pid == run.popen.pid:
+        run.popen.kill()
+        run.popen.wait()
+    else:
+        kill_all([process])
+
+
+def _terminate(run: Run, _: psutil.Process) -> None:
+    run.popen.terminate()
+
+
+def _fill_disk(run: Run, _: psutil.Process) -> None:
+    if run.disk:
+        run.disk.fill()
+
+
+def _turn_read_only(run: Run, _: psutil.Process) -> None:
+    """Once no file is open for writing."""
+    while run.disk and run.popen.poll() is None and not run.disk.turn_read_only():
+        time.sleep(0.01)
+
+
+def _start_a_second(run: Run, _: psutil.Process) -> None:
+    """It is refused, or finds that the first has just ended."""
+    folder_is_taken = not RunDirectory(run.out).config.is_file()
+    arguments = fresh(run.out, *MORE_ROUNDS) if folder_is_taken else ["run", "--resume", str(run.out)]
+    second = start(arguments, run.environment, stderr=subprocess.PIPE)
+    _, said = second.communicate(timeout=PATIENCE)
+    refused = second.returncode == 2 and said.count("\n") == 1 and said.startswith("fl-sim: ")
+    if not refused and not (second.returncode == 0 and run.popen.poll() == 0):
+        run.lost.append(f"a second run: exit code {second.returncode}: {said}")
+
+
+OTHERS: dict[str, Callable[[Run, psutil.Process], None]] = {
+    "sigterm": _terminate,
+    "second-run": _start_a_second,
+    "full-disk": _fill_disk,
+    "read-only-disk": _turn_read_only,
+}
+"""The faults that are no kill."""
+
+PROCESS_OF = dict.fromkeys(OTHERS, "driver")
+"""The process that has to be there for them."""
+
+ON_A_DISK = ("full-disk", "read-only-disk")
+"""The faults that need a disk of the run's own."""
+
+NAMES = {kind: f"{kind.replace('-', ' ')} killed" for kind in PROCESSES} | {
+    "raylet": "raylet with the object store killed",
+    "gcs": "GCS killed",
+    "driver": "`fl-sim run` killed",
+    "client": "client's process killed",
+    "agent": "agent of Ray's killed",
+    "monitor": "monitor of Ray's killed",
+    "sigterm": "SIGTERM",
+    "second-run": "a second run into the folder",
+    "full-disk": "disk full",
+    "read-only-disk": "disk turned read-only",
+}
+"""What the kinds are called in the table."""
+
+KINDS = (*PROCESSES, *OTHERS)
 
 
 @dataclass(frozen=True)
@@ -125,60 +257,47 @@ class Campaign:
     environment: dict[str, str]
     chance: random.Random
 
-    @property
-    def undisturbed(self) -> RunDirectory:
-        """The run that nobody disturbs."""
-        return RunDirectory(self.folder / "undisturbed")
-
-    def watch(self, arguments: list[str]) -> Watched:
-        """Start a run."""
-        errors = self.folder / "errors.txt"
-        with errors.open("w") as file:
-            return Watched(start(arguments, self.environment, stdout=subprocess.DEVNULL, stderr=file), errors)
-
     def spans(self) -> dict[str, float]:
         """How many seconds of the undisturbed run each kind of process is there; runs it."""
-        watched = self.watch(fresh(self.undisturbed.path, *MORE_ROUNDS))
+        run = Run(self.folder / "undisturbed", self.folder, self.environment)
         times: dict[str, list[float]] = {}
-        for passed in watched.looks(PATIENCE):
-            for kind in {kind_of(process) for process in watched.processes()} - {None}:
+        for passed in run.looks():
+            for kind in {kind_of(process) for process in run.processes()} - {None}:
                 times.setdefault(str(kind), []).append(passed)
-        assert not watched.left_over(), "the undisturbed run hung"
-        assert watched.popen.returncode == 0, watched.errors.read_text()
+        run.finish()
+        assert not run.hung, "the undisturbed run hung"
+        assert run.popen.returncode == 0, run.errors.read_text()
         return {kind: seen[-1] - seen[0] for kind, seen in times.items()}
 
-    def disturb(self, kind: str, span: float, out: Path) -> dict[str, list[str]]:
-        """Kill one process of that kind in a new run, once one has been there for up to ``span`` seconds.
+    def disturb(self, kinds: deque[str], spans: dict[str, float], name: str) -> Run:
+        """Let one run meet some of these faults, which are taken off ``kinds``, and look at what it leaves.
 
-        What was found is under "killed", "lost", "wrong" and "hung".
+        The first is at any moment of the run; the others come sooner, so that more of them meet it alive.
         """
-        begun = fresh(out, *MORE_ROUNDS)
-        watched, after = self.watch(begun), self.chance.uniform(0, span)
-        there: float | None = None
-        killed = []
-        for passed in watched.looks(PATIENCE):
-            present = watched.of_kind(kind)
-            there = passed if there is None and present else there
-            if there is not None and present and passed - there >= after:
-                watched.kill(self.chance.choice(present))
-                killed.append(f"a {kind} after {passed:.1f} s")
-                break
-        if left := watched.left_over():
-            return {"killed": killed, "hung": left}
-        lost = []
-        if watched.popen.returncode:
-            said = watched.errors.read_text()
-            killed = [f"{killed[0]}: {said.strip()}"] if killed else []
-            if kind != "driver" and len(said.strip().splitlines()) != 1:
-                lost.append(f"not one line: {said}")
-            resumable = RunDirectory(out).config.is_file()
-            watched = self.watch(["run", "--resume", str(out)] if resumable else begun)
-            if left := watched.left_over():
-                return {"killed": killed, "lost": lost, "hung": left}
-            if watched.popen.returncode:
-                return {"killed": killed, "lost": [*lost, f"resumed: {watched.errors.read_text()}"]}
-        run = RunDirectory(out)
-        return {"killed": killed, "lost": lost + lacking(run), "wrong": wrong_figures(run, self.undisturbed)}
+        with self.place(name) as (place, disk):
+            run = Run(place, self.folder, self.environment, disk)
+            for number in range(self.chance.randint(1, min(MOST_FAULTS, len(kinds)))):
+                span = spans[PROCESS_OF.get(kinds[0], kinds[0])]
+                if not run.meet(kinds[0], self.chance.uniform(0, span / (1 + (number > 0))), self.chance):
+                    break
+                kinds.popleft()
+            run.finish()
+            if not run.hung and run.popen.returncode == 0:
+                directory = RunDirectory(run.out)
+                run.lost += lacking(directory)
+                run.wrong += wrong_figures(directory, RunDirectory(self.folder / "undisturbed"))
+            return run
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[tuple[Path, Disk | None]]:
+        """A folder for a run; on a disk of its own, if this user may mount one."""
+        with ExitStack() as mounted:
+            disk = Disk(self.folder / f"disk-{name}")
+            if disk.mount(f"size={DISK_SIZE}"):
+                mounted.callback(disk.unmount)
+                yield disk.place / name, disk
+            else:
+                yield self.folder / name, None
 
 
 def lacking(run: RunDirectory) -> list[str]:
@@ -215,15 +334,18 @@ def wrong_figures(run: RunDirectory, undisturbed: RunDirectory) -> list[str]:
 
 
 def main(
-    times: Annotated[int, typer.Option(min=1, help="Runs that are disturbed, of each kind in turn.")] = 8,
-    only: Annotated[str, typer.Option(help="Kinds of processes, between commas.")] = ",".join(KINDS),
+    times: Annotated[int, typer.Option(min=1, help="Faults, of each kind in turn.")] = 12,
+    only: Annotated[str, typer.Option(help="Kinds of faults, between commas.")] = ",".join(KINDS),
     seed: Annotated[int, typer.Option(min=0, help="Of the moments.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
 ) -> None:
-    """Kill one process of a run at a random moment, of each kind in turn; print what became of the runs, as JSON."""
+    """Disturb runs at random moments; print what became of them."""
     kinds = only.split(",")
     if unknown := set(kinds) - set(KINDS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: no kind; allowed: {', '.join(KINDS)}")
-    counts = {kind: Counter(tried=0, killed=0, lost=0, wrong=0, hung=0) for kind in kinds}
+    if os.geteuid() != 0:  # only root may mount a disk
+        kinds = [kind for kind in kinds if kind not in ON_A_DISK]
+    pending, counts = deque(kinds[number % len(kinds)] for number in range(times)), Counter[tuple[str, str]]()
     with tempfile.TemporaryDirectory(prefix="k-", ignore_cleanup_errors=True) as short:
         environment = os.environ | {
             "RAY_TMPDIR": f"{short}/ray",
@@ -231,18 +353,20 @@ def main(
             "OMP_NUM_THREADS": "1",
         }
         campaign = Campaign(Path(short), environment, random.Random(seed))
-        spans = campaign.spans()
-        for number in range(times):
-            kind = kinds[number % len(kinds)]
-            found = campaign.disturb(kind, spans[kind], campaign.folder / f"run-{number}")
-            counts[kind]["tried"] += 1
-            for name, lines in found.items():
-                counts[kind][name] += bool(lines)
-                for line in lines:
-                    print(f"run {number}, {kind}: {name}: {line}", flush=True)
-    for kind, counted in counts.items():
-        print(json.dumps({"kind": kind, **counted}))
-    raise typer.Exit(int(any(counted[name] for counted in counts.values() for name in ("lost", "wrong", "hung"))))
+        spans, number = campaign.spans(), 0
+        while pending:
+            number += 1
+            run = campaign.disturb(pending, spans, f"run-{number}")
+            print(f"run {number}: {', '.join(run.faults) or 'undisturbed'}", flush=True)
+            for kind in run.faults:
+                counts[kind, "tried"] += 1
+            for name in ("lost", "wrong", "hung"):
+                found = getattr(run, name)
+                counts[run.faults[-1] if run.faults else kinds[0], name] += bool(found)
+                for line in found:
+                    print(f"run {number}: {name}: {line}", flush=True)
+    rows = [Row(NAMES[kind], *(counts[kind, name] for name in ("tried", "lost", "wrong", "hung"))) for kind in kinds]
+    write_figures(rows, out)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 A run under them ends in one line and goes on to what it would have been, or is what it would have been.
 """
 
-import os
 import re
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -30,6 +28,7 @@ from fl_sim.config import SettingsError, resolve
 from fl_sim.local_grid import Client
 from fl_sim.wire import ARRAYS, CONFIG, ROUND
 from strategies.fed_sgd import FedSGD
+from tests.disk import Disk
 from tests.experiments.in_process import federation_in_process, without_ray
 from tests.experiments.test_resume import TINY
 from tests.kill_and_resume import differences
@@ -57,28 +56,13 @@ def assert_goes_on(out: Path, undisturbed: RunDirectory) -> None:
     assert differences(RunDirectory(out), undisturbed) == []
 
 
-class Disk:
-    """A small file system in memory."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        place.mkdir()
-
-    def mount(self, options: str) -> bool:
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", self.place]
-        return os.geteuid() == 0 and subprocess.run(command, check=False).returncode == 0
-
-    def remount(self, options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", self.place], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     disk = Disk(tmp_path / "disk")
     if not disk.mount("size=10m"):
         pytest.skip("only root may mount a file system, and not in every container")
     yield disk
-    subprocess.run(["umount", "--lazy", disk.place], check=True)
+    disk.unmount()
 
 
 @pytest.mark.parametrize("pages", [2, 12, 40])
