@@ -220,9 +220,9 @@ class AttackPool:
             try:
                 result = slot.run(job)
             except _DEATHS as error:
-                logger.warning("attack worker died during %s on %s: %s", job.attack, job.capture.name, error)
                 if self._queue_again(job, on_result, begun):
                     self._start(slot)
+                    logger.warning("attack worker died during %s on %s: tried again", job.attack, job.capture.name)
                     continue
                 died = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else DIED
                 result = POOL_CLOSED if self._closed else died
@@ -276,7 +276,8 @@ class _Slot:
         try:
             self._started_actor()
         except Exception as error:
-            logger.warning("an attack worker did not start: %s", explain(error))
+            died = isinstance(error, _DEATHS)  # Ray's own words name the machine and its processes
+            logger.warning("attack worker did not start: %s", "its process died" if died else explain(error))
             self._discard()
         return self.working
 

@@ -82,6 +82,12 @@ def kind_of(process: psutil.Process) -> str | None:
     return next((kind for kind, is_one in PROCESSES.items() if is_one(title)), None)
 
 
+def says_in_one_line(said: str) -> bool:
+    """Whether the last line is the only one, but for what was said of attack workers that died meanwhile."""
+    *before, last = said.splitlines() or [""]
+    return last.startswith("fl-sim: ") and all(line.startswith("attack worker ") for line in before)
+
+
 @dataclass
 class Run:
     """A run in processes of its own, which is resumed as often as faults end it.
@@ -141,9 +147,7 @@ class Run:
         if self.popen.returncode == 0:
             return False
         said = self.errors.read_text()
-        if self.popen.returncode != -signal.SIGKILL and (
-            said.count("\n") != 1 or not said.startswith("fl-sim: ") or not said.strip().isprintable()
-        ):
+        if self.popen.returncode != -signal.SIGKILL and not says_in_one_line(said):
             self.lost.append(f"after {', '.join(self.faults)}: exit code {self.popen.returncode}, not one line: {said}")
         if self.ends == len(self.faults):
             self.lost.append(f"ended once more than there were faults: {said}")

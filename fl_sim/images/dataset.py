@@ -1,7 +1,9 @@
 """Images of a Hugging Face dataset: a hub id, a local folder in one of its formats, or what ``save_to_disk`` wrote."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +37,11 @@ def list_dataset(settings: DataSettings) -> ImageSet:
     image, label = _image_column(settings, rows), _label_column(settings, rows)
     used = rows.select(range(min(settings.limit or len(rows), len(rows))))
     encoded = used.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    homes = _homes(settings.name)
 
     def crop(index: int) -> Image.Image:
         name = f"data.name = {settings.name!r}: row {index} of split {settings.split!r}"
-        return centre_crop(read_rgb(_source(encoded[index][image], name), name), settings.height_width)
+        return centre_crop(read_rgb(_source(encoded[index][image], name, homes), name), settings.height_width)
 
     return ImageSet(
         settings.height_width,
@@ -68,7 +71,8 @@ def _load(settings: DataSettings) -> "Dataset":
         raise SettingsError(
             f"data.config = {settings.config!r}: what save_to_disk wrote has no configurations; allowed: unset"
         )
-    with quiet("huggingface_hub"), nullcontext() if folder.is_dir() else cached_if_unreachable():
+    reachable = nullcontext() if folder.is_dir() else cached_if_unreachable()
+    with quiet("huggingface_hub"), _bars_in_a_terminal_only(), reachable:
         try:
             if not saved:
                 return datasets.load_dataset(settings.name, settings.config, split=settings.split)
@@ -84,6 +88,21 @@ def _load(settings: DataSettings) -> "Dataset":
             f"{', '.join(splits)}{nearest(settings.split, splits)}"
         )
     return splits[settings.split]
+
+
+@contextmanager
+def _bars_in_a_terminal_only() -> Iterator[None]:
+    """Elsewhere the library's progress bars would be lines around the one that says what is wrong."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.utils.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _not_loaded(settings: DataSettings, reason: str) -> SettingsError:
@@ -174,8 +193,23 @@ def _remedy(rows: "Dataset") -> str:
     return f"set data.label_column to one of {', '.join(columns)}" if columns else "choose another data.partition"
 
 
-def _source(value: dict[str, Any] | None, name: str) -> Path | bytes:
-    """The content of a row's image file, or its path."""
+def _homes(name: str) -> tuple[Path, ...]:
+    """The folders that the image files of a dataset may lie in: its own, and those that downloads are kept in."""
+    import datasets
+    from huggingface_hub import constants
+
+    cache = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    return tuple(Path(folder).absolute() for folder in (*cache, *([name] if Path(name).is_dir() else [])))
+
+
+def _source(value: dict[str, Any] | None, name: str, homes: Sequence[Path]) -> Path | bytes:
+    """The content of a row's image file, or its path, which a table could lead anywhere."""
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise BrokenImageError(f"{name}: no image")
-    return Path(value["path"]) if value["bytes"] is None else value["bytes"]
+    if value["bytes"] is not None:
+        content: bytes = value["bytes"]
+        return content
+    path = Path(os.path.abspath(value["path"]))  # noqa: PTH100 (no links are followed: the hub's cache has them)
+    if not any(path.is_relative_to(home) for home in homes):
+        raise BrokenImageError(f"{name}: its file lies outside the dataset: {printable(path)}")
+    return path

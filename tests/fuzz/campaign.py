@@ -50,7 +50,7 @@ def try_inputs(kind: str, count: int, seed: int, note: Note, until: float = floa
 
 def run_campaign(
     kinds: Sequence[str], minutes: float, seed: int, corpus: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, int]]:
+) -> dict[str, Counter[str]]:
     """Try inputs of the kinds in turn for so long; failing ones are kept in the folder ``corpus``.
 
     Returns how many of each kind were tried, and how often each outcome was seen.
@@ -69,7 +69,7 @@ def run_campaign(
             share = max(1, int(2.0 / KINDS[kind].cost))
             try_inputs(kind, share, seed + turn, note, until)
         turn += 1
-    return {kind: dict(counted) for kind, counted in figures.items()}
+    return figures
 
 
 def _keep(place: Path, folder: Path, outcome: Outcome) -> None:

@@ -9,8 +9,11 @@ from functools import cache
 from pathlib import Path
 from shutil import copytree
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tomli_w
 import torch
 from hypothesis import strategies as st
@@ -39,7 +42,9 @@ from experiments.sweep.points import expand
 from experiments.sweep.watch import watch_sweep
 from fl_sim import network
 from fl_sim.checkpoint import Checkpoint
+from fl_sim.config import DataSettings
 from fl_sim.diffusion import DiffusionTask, scheduler_config
+from fl_sim.images.dataset import list_dataset
 from tests.attacks.conftest import make_classification_victim, make_victim
 from tests.experiments.made_up_run import make_up_run
 from tests.fuzz import replies
@@ -289,6 +294,108 @@ def _read_image(folder: Path) -> None:
     read_public(folder / "public", (3, 16, 16))
 
 
+_INSIDE, _OUTSIDE = (200, 30, 30), (30, 200, 30)
+"""The colours of the pictures of a dataset, and of one that is not a part of it."""
+
+
+def _picture(colour: tuple[int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@cache
+def _picture_outside() -> Path:
+    path = Path(tempfile.mkdtemp()) / "outside.png"
+    path.write_bytes(_picture(_OUTSIDE))
+    return path
+
+
+@st.composite
+def _rows(draw: st.DrawFn) -> Any:
+    """A table of a dataset with images; some of its cells hold nothing, no image, or the path of one elsewhere."""
+    import datasets
+
+    cells: list[Any] = [{"bytes": _picture(_INSIDE), "path": None} for _ in range(3)]
+    paths = [
+        str(_picture_outside()),
+        f"file://{_picture_outside()}",
+        "../../outside.png",
+        "",
+        "\x00",
+        "a\x1b[31m",
+        "." * 5000,
+    ]
+    odd = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, {"bytes": b"no image", "path": "x"}]
+    odd += [{"bytes": None, "path": path} for path in paths]
+    for place in draw(st.lists(st.integers(0, 2), max_size=2, unique=True)):
+        cells[place] = draw(st.sampled_from(odd))
+    labels = draw(
+        st.sampled_from([[0, 1, 1], [0, None, 1], ["a", "\x1b[31m", ""], [0.5, 1.5, float("nan")], [2**62] * 3])
+    )
+    names = draw(st.sampled_from([("image", "label"), ("image", "image "), ("\x1b[2J", "label"), ("label", "image")]))
+    image = draw(st.sampled_from([datasets.Image(), datasets.Image(decode=False)]))
+    columns = {names[0]: cells, names[1]: labels}
+    return datasets.Dataset.from_dict(columns).cast_column(names[0], image)
+
+
+def _make_saved_dataset(draw: st.DrawFn, folder: Path) -> None:
+    """What ``save_to_disk`` writes, with files spoilt."""
+    data = draw(_rows())
+    home = folder / "set"
+    home.mkdir()
+    schema = pa.ipc.new_stream(home / "data-00000-of-00001.arrow", data.data.table.schema)
+    with schema as file:
+        file.write_table(data.data.table)
+    facts = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0", "_format_type": None}
+    facts |= {"_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False, "_split": "train"}
+    about = {"features": data.features.to_dict(), "splits": {"train": {"name": "train", "num_examples": 3}}}
+    for name, tree in (("state.json", facts), ("dataset_info.json", about)):
+        spoil = draw(st.integers(0, 2)) == 0
+        text = write_json(draw(spoilt(tree)) if spoil else tree)
+        (home / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    _spoil_a_file(draw, home)
+
+
+def _make_dataset_folder(draw: st.DrawFn, folder: Path) -> None:
+    """A folder as the hub has them: tables with the images in them, or images with a table of labels, and a card."""
+    home = folder / "set"
+    home.mkdir()
+    if draw(st.booleans()):
+        pq.write_table(draw(_rows()).data.table, home / "train.parquet")
+    else:
+        names = [
+            draw(st.sampled_from(["a.png", "../../outside.png", str(_picture_outside()), "b.png"])) for _ in range(2)
+        ]
+        (home / "a.png").write_bytes(_picture(_INSIDE))
+        table = "file_name,label\n" + "".join(f"{name},x\n" for name in names)
+        write(home / "metadata.csv", draw(st.one_of(st.just(table.encode()), spoilt_csv(table.encode()))))
+    if draw(st.booleans()):
+        card = {"configs": [{"config_name": "a", "data_files": [{"split": "train", "path": "*.parquet"}]}]}
+        outside = draw(st.sampled_from([None, "../../*.png", str(_picture_outside()), "http://127.0.0.1:9/x.parquet"]))
+        if outside is not None:
+            card["configs"][0]["data_files"][0]["path"] = outside  # type: ignore[index]
+        tree = draw(st.one_of(st.just(card), spoilt(card)))
+        (home / "README.md").write_bytes(f"---\n{write_json(tree)}\n---\n".encode("utf-8", "surrogatepass"))
+    _spoil_a_file(draw, home)
+
+
+def _spoil_a_file(draw: st.DrawFn, folder: Path) -> None:
+    """In one of three cases."""
+    if draw(st.integers(0, 2)) == 0:
+        file = draw(st.sampled_from(sorted(folder.iterdir())))
+        file.write_bytes(draw(spoilt_bytes(file.read_bytes())))
+
+
+def _read_dataset(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as cache, patch("datasets.config.HF_DATASETS_CACHE", Path(cache)):
+        images = list_dataset(DataSettings(name=str(folder / "set"), image_size=16))
+        for row in range(len(images.photographs)):
+            pixel = ((images.decode([row])[0, :, 0, 0] + 1) * 127.5).round().int().tolist()
+            if pixel == list(_OUTSIDE):
+                raise AssertionError("read an image outside of the folder")
+
+
 @cache
 def _a_run() -> Path:
     folder = Path(tempfile.mkdtemp()) / "run"
@@ -406,6 +513,8 @@ KINDS: dict[str, Kind] = {
     "sweep file": Kind(_toml_file("sweep.toml", _SWEEP), _read_sweep, cost=0.05),
     "sweep table": Kind(_make_sweep_table, _read_sweep_table),
     "--set": Kind(_make_overrides, _read_overrides, cost=0.05),
+    "saved dataset": Kind(_make_saved_dataset, _read_dataset, cost=0.05),
+    "dataset folder": Kind(_make_dataset_folder, _read_dataset, cost=0.1),
     "image": Kind(_make_image, _read_image),
     "reconstruction": Kind(_make_reconstruction, _read_reconstruction),
     "leakage table": Kind(_make_table, _read_table),

@@ -2,6 +2,7 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
@@ -155,6 +156,27 @@ def test_an_image_that_is_truncated_or_missing_is_named_by_its_row(encoded: byte
         held.decode([3])
 
 
+def test_a_row_whose_file_lies_outside_the_dataset_is_not_read(
+    encoded: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path, folder):
+        (place / "picture.png").write_bytes(encoded)
+    paths = [tmp_path / "picture.png", folder / ".." / "picture.png", "picture.png", folder / "picture.png"]
+    values = [{"bytes": None, "path": str(path)} for path in paths]
+    data = Dataset.from_dict({"image": values}, features=Features({"image": datasets.Image()}))
+    pyarrow.parquet.write_table(data.data.table, folder / "train.parquet")  # as it is: to_parquet copies the files
+    (folder / "picture.png").rename(folder / "hidden")  # else the library takes the folder for one of images
+    held = list_dataset(DataSettings(name=str(folder)))
+    (folder / "hidden").rename(folder / "picture.png")
+    for row in range(3):
+        with pytest.raises(SettingsError, match=f"row {row} of split 'train': its file lies outside the dataset"):
+            held.decode([row])
+    held.decode([3])
+
+
 def test_a_dataset_whose_files_were_moved_away(folder: Path) -> None:
     held = list_dataset(DataSettings(name=str(folder)))
     (folder / "dark" / "0.png").unlink()
@@ -205,12 +227,14 @@ def test_without_the_hub_the_cache_still_has_what_was_loaded_before(
     assert list_dataset(DataSettings(name="some/set")).labels == ("0", "1", "1", "2")
 
 
-def test_parquet_files_are_a_local_form(encoded: bytes, tmp_path: Path) -> None:
+def test_parquet_files_are_a_local_form(encoded: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set").mkdir()
     table(encoded, label=classes(0, 1, 1, 2)).to_parquet(tmp_path / "set" / "train.parquet")
+    capsys.readouterr()
     held = list_dataset(DataSettings(name=str(tmp_path / "set"), image_size=(12, 24)))
     assert held.decode([3], channels=1).shape == (1, 1, 12, 24)
     assert held.labels == ("0", "1", "1", "2")
+    assert capsys.readouterr().err == ""  # no progress bars of the library's where there is no terminal
 
 
 def test_of_several_configurations_one_has_to_be_chosen(folder: Path, encoded: bytes, tmp_path: Path) -> None:
