@@ -37,7 +37,7 @@ from tests.reliability import Row, write_figures
 MORE_ROUNDS = ("federation.rounds=10", "attack.args.residual.max_evaluations=10")
 """Rounds are much shorter than the starts of the processes: there are enough of them to be met."""
 
-MOST_FAULTS = 5
+MOST_FAULTS = 8
 """A run meets up to so many faults."""
 
 PATIENCE = 300.0

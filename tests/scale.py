@@ -160,7 +160,9 @@ def updates(clients: int, number: int, widths: list[int]) -> dict[str, Any]:
         "clients": clients,
         "server_mb_before": before,
         "server_peak_mb": peaks["server"],
+        "server_own_peak_mb": peaks["own"],
         "updates_in_server": (peaks["server"] - before) / (parameters * 4 / 1e6),
+        "own_updates_in_server": (peaks["own"] - before) / (parameters * 4 / 1e6),
         "largest_worker_mb": peaks["worker"],
         "capture_bytes": written,
         "seconds": seconds,
@@ -183,10 +185,12 @@ def _time(cls: type, name: str, into: list[float]) -> None:
 
 
 def _watch_memory(peaks: dict[str, float], stopped: threading.Event) -> None:
-    """The most that this process, and the largest of those that it started, held."""
+    """The most that this process, and the largest of those that it started, held; "own": without Ray's object store."""
     own = psutil.Process()
     while not stopped.wait(0.05):
-        peaks["server"] = max(peaks.get("server", 0.0), own.memory_info().rss / 1e6)
+        memory = own.memory_info()
+        peaks["server"] = max(peaks.get("server", 0.0), memory.rss / 1e6)
+        peaks["own"] = max(peaks.get("own", 0.0), (memory.rss - memory.shared) / 1e6)
         with suppress(psutil.Error):  # one has ended meanwhile
             workers = [p.memory_info().rss / 1e6 for p in own.children(recursive=True) if "ray::" in p.name()]
             peaks["worker"] = max(peaks.get("worker", 0.0), *workers, 0.0)
