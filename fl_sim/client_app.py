@@ -131,11 +131,14 @@ def check_images(settings: Settings, recipe: Recipe, others: Iterable[int] = ())
     images, seed = list_images(settings.data), _private_seed(settings)
     _labels(settings, recipe, [], seed)
     images.identify_all()
-    needed = set(filter(images.is_sound, others))
+    needed, known = set(filter(images.is_sound, others)), set[tuple[int, ...]]()
     for client, held in enumerate(partition(settings.data, settings.federation.clients, seed)):
+        if held in known:  # many clients may hold the same images
+            continue
         samples = recipe.samples(len(held))
         for server_round in range(1, settings.federation.rounds + 1):
             if (needed | images.broken.keys()).issuperset(held) and not needed.isdisjoint(held):
+                known.add(held)
                 break
             needed.update(_drawn(images, seed, held, samples, client, server_round))
     if recipe.task.task == "classification":

@@ -206,9 +206,9 @@ class FederationSettings(Section):
     topology: Literal["server", "ring", "regular", "complete"] = "server"
     degree: int = Field(4, ge=1)
     curious_peers: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    clients: int = Field(4, ge=1)
+    clients: int = Field(4, ge=1, le=100_000)
     clients_per_round: int | None = Field(None, ge=1)
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(3, ge=1, le=1_000_000)
     client_cpus: Positive = 1.0
     client_gpus: float | None = Field(None, ge=0)
     timeout: Seconds = 600.0

@@ -40,6 +40,9 @@ MORE_ROUNDS = ("federation.rounds=10", "attack.args.residual.max_evaluations=10"
 MOST_FAULTS = 8
 """A run meets up to so many faults."""
 
+LATEST = 0.8
+"""A process is disturbed within this part of the time that it is there: later, many a run would have ended before."""
+
 PATIENCE = 300.0
 """Seconds after which a run counts as hung."""
 
@@ -276,12 +279,12 @@ class Campaign:
     def disturb(self, kinds: deque[str], spans: dict[str, float], name: str) -> Run:
         """Let one run meet some of these faults, which are taken off ``kinds``, and look at what it leaves.
 
-        The first is at any moment of the run; the others come sooner, so that more of them meet it alive.
+        The first is at almost any moment of the run; the others come sooner, so that more of them meet it alive.
         """
         with self.place(name) as (place, disk):
             run = Run(place, self.folder, self.environment, disk)
             for number in range(self.chance.randint(1, min(MOST_FAULTS, len(kinds)))):
-                span = spans[PROCESS_OF.get(kinds[0], kinds[0])]
+                span = LATEST * spans[PROCESS_OF.get(kinds[0], kinds[0])]
                 if not run.meet(kinds[0], self.chance.uniform(0, span / (1 + (number > 0))), self.chance):
                     break
                 kinds.popleft()

@@ -58,7 +58,7 @@ def test_what_once_failed_does_not_again(case: Path, tmp_path: Path) -> None:
             copy = folder / file.relative_to(case)
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(file.read_bytes())
-    outcome = attempt(KINDS[kind].read, folder)
+    outcome = attempt(KINDS[kind].read, folder, KINDS[kind].imports)
     assert outcome.kind in (REFUSED, ACCEPTED), outcome.text
 
 
@@ -78,6 +78,7 @@ def test_a_reader_that_fails_hangs_or_leaves_its_folder_is_found_out(tmp_path: P
     assert attempt(fail, folder).kind == "traceback"
     assert attempt(write_beside, folder).kind == "left its folder"
     assert attempt(run_its_code, folder).kind == "left its folder"
+    assert attempt(run_its_code, folder, imports=True).kind == ACCEPTED
     assert attempt(lambda _: None, folder).kind == ACCEPTED
 
 

@@ -41,7 +41,7 @@ def try_inputs(kind: str, count: int, seed: int, note: Note, until: float = floa
     def one(folder: Path) -> None:
         try:
             if time.monotonic() < until:
-                note(kind, attempt(chosen.read, folder), folder)
+                note(kind, attempt(chosen.read, folder, chosen.imports), folder)
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
 

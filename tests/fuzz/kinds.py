@@ -61,11 +61,13 @@ class Kind:
         make: draws a bad input and writes it into a folder.
         read: reads the input in a folder as a command would.
         cost: seconds that an input takes, about.
+        imports: whether it may name code that is imported: settings are a user's own words, plug-ins among them.
     """
 
     make: Make
     read: Callable[[Path], object]
     cost: float = 0.02
+    imports: bool = False
 
 
 @cache
@@ -509,10 +511,10 @@ KINDS: dict[str, Kind] = {
         _safetensors("checkpoint.safetensors", "checkpoint", "checkpoint", "classifier"), _read_checkpoint
     ),
     "diffusers folder": Kind(_make_diffusers, _read_diffusers, cost=0.1),
-    "TOML file": Kind(_toml_file("run.toml", _RUN), _read_toml, cost=0.05),
-    "sweep file": Kind(_toml_file("sweep.toml", _SWEEP), _read_sweep, cost=0.05),
+    "TOML file": Kind(_toml_file("run.toml", _RUN), _read_toml, cost=0.05, imports=True),
+    "sweep file": Kind(_toml_file("sweep.toml", _SWEEP), _read_sweep, cost=0.05, imports=True),
     "sweep table": Kind(_make_sweep_table, _read_sweep_table),
-    "--set": Kind(_make_overrides, _read_overrides, cost=0.05),
+    "--set": Kind(_make_overrides, _read_overrides, cost=0.05, imports=True),
     "saved dataset": Kind(_make_saved_dataset, _read_dataset, cost=0.05),
     "dataset folder": Kind(_make_dataset_folder, _read_dataset, cost=0.1),
     "image": Kind(_make_image, _read_image),
