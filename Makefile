@@ -4,17 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs setup browser wheel clean
+.PHONY: demo test test-quick lint docs setup browser wheel clean
 
 demo: setup
 	$(BIN)/fl-sim run demo
 
+# Three at a time on two cores: tests that start Ray wait a good deal.
 test: setup browser
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "slow or not slow"
 
-# what takes minutes: a deployment (needs openssl and ssh-keygen), a Ray cluster whose nodes die and join
-test-slow: setup
-	$(BIN)/python -m pytest -m slow
+# without what takes minutes: a deployment (needs openssl and ssh-keygen), a Ray cluster whose nodes die and join
+test-quick: setup browser
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Tests compute on little tensors, where torch's threads mostly wait for one another."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +11,17 @@ torch.set_num_threads(1)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Side by side (pytest -n 2 --dist loadgroup), tests that start Ray still follow one another."""
+    """Side by side (pytest -n 3 --dist loadgroup), tests that start Ray follow one another in two rows."""
     if item.get_closest_marker("ray"):
-        item.add_marker(pytest.mark.xdist_group("ray"))
+        of_runs = item.path.is_relative_to(Path(__file__).parent / "experiments")
+        item.add_marker(pytest.mark.xdist_group("runs-on-ray" if of_runs else "ray"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long."""
     if not session.config.getoption("loadgroup", False):
         return
-    if any(item.get_closest_marker("ray") and not item.nodeid.endswith("@ray") for item in session.items):
+    if any(item.get_closest_marker("ray") and not item.nodeid.endswith("ray") for item in session.items):
         raise pytest.UsageError("pytest-xdist does not group tests under this pytest; see [dev] in pyproject.toml")
 
 
