@@ -274,6 +274,8 @@ class Campaign:
         run.finish()
         assert not run.hung, "the undisturbed run hung"
         assert run.popen.returncode == 0, run.errors.read_text()
+        missing = pd.read_parquet(RunDirectory(run.out).rounds)["missing_because"].explode().dropna().tolist()
+        assert not missing, f"somebody else disturbed the undisturbed run: {missing}"
         return {kind: seen[-1] - seen[0] for kind, seen in times.items()}
 
     def disturb(self, kinds: deque[str], spans: dict[str, float], name: str) -> Run:
