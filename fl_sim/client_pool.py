@@ -1,7 +1,8 @@
 """Flower's pool of client processes, for clusters whose machines may go.
 
 Flower waits for a process for ever. If the machine of one has gone and no other has room for it, Ray does not start
-it again. Its message then goes to another process, and it is left out until it is there again.
+it again. Its message then goes to another process, and it is left out until it is there again. The same holds for a
+process that is killed a second time before it has taken its message up again.
 """
 
 import threading
@@ -56,7 +57,7 @@ class ClientPool(BasicActorPool):
         try:
             answer = future if self._wait(future) else self._move(future, actor_fn, job)
             _, reply, context = ray.get(answer)
-        except ActorUnavailableError:  # its machine does not answer, and Ray has not yet noticed that it is gone
+        except ActorUnavailableError:  # its machine does not answer, or it was killed twice for one message
             _, reply, context = ray.get(self._move(future, actor_fn, job))
         self.add_actor_back_to_pool(future)
         return reply, context
@@ -76,9 +77,10 @@ class ClientPool(BasicActorPool):
         return True
 
     def _move(self, future: Any, actor_fn: Callable[..., Any], job: Any) -> Any:
-        """Give the job to another process; the first one is kept for when it is back."""
+        """Give the job to another process, or to the same one if that is back before another is idle."""
+        with self._taking:
+            self._without_place.append(self._future_to_actor[future])
         actor = self._idle_actor()
-        self._without_place.append(self._future_to_actor[future])
         self._future_to_actor[future] = actor
         answer = actor_fn(actor, *job)
         while not ray.wait([answer], timeout=1.0)[0]:

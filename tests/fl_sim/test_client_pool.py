@@ -61,6 +61,21 @@ def test_a_message_goes_to_another_process_if_its_own_does_not_answer(
     assert pool.fetch_result_and_return_actor_to_pool(pool.submit(ask, (3,))) == ("here", 3)
 
 
+def test_a_message_goes_to_its_own_process_again_if_that_is_back_and_there_is_no_other(
+    lost: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_back(_: float) -> None:
+        assert lost, "nobody is to be waited for any more"
+        lost.clear()
+
+    monkeypatch.setattr(client_pool.ray, "wait", lambda futures, **_: (futures, []))
+    monkeypatch.setattr(client_pool.time, "sleep", be_back)
+    pool = MadeUpPool("only")
+    lost.add("only")
+    assert pool.fetch_result_and_return_actor_to_pool(pool.submit(ask, (3,))) == ("only", 3)
+    assert pool.pool == ["only"]
+
+
 def test_nobody_is_waited_for_once_the_server_has_gone(lost: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pool, waits = MadeUpPool("gone"), []
 
