@@ -20,11 +20,16 @@ Note = Callable[[str, Outcome, Path], None]
 
 def try_inputs(kind: str, count: int, seed: int, note: Note, until: float = float("inf")) -> None:
     """Make and read ``count`` inputs of a kind, or fewer if the clock passes ``until``."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as home:  # hypothesis makes some that it then does not use
+        _try_inputs(kind, count, seed, note, until, home)
+
+
+def _try_inputs(kind: str, count: int, seed: int, note: Note, until: float, home: str) -> None:
     chosen = KINDS[kind]
 
     @st.composite
     def inputs(draw: st.DrawFn) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="fuzz-")) / "input"
+        folder = Path(tempfile.mkdtemp(dir=home)) / "input"
         folder.mkdir()
         chosen.make(draw, folder)
         return folder
