@@ -308,7 +308,17 @@ class DefenceSettings(Section):
 class RaySettings(Section):
     """Where the federation runs: on this machine, or on the Ray cluster at ``address``."""
 
-    address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^\s:/]+:\d+)$")
+    address: str | None = Field(None, pattern=r"^(auto|[^\s:/]+:\d+|ray://\S*)$")
+
+    @field_validator("address")
+    @classmethod
+    def _of_a_node(cls, address: str | None) -> str | None:
+        if address is not None and address.startswith("ray://"):
+            raise ValueError(
+                "Flower's simulation does not run through Ray Client; allowed: auto or HOST:PORT, on a machine that is "
+                "part of the cluster (ray start --address=HOST:PORT)"
+            )
+        return address
 
 
 DIFFUSION: Literal["diffusion"] = "diffusion"

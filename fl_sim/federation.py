@@ -214,7 +214,7 @@ def _check_a_client_fits(settings: Settings) -> None:
 
 def _check_reachable(address: str) -> None:
     """OSError if nothing listens there; Ray itself would try for minutes. Addresses without a port are left to Ray."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 

@@ -107,6 +107,7 @@ def test_resolved_paths_mean_the_same_from_every_folder(tmp_path: Path, monkeypa
         ("model.num_train_timesteps=1000000000", ["model.num_train_timesteps = 1000000000", "100000"]),
         ("ray.address=", ["ray.address = ''"]),
         ("ray.address=nonsense", ["ray.address = 'nonsense'"]),
+        ("ray.address=ray://127.0.0.1:10001", ["ray.address = 'ray://127.0.0.1:10001'", "Ray Client"]),
         ("model.checkpoint=\udcff", ["model.checkpoint", "not valid UTF-8"]),
         ("task=[]", ["task = []", "'classification'"]),
         ("task={}", ["task"]),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from importlib.metadata import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -75,6 +76,10 @@ def _make(reader: Reader, words: list[str], environment: dict[str, str]) -> Outc
     return outcomes[-1]
 
 
+CAMPAIGNS = ("tests.scale", "tests.faults", "tests.kill_and_resume", "tests.reliability")
+"""Programs of the tests that the pages call."""
+
+
 def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
     if words[1:3] == ["-m", "venv"]:
         return _program(reader, [sys.executable, *words[1:]], environment)
@@ -85,10 +90,11 @@ def _python(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
     if words[1:3] == ["-m", "tests.fuzz"]:
         quick = ["--minutes", "0.01", "--kind", "search log", "--corpus", str(reader.folder / "failing")]
         return _program(reader, [sys.executable, *words[1:], *quick], environment, cwd=REPOSITORY)
-    if words[1:3] == ["-m", "tests.scale"]:  # a Ray for each of its figures
-        return _program(reader, [sys.executable, *words[1:], "--only", "nothing"], environment, cwd=REPOSITORY)
-    if words[1:3] in (["-m", "tests.faults"], ["-m", "tests.kill_and_resume"]):  # take minutes
-        return _program(reader, [sys.executable, *words[1:], "--help"], environment, cwd=REPOSITORY)
+    if words[1] == "-m" and words[2] in CAMPAIGNS:
+        command = typer.Typer()
+        command.command()(import_module(words[2]).main)
+        takes_hours = ["--help"] if words[2] != "tests.reliability" else []
+        return _invoke(reader, command, [*words[3:], *takes_hours])
     raise NoRuleError(f"_python in tests/pages/rules.py has no rule for {' '.join(words)!r}")
 
 

@@ -21,6 +21,7 @@ from tests.strategies.stub_federation import MODEL, WEIGHTS, StubGrid, client_of
 NOT_RUN = {
     "fl-sim --install-completion": "asks for the shell around it; tests/experiments/test_help.py installs it for bash",
     "make test": "runs these tests",
+    "make test-quick": "runs these tests",
 }
 
 CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0"}
