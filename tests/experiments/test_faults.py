@@ -38,7 +38,7 @@ SETTINGS = (
     "model.block_out_channels=[8, 8]",
     "model.norm_num_groups=4",
     "attack.workers=1",
-    "attack.args.residual.max_evaluations=600",
+    "attack.args.residual.max_evaluations=300",
     "attack.args.residual.precision=1e-9",
 )
 
