@@ -127,7 +127,7 @@ def find_captures(paths: Sequence[Path]) -> tuple[list[RunDirectory], list[Path]
                 f"{path}: the run has kept no captures; allowed: one with attack.name and attack.capture not 'none'"
             )
         else:
-            directories.append(RunDirectory(path))
+            directories.append(RunDirectory.open(path))
     return directories, captures
 
 

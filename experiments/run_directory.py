@@ -19,7 +19,7 @@ from attacks.observation import UpdateId
 from attacks.reconstruction_file import load_reconstruction
 from experiments.settings import ExperimentSettings
 from fl_sim.config import SettingsError
-from fl_sim.errors import UserError, explain
+from fl_sim.errors import UserError, explain, printable
 from fl_sim.files import write_atomically
 from fl_sim.settings_file import dump_toml, load_settings
 
@@ -60,10 +60,17 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """The folder of a run that was started before, finished or not; SettingsError if it is none."""
+        """The folder of a run that was started before, finished or not.
+
+        Raises:
+            SettingsError: if it is none, or has links that lead out of it: a run that goes on would write there.
+        """
         directory = cls(path)
         if not directory.config.is_file():
             raise SettingsError(f"{path}: not a run directory: it has no config.toml")
+        for entry in path.iterdir():
+            if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
+                raise SettingsError(f"{printable(entry)}: a link that leads out of the run directory")
         return directory
 
     def take_back(self) -> None:
