@@ -1,4 +1,5 @@
-"""How a federation grows: start-up with the number of clients, memory and time of many rounds, and large updates.
+"""How a federation grows: start-up with the number of clients, the time of a round with the clients that train in it,
+memory and time of many rounds, and large updates.
 
 ``python -m tests.scale --out build/scale.json`` runs all of it and writes the figures as JSON; ``--only`` and the sizes
 make it shorter. Every measurement is a process of its own.
@@ -206,7 +207,12 @@ def _on_ray(experiment: Experiment, work: Callable[[Grid], None]) -> None:
     run_federation(server_app, build_client_app(experiment.settings), experiment.settings)
 
 
-MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {"start-up": start_up, "rounds": rounds, "updates": updates}
+MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "start-up": start_up,
+    "sampled": rounds,
+    "rounds": rounds,
+    "updates": updates,
+}
 
 
 def measure(kind: str, *arguments: Any) -> dict[str, Any]:
@@ -225,6 +231,7 @@ def main(
     per_round: Annotated[int, typer.Option(help="Clients that train in a round of it.")] = 50,
     number: Annotated[int, typer.Option("--rounds", help="Its rounds.")] = 100,
     start: Annotated[list[int], typer.Option(help="Clients of a federation that starts.")] = [100, 1000, 10_000],  # noqa: B006
+    sampled: Annotated[list[int], typer.Option(help="Clients a round of short federations.")] = [10, 25, 100],  # noqa: B006
     updating: Annotated[int, typer.Option(help="Clients that send large updates.")] = 8,
     widths: Annotated[str, typer.Option(help="Channels of the large network, as JSON.")] = "[128, 256, 384, 512]",
     out: Annotated[Path, typer.Option(help="The file for the figures.")] = Path("build/scale.json"),
@@ -237,6 +244,7 @@ def main(
         return
     plan: list[tuple[Any, ...]] = [
         *(("start-up", size) for size in start),
+        *(("sampled", clients, each, SETTLED + 5, False) for each in sampled),
         *(("rounds", clients, per_round, number, attacked) for attacked in (False, True)),
         ("updates", updating, 5, json.loads(widths)),
     ]
