@@ -45,6 +45,7 @@ def test_a_campaign_with_a_fault_ends_with_1(capsys: pytest.CaptureFixture[str])
     [
         ("fl-sim: Ray's raylet died; to go on: fl-sim run --resume x\n", True),
         ("attack worker did not start: its process died\nfl-sim: stopped\n", True),
+        ("[2026-11-28 15:02:37,341 E 7573 7978] core_worker.cc:475: gone\nfl-sim: Ray's raylet died\n", True),
         ("Traceback\nfl-sim: stopped\n", False),
         ("fl-sim: stopped\nmore\n", False),
         ("", False),
