@@ -221,9 +221,9 @@ def _turn_read_only(run: Run, _: psutil.Process) -> None:
 
 def _start_a_second(run: Run, _: psutil.Process) -> None:
     """It is refused, or finds that the first has just ended."""
-    folder_is_taken = not RunDirectory(run.out).config.is_file()
-    arguments = fresh(run.out, *MORE_ROUNDS) if folder_is_taken else ["run", "--resume", str(run.out)]
-    second = start(arguments, run.environment, stderr=subprocess.PIPE)
+    while not RunDirectory(run.out).config.is_file() and run.popen.poll() is None:
+        time.sleep(0.1)
+    second = start(["run", "--resume", str(run.out)], run.environment, stderr=subprocess.PIPE)
     _, said = second.communicate(timeout=PATIENCE)
     refused = second.returncode == 2 and said.count("\n") == 1 and said.startswith("fl-sim: ")
     if not refused and not (second.returncode == 0 and run.popen.poll() == 0):
