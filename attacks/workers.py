@@ -228,8 +228,7 @@ class AttackPool:
                 result = POOL_CLOSED if self._closed else died
             try:
                 on_result(result)
-            except Exception as error:
-                logger.exception("the result of %s on %s could not be taken", job.attack, job.capture.name)
+            except Exception as error:  # a full disk, say: ``drain`` raises the first
                 self._failure = self._failure or error
             with self._changed:
                 self._count(running=-1, done=1)

@@ -26,11 +26,12 @@ from experiments.leakage import OK, observing_peer, read_leakage
 from experiments.rounds import Round
 from experiments.run_directory import RunDirectory
 from fl_sim.config import SettingsError
-from fl_sim.errors import UserError
+from fl_sim.errors import UserError, explain
 from fl_sim.files import write_atomically
 from fl_sim.network import read_safetensors
 from fl_sim.network.json_text import parse_json
 from fl_sim.repeatable_grid import RoundLog
+from strategies.errors import StrategyError
 from strategies.state import Tree, decode, encode, restore_state, state_of
 
 STATE = "state"
@@ -80,8 +81,17 @@ class RunState:
         return cls(run, len(logs), arrays, trees, tensors, dict(average), tuple(logs), tuple(rounds))
 
     def restore(self, strategy: Strategy) -> None:
-        """Let a fresh ``strategy`` of the same settings remember the rounds so far; StrategyError if it is another."""
-        restore_state(strategy, self.strategy, self.tensors)
+        """Let a fresh ``strategy`` of the same settings remember the rounds so far.
+
+        Raises:
+            StrategyError: if it is another one, or the state is damaged.
+        """
+        try:
+            restore_state(strategy, self.strategy, self.tensors)
+        except StrategyError:
+            raise
+        except Exception as error:  # whatever somebody else wrote
+            raise StrategyError(f"the state that was kept is damaged: {explain(error)}") from error
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

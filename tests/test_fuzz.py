@@ -58,7 +58,7 @@ def test_what_once_failed_does_not_again(case: Path, tmp_path: Path) -> None:
             copy = folder / file.relative_to(case)
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(file.read_bytes())
-    outcome = attempt(KINDS[kind].read, folder, KINDS[kind].imports)
+    outcome = attempt(KINDS[kind].read, folder, KINDS[kind].imports, KINDS[kind].memory_mib)
     assert outcome.kind in (REFUSED, ACCEPTED), outcome.text
 
 

@@ -41,13 +41,15 @@ def list_dataset(settings: DataSettings) -> ImageSet:
 
     def crop(index: int) -> Image.Image:
         name = f"data.name = {settings.name!r}: row {index} of split {settings.split!r}"
-        return centre_crop(read_rgb(_source(encoded[index][image], name, homes), name), settings.height_width)
+        return centre_crop(
+            read_rgb(_source(_cell(encoded, index, image, name), name, homes), name), settings.height_width
+        )
 
     return ImageSet(
         settings.height_width,
         photographs=tuple(f"{settings.split}/{index}" for index in range(len(used))),
-        labels=tuple(str(value) for value in used.select_columns([label])[:][label]) if label else (),
-        classes=_classes(rows, label) if label else (),
+        labels=_texts(used, label, settings) if label else (),
+        classes=_classes(rows, label, settings) if label else (),
         remedy=_remedy(rows),
         crop=crop,
         strict=settings.strict,
@@ -151,12 +153,28 @@ def _label_column(settings: DataSettings, rows: "Dataset") -> str | None:
     return "label" if "label" in _label_columns(rows) else None
 
 
-def _classes(rows: "Dataset", label: str) -> tuple[str, ...]:
+def _cell(rows: "Dataset", index: int, column: str, name: str) -> Any:
+    try:
+        return rows[index][column]
+    except Exception as error:  # text that is no UTF-8, and whatever else a damaged file makes the library raise
+        raise BrokenImageError(f"{name}: cannot be read: {printable(one_line(error))}") from error
+
+
+def _texts(rows: "Dataset", column: str, settings: DataSettings) -> tuple[str, ...]:
+    """All values of a column as texts."""
+    try:
+        return tuple(map(str, rows.select_columns([column])[:][column]))
+    except Exception as error:  # as in ``_cell``
+        reason = printable(one_line(error))
+        raise SettingsError(f"data.name = {settings.name!r}: column {column!r} cannot be read: {reason}") from error
+
+
+def _classes(rows: "Dataset", label: str, settings: DataSettings) -> tuple[str, ...]:
     """The names of all classes in a column, in the order of their numbers; a ClassLabel's are its numbers."""
     import datasets
 
     feature = rows.features[label]
-    labels = set(map(str, rows.select_columns([label])[:][label]))
+    labels = set(_texts(rows, label, settings))
     if isinstance(feature, datasets.ClassLabel):
         labels |= set(map(str, range(feature.num_classes)))
     return order_classes(labels)

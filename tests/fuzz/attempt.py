@@ -30,7 +30,8 @@ FAULTS = OUTCOMES[2:]
 SECONDS = 60
 """A reader that takes longer hangs."""
 MEMORY_FACTOR, MEMORY_MIB = 16, 256
-"""A reader may take this many times the input's size, and this many MiB beside it for what is built only once."""
+"""A reader may take this many times the input's size, and this many MiB beside it for what is built only once; images
+may take more."""
 
 TRIPWIRE = "tests.fuzz.tripwire"
 
@@ -47,10 +48,12 @@ class _Hung(BaseException):
     pass
 
 
-def attempt(read: Callable[[Path], object], folder: Path, imports: bool = False) -> Outcome:
+def attempt(
+    read: Callable[[Path], object], folder: Path, imports: bool = False, memory_mib: int = MEMORY_MIB
+) -> Outcome:
     """Let ``read`` read the input in ``folder``, within limits of time and memory, and see that it stays there.
 
-    ``imports``: whether the code that it names may be imported.
+    ``imports``: whether the code that it names may be imported. ``memory_mib``: as ``Kind`` has it.
     """
     before, size = _listing(folder.parent), sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     said = io.StringIO()
@@ -72,7 +75,7 @@ def attempt(read: Callable[[Path], object], folder: Path, imports: bool = False)
         outcome = Outcome(TRACEBACK, traceback.format_exc())
     else:
         outcome = Outcome(ACCEPTED)
-    if (taken := _memory_since(started)) > MEMORY_FACTOR * size + MEMORY_MIB * 2**20:
+    if (taken := _memory_since(started)) > MEMORY_FACTOR * size + memory_mib * 2**20:
         return Outcome(MEMORY, f"{taken / 2**20:.0f} MiB for an input of {size / 2**20:.2f}; {outcome}")
     if TRIPWIRE in sys.modules:
         del sys.modules[TRIPWIRE]

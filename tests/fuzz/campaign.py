@@ -46,7 +46,7 @@ def _try_inputs(kind: str, count: int, seed: int, note: Note, until: float, home
     def one(folder: Path) -> None:
         try:
             if time.monotonic() < until:
-                note(kind, attempt(chosen.read, folder, chosen.imports), folder)
+                note(kind, attempt(chosen.read, folder, chosen.imports, chosen.memory_mib), folder)
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
 

@@ -48,6 +48,7 @@ from fl_sim.images.dataset import list_dataset
 from tests.attacks.conftest import make_classification_victim, make_victim
 from tests.experiments.made_up_run import make_up_run
 from tests.fuzz import replies
+from tests.fuzz.attempt import MEMORY_MIB
 from tests.fuzz.mutations import ODD, spoilt, spoilt_bytes, spoilt_safetensors, write, write_json
 
 Make = Callable[[st.DrawFn, Path], None]
@@ -61,6 +62,7 @@ class Kind:
         make: draws a bad input and writes it into a folder.
         read: reads the input in a folder as a command would.
         cost: seconds that an input takes, about.
+        memory_mib: what it may take beside a multiple of its size, in MiB.
         imports: whether it may name code that is imported: settings are a user's own words, plug-ins among them.
     """
 
@@ -68,6 +70,7 @@ class Kind:
     read: Callable[[Path], object]
     cost: float = 0.02
     imports: bool = False
+    memory_mib: int = MEMORY_MIB
 
 
 @cache
@@ -517,7 +520,7 @@ KINDS: dict[str, Kind] = {
     "--set": Kind(_make_overrides, _read_overrides, cost=0.05, imports=True),
     "saved dataset": Kind(_make_saved_dataset, _read_dataset, cost=0.05),
     "dataset folder": Kind(_make_dataset_folder, _read_dataset, cost=0.1),
-    "image": Kind(_make_image, _read_image),
+    "image": Kind(_make_image, _read_image, memory_mib=2048),  # a small file may hold many pixels
     "reconstruction": Kind(_make_reconstruction, _read_reconstruction),
     "leakage table": Kind(_make_table, _read_table),
     "run directory": Kind(_make_run, _read_run, cost=1.0),
