@@ -33,7 +33,7 @@ from experiments.priors import check_priors
 from experiments.progress import Progress
 from experiments.report import build_report
 from experiments.rounds import clients_behind, save_medians
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, reading
 from experiments.run_state import attacks_in, update_of
 from experiments.settings import AttackSettings, ExperimentSettings
 from fl_sim import network
@@ -99,7 +99,8 @@ def attack_all(paths: Sequence[Path], options: Options, folder: Path, console: C
     with ExitStack() as locks:
         for directory in directories:
             locks.enter_context(directory.locked())
-        runs = [AttackedRun.of(directory, options) for directory in directories]
+        with reading(*(directory.path for directory in directories)):
+            runs = [AttackedRun.of(directory, options) for directory in directories]
         elsewhere = [AttackedFolder.of(captures, options, folder)] if captures else []
         targets: list[AttackedRun | AttackedFolder] = [*runs, *elsewhere]
         left, done = sum(len(target.due) for target in targets), sum(target.done for target in targets)

@@ -15,7 +15,7 @@ from attacks.registry import create
 from experiments.experiment import Experiment
 from fl_sim.client_app import build_client_app
 from fl_sim.config import SettingsError
-from fl_sim.errors import one_line
+from fl_sim.errors import one_line, plugged_in
 from fl_sim.images.partition import partition
 from fl_sim.local_grid import LocalGrid
 from fl_sim.network import ConfigError
@@ -83,4 +83,6 @@ def _check_attacks(experiment: Experiment, reply: Message) -> None:
     except CaptureError as error:
         raise SettingsError(f"the server could not read an update: {error}") from error
     for name, arguments in settings.attack.arguments.items():
-        create(name, arguments, "attack").check(seen)
+        attack = create(name, arguments, "attack")
+        with plugged_in(f"attack {name!r}"):
+            attack.check(seen)

@@ -10,6 +10,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from fl_sim.errors import printable
+
 LINE_EVERY = 60.0
 """Seconds after which long work says a line where there is no terminal."""
 LONGEST = timedelta(days=1000)
@@ -64,7 +66,9 @@ class Display(ABC):
         """Print a line where there is no terminal; ``in_terminal``: there as well, above what is live."""
         self._said = self.seconds
         if in_terminal or not self._console.is_terminal:
-            self._console.print(f"[{self.seconds:5.0f} s] {line}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                f"[{self.seconds:5.0f} s] {printable(line)}", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 class Bar(Display):

@@ -30,7 +30,7 @@ from fl_sim.defences import registry
 from fl_sim.defences.defence import Defence
 from fl_sim.diffusion import KNOWN_NETWORKS, DiffusionTask, read_network_config, scheduler_config
 from fl_sim.draws import derive_seed
-from fl_sim.errors import first_error, nearest
+from fl_sim.errors import first_error, nearest, plugged_in
 from fl_sim.files import write_atomically
 from fl_sim.images.classes import count_classes
 from fl_sim.images.description import describe_images
@@ -76,7 +76,8 @@ class Experiment:
 
     def disclosure(self) -> DefenceDisclosure | None:
         """What the attacker knows of how clients protect their updates; None if nothing."""
-        known = self.defence.disclosure(self.recipe) if self.settings.attack.knows_defence else {}
+        with plugged_in(f"defence {self.settings.defence.name!r}"):
+            known = self.defence.disclosure(self.recipe) if self.settings.attack.knows_defence else {}
         return DefenceDisclosure(**known) if known else None
 
     def with_base(self, path: Path) -> "Experiment":
@@ -143,7 +144,8 @@ def prepare(settings: ExperimentSettings) -> Experiment:
     _check_network(settings, recipe)
     check_images(settings, recipe, Utility(settings, recipe).images_needed)
     defence = registry.create(settings.defence.name, settings.defence.args, "defence")
-    defence.check(recipe)
+    with plugged_in(f"defence {settings.defence.name!r}"):
+        defence.check(recipe)
     _check_trainable(recipe)
     settings, strategy = choose_strategy(settings, checkpoint.weights, recipe, defence)
     public = _public_images(settings, recipe)

@@ -5,6 +5,7 @@ Nobody sends the original: the evaluator repeats the client's private draw from 
 
 import csv
 import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +28,11 @@ from fl_sim.client_app import private_draw
 from fl_sim.config import SettingsError
 from fl_sim.defences import registry
 from fl_sim.draws import concatenate
+from fl_sim.errors import explain, printable
 from fl_sim.files import naming, write_atomically
 from fl_sim.wire import Recipe
+
+logger = logging.getLogger(__name__)
 
 OK = "ok"
 USER = "user"
@@ -234,7 +238,7 @@ def _findings(truth: Truth, result: Reconstruction, chosen: Mapping[str, Metric]
         "timestep_recovered": _known_or_none(result.timesteps[order], len(order)),
         "label_recovered": _known_or_none(None if result.labels is None else result.labels[order], len(order)),
     }
-    values = {name: _or_nan(metric, truth.images, images) for name, metric in chosen.items()}
+    values = {name: _or_nan(name, metric, truth.images, images) for name, metric in chosen.items()}
     attack = {
         "matching_loss": result.matching_loss,
         "evaluations": result.evaluations,
@@ -256,11 +260,14 @@ def _known_or_none(values: Tensor | None, count: int) -> list[int | None]:
     return [None] * count if values is None else [value if value >= 0 else None for value in values.tolist()]
 
 
-def _or_nan(metric: Metric, first: Tensor, second: Tensor) -> Tensor:
+def _or_nan(name: str, metric: Metric, first: Tensor, second: Tensor) -> Tensor:
     try:
         return metric(first, second)
     except metrics.MetricUnavailableError:
-        return torch.full((len(first),), float("nan"))
+        pass
+    except Exception as error:  # whatever a plug-in raises: the attack's other figures are kept
+        logger.warning("metric %s failed: %s", name, printable(explain(error)))
+    return torch.full((len(first),), float("nan"))
 
 
 class LeakageTable:

@@ -28,6 +28,7 @@ from experiments.rounds import Round
 from experiments.run_directory import RunDirectory
 from experiments.summary import NO_EVIDENCE, is_blank
 from experiments.tally import Row, Tally
+from fl_sim.errors import printable
 from fl_sim.files import write_atomically
 from strategies.gossip import Gossip
 
@@ -245,7 +246,7 @@ def panel(standing: Standing, tally: Tally, headline: str, live: bool = True) ->
     grid = Table.grid(padding=(0, 2))
     since = duration(standing.seconds) if standing.seconds else ""
     left = f", about {duration(standing.left)} left" if live and standing.left else ""
-    grid.add_row(_SPINNER if live else "", Text(headline), Text(f"{since}{left}", style="dim"))
+    grid.add_row(_SPINNER if live else "", Text(printable(headline)), Text(f"{since}{left}", style="dim"))
     if standing.planned_rounds:
         grid.add_row("", *_bar("rounds", standing.rounds, standing.planned_rounds, ""))
     if standing.planned_attacks:

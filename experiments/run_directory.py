@@ -68,9 +68,7 @@ class RunDirectory:
         directory = cls(path)
         if not directory.config.is_file():
             raise SettingsError(f"{path}: not a run directory: it has no config.toml")
-        for entry in path.iterdir():
-            if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
-                raise SettingsError(f"{printable(entry)}: a link that leads out of the run directory")
+        check_links(path)
         return directory
 
     def take_back(self) -> None:
@@ -233,6 +231,13 @@ def reading(*folders: Path) -> Iterator[None]:
     except Exception as error:  # a value of another type may break anything that is made of it
         named = ", ".join(map(str, folders))
         raise SettingsError(f"{named}: its files are damaged, or of different runs: {explain(error)}") from error
+
+
+def check_links(folder: Path) -> None:
+    """SettingsError if something in the folder is a link that leads out of it: what is written there would go along."""
+    for entry in folder.iterdir():
+        if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(folder)):
+            raise SettingsError(f"{printable(entry)}: a link that leads out of its folder")
 
 
 @contextmanager

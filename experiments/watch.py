@@ -49,7 +49,7 @@ class Watch(Display):
         """Read the files once more; ``tell`` in lines what is new, where there is no terminal."""
         directory = self._directory
         rounds, leakage = _read(directory.rounds, pd.read_parquet), _read(directory.leakage_csv, read_leakage)
-        there = directory.progress.exists()
+        there = directory.progress.is_file()
         standing = _read(directory.progress, Standing.load) if there else None
         with self._lock:
             trained = [] if rounds is None else rounds.to_dict("records")
@@ -145,6 +145,6 @@ def watch(path: Path, console: Console, once: bool = False) -> None:
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     """What ``read`` makes of the file; None if it is not there or not whole, whatever a library raises about that."""
     try:
-        return read(path)
+        return read(path) if path.is_file() else None
     except Exception:
         return None

@@ -53,6 +53,17 @@ def printable_page(text: str) -> str:
     return _CONTROLS.sub(lambda found: printable(found[0]), text)
 
 
+@contextmanager
+def plugged_in(what: str) -> Iterator[None]:
+    """Whatever a plug-in raises meanwhile is a UserError of one line, which says ``what`` failed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} failed: {explain(error)}") from error
+
+
 def message(error: BaseException) -> str:
     """The message of an exception in one line; the name of its class if it has none."""
     return one_line(error) or type(error).__name__

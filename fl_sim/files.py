@@ -21,6 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise FileExistsError(errno.EEXIST, "is there and is no file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)  # somebody may have put a link there
     try:
         with naming(path):
             write(unfinished)

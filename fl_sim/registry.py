@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fl_sim.errors import UserError, dotted, first_error, nearest, one_line
+from fl_sim.errors import UserError, dotted, explain, first_error, nearest, one_line
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -106,6 +106,10 @@ class Registry(Generic[Kind]):
                 hint = nearest(str(first["loc"][-1]), taken)
                 problem = f"unknown argument; {name} takes: {', '.join(taken) or 'none'}{hint}"
             raise self.error(f"{key} = {first['input']!r}: {problem}") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever a plug-in raises
+            raise self.error(f"{self.kind} {name!r} failed: {explain(error)}") from error
 
 
 def _loose_booleans(cls: type[BaseModel], given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool]]:

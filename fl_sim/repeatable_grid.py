@@ -242,7 +242,8 @@ def _without_unusable(
 ) -> list[Message]:
     """The replies, in the place of those that cannot be used an error that says why."""
     asked, replies, checked = {message.metadata.dst_node_id: message for message in messages}, list(replies), []
-    usual = usual_names(reply.content for reply in replies if not reply.has_error())
+    sent = next(iter(asked.values())).content
+    usual = usual_names((reply.content for reply in replies if not reply.has_error()), sent)
     for reply in replies:
         node = reply.metadata.src_node_id
         reason = None if reply.has_error() else why_unusable(reply.content, asked[node], partitions[node], usual)

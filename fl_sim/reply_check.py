@@ -20,16 +20,26 @@ from fl_sim.wire import (
     read_tensors,
 )
 
-
-def usual_names(replies: Iterable[RecordDict]) -> frozenset[str]:
-    """The names of the arrays that most of a round's replies have: strategies need the same of all."""
-    counted = Counter(
-        frozenset(name for record in reply.array_records.values() for name in record) for reply in replies
-    )
-    return counted.most_common(1)[0][0] if counted else frozenset()
+Names = tuple[tuple[str, ...], ...]
+"""For each record of a reply its own name and the names in it, sorted."""
 
 
-def why_unusable(reply: RecordDict, asked: Message, client: int, usual: frozenset[str]) -> str | None:
+def usual_names(replies: Iterable[RecordDict], sent: RecordDict) -> Names:
+    """The names that most of a round's replies have: strategies need the same of all.
+
+    Of several that are as frequent, those with the arrays that were ``sent``.
+    """
+    counted = Counter(map(_names, replies))
+    whole = {tuple(sorted(record)) for record in sent.array_records.values()}
+    return max(counted, key=lambda names: (counted[names], any(of[1:] in whole for of in names)), default=())
+
+
+def _names(reply: RecordDict) -> Names:
+    records: list[tuple[str, Iterable[str]]] = [*reply.array_records.items(), *reply.metric_records.items()]
+    return tuple(sorted((name, *sorted(record)) for name, record in records))
+
+
+def why_unusable(reply: RecordDict, asked: Message, client: int, usual: Names) -> str | None:
     """The reason in one line; None if the reply is one of ``client`` to the train message ``asked``.
 
     ``usual``: as ``usual_names`` has it.
@@ -65,7 +75,7 @@ def _expected_examples(asked: Message) -> int | None:
     return None if recipe is None or recipe.epochs is not None else recipe.samples(images=1)
 
 
-def _wrong_arrays(reply: RecordDict, asked: Message, usual: frozenset[str]) -> str | None:
+def _wrong_arrays(reply: RecordDict, asked: Message, usual: Names) -> str | None:
     if len(reply.array_records) != 1:
         return f"the reply has {len(reply.array_records)} records of arrays; allowed: one"
     arrays = next(iter(reply.array_records.values()))
@@ -78,6 +88,8 @@ def _wrong_arrays(reply: RecordDict, asked: Message, usual: frozenset[str]) -> s
         value = read_tensors({name: array})[name]
         if tuple(value.shape) != tuple(sent[name].shape):
             return f"the reply's {name} has shape {list(value.shape)}, {list(sent[name].shape)} was sent"
+        if value.is_floating_point() != sent[name].dtype.startswith("float"):
+            return f"the reply's {name} is of type {array.dtype}, {sent[name].dtype} was sent"
         if value.is_complex() or not value.isfinite().all():
             return f"the reply's {name} holds NaN or infinite values"
-    return None if arrays.keys() == usual else "the reply has other parameters than most have"
+    return None if _names(reply) == usual else "the reply has other parameters or metrics than most have"

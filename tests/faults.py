@@ -50,6 +50,9 @@ PATIENCE = 300.0
 GOES = 180.0
 """Seconds that the processes of a run may outlive it: Ray's notice only after a minute that their driver was killed."""
 
+COMES_UP = 5.0
+"""Seconds after which a run handles signals."""
+
 DISK_SIZE = "64m"
 """Of the disk that fills up; a run takes a tenth of it."""
 
@@ -205,6 +208,9 @@ def _kill(run: Run, process: psutil.Process) -> None:
 
 
 def _terminate(run: Run, _: psutil.Process) -> None:
+    """Not while Python itself starts, which would just end."""
+    while time.monotonic() - run.began < COMES_UP and run.popen.poll() is None:
+        time.sleep(0.1)
     run.popen.terminate()
 
 

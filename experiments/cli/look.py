@@ -40,7 +40,8 @@ def report(
         if picture is not None:
             from experiments.strip import build_strip
 
-            build_strip(one_run(runs, "--picture"), expand_home(picture))
+            with reading(*runs):
+                build_strip(one_run(runs, "--picture"), expand_home(picture))
         if len(runs) == 1 and (of := SweepDirectory(runs[0])).file.is_file():
             page = sweep_report.build_report(of)
         else:
@@ -64,17 +65,19 @@ def watch(
 ) -> None:
     """Show how a run goes on that was started elsewhere: rounds, attacks, what leaked, time left. Only reads files."""
     with one_line_errors():
+        from experiments.run_directory import reading
         from experiments.sweep.directory import SweepDirectory
         from experiments.sweep.watch import watch_sweep
         from experiments.watch import watch as show
 
         path = expand_home(directory)
         sweep = SweepDirectory(path)
-        if sweep.file.is_file():
-            sweep.check_has_table()
-            watch_sweep(sweep, console, once)
-        else:
-            show(path, console, once)
+        with reading(path):
+            if sweep.file.is_file():
+                sweep.check_has_table()
+                watch_sweep(sweep, console, once)
+            else:
+                show(path, console, once)
 
 
 LIST_EXAMPLES = "Examples:\n\n[cyan]fl-sim list[/cyan]\n\n[cyan]fl-sim list metrics[/cyan]"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.run_directory import RunDirectory, check_empty_folder, locked, make_empty_folder
+from experiments.run_directory import RunDirectory, check_empty_folder, check_links, locked, make_empty_folder
 from experiments.settings import ExperimentSettings
 from experiments.sweep.file import SweepFile, flatten, load_sweep
 from fl_sim.config import SettingsError
@@ -61,6 +61,7 @@ class SweepDirectory:
         if not self.file.is_file():
             check_empty_folder(self.path)
             return sweep
+        check_links(self.path)
         if not (self._lock.is_file() or self.csv.is_file()):  # a copy may lack hidden files
             raise SettingsError(f"{self.file}: no sweep wrote it; allowed: an --out that is new, empty, or a sweep's")
         before = load_sweep(str(self.file))
@@ -85,7 +86,8 @@ class SweepDirectory:
                 )
 
     def check_has_table(self) -> None:
-        """SettingsError if the table is missing: it is written when all runs are planned."""
+        """SettingsError if the table is missing: it is written when all runs are planned; or if links lead out."""
+        check_links(self.path)
         if not (self.csv.is_file() and self.parquet.is_file()):
             raise SettingsError(
                 f"{self.path}: the sweep has no table; allowed once it has: fl-sim sweep {self.file} --out {self.path}"

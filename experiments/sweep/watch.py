@@ -14,7 +14,7 @@ from experiments.sweep.directory import SweepDirectory
 from experiments.sweep.table import LEFT
 from experiments.watch import LOOK_EVERY, STOPPED, Watch
 from fl_sim.config import SettingsError
-from fl_sim.errors import one_line
+from fl_sim.errors import one_line, printable
 
 SILENT_AFTER = 120.0
 """Seconds without a sign of life of any run from which on a sweep counts as stopped: between two runs is a start."""
@@ -35,7 +35,7 @@ class SweepWatch(Display):
         """Read the files once more, and tell in lines which runs have ended, where there is no terminal."""
         before, self._table = self._table, _read_table(self._directory.csv)
         for name in self._table["run"].unique():
-            if name not in self._runs and self._directory.run(name).config.is_file():
+            if name not in self._runs and Path(name).name == name and self._directory.run(name).config.is_file():
                 self._runs[name] = Watch(self._console, self._directory.run(name))
             if name in self._runs:
                 self._runs[name].look(tell=False)
@@ -78,7 +78,7 @@ class SweepWatch(Display):
                 state = WAITING if watch is None else watch.state(silent)
             found = "" if pd.isna(median) else f"{median:.1f} dB"
             attack = "" if pd.isna(row["attack"]) else row["attack"]
-            table.add_row(*map(Text, (row["run"], state, *counts, attack, found)))
+            table.add_row(*(Text(printable(text)) for text in (row["run"], state, *counts, attack, found)))
         return table
 
 

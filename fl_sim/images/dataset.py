@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,13 @@ from fl_sim.images.classes import order_classes
 from fl_sim.images.hub import cached_if_unreachable, is_hub_id
 from fl_sim.images.image_set import ImageSet
 from fl_sim.images.pixels import BrokenImageError, centre_crop, read_rgb
+from fl_sim.images.stays_inside import check_stays_inside
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+MOST_ROWS = 5_000_000
+"""Rows that a split may have: names and labels of all are kept in memory, 250 bytes each."""
 
 LOCAL_FORMS = "a folder of images (with a metadata.csv or not) or of parquet files, or one that save_to_disk wrote"
 """What a path in ``data.name`` may lead to."""
@@ -32,8 +36,9 @@ def list_dataset(settings: DataSettings) -> ImageSet:
     import datasets  # imported late: it takes seconds, which the other sources do not need
 
     rows = _load(settings).with_format(None)
-    if len(rows) == 0:
-        raise SettingsError(f"data.name = {settings.name!r}: no rows in split {settings.split!r}")
+    if not 0 < len(rows) <= MOST_ROWS:
+        number = f"{len(rows):,}; allowed: up to {MOST_ROWS:,}" if len(rows) else "no"
+        raise SettingsError(f"data.name = {settings.name!r}: {number} rows in split {settings.split!r}")
     image, label = _image_column(settings, rows), _label_column(settings, rows)
     used = rows.select(range(min(settings.limit or len(rows), len(rows))))
     encoded = used.select_columns([image]).cast_column(image, datasets.Image(decode=False))
@@ -58,7 +63,6 @@ def list_dataset(settings: DataSettings) -> ImageSet:
 
 
 def _load(settings: DataSettings) -> "Dataset":
-    import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     if settings.name in _PACKAGED_DATASETS_MODULES:
@@ -68,6 +72,8 @@ def _load(settings: DataSettings) -> "Dataset":
     folder = Path(settings.name)
     if not folder.is_dir() and not is_hub_id(settings.name):
         raise _not_loaded(settings, "there is no such folder, and an id on the hub is namespace/name")
+    if folder.is_dir():
+        check_stays_inside(folder)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if saved and settings.config is not None:
         raise SettingsError(
@@ -77,19 +83,40 @@ def _load(settings: DataSettings) -> "Dataset":
     with quiet("huggingface_hub"), _bars_in_a_terminal_only(), reachable:
         try:
             if not saved:
-                return datasets.load_dataset(settings.name, settings.config, split=settings.split)
-            loaded = datasets.load_from_disk(folder)
+                return _built(settings)
+            splits = _saved_splits(folder)
         except ConnectionError as error:
             raise _not_loaded(settings, "the hub cannot be reached") from error
         except Exception as error:  # the library raises anything from ValueError to its own and the network's errors
             raise _not_loaded(settings, one_line(error)) from error
-    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if settings.split not in splits:
         raise SettingsError(
             f"data.split = {settings.split!r}: no split of {settings.name!r}; allowed: "
             f"{', '.join(splits)}{nearest(settings.split, splits)}"
         )
     return splits[settings.split]
+
+
+def _built(settings: DataSettings) -> "Dataset":
+    """The split of a dataset on the hub, or of a folder in one of its formats."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(settings.name, settings.config)
+    if not _is_inside(builder.cache_dir, Path(datasets.config.HF_DATASETS_CACHE)):
+        raise ValueError("its card leads out of the cache")
+    builder.download_and_prepare()
+    return builder.as_dataset(split=settings.split)
+
+
+def _saved_splits(folder: Path) -> "dict[str, Dataset]":
+    """By name, what ``save_to_disk`` wrote."""
+    import datasets
+
+    loaded = datasets.load_from_disk(folder)
+    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    for split in splits.values():
+        split.data.table.validate(full=True)  # what is mapped into memory unchecked may end the process
+    return splits
 
 
 @contextmanager
@@ -124,7 +151,7 @@ def _no_such_config(settings: DataSettings) -> SettingsError:
     import datasets
 
     names = datasets.get_dataset_config_names(settings.name)
-    allowed = f"allowed: {', '.join(names)}{nearest(settings.config or '', names)}"
+    allowed = f"allowed: {_named(names)}{nearest(settings.config or '', names)}"
     if settings.config is None:
         return SettingsError(f"data.config is not set, and {settings.name!r} has several configurations; {allowed}")
     return SettingsError(f"data.config = {settings.config!r}: no configuration of {settings.name!r}; {allowed}")
@@ -135,10 +162,12 @@ def _image_column(settings: DataSettings, rows: "Dataset") -> str:
 
     columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if not columns:
-        raise SettingsError(f"data.name = {settings.name!r}: no image column among {', '.join(rows.features)}")
+        raise SettingsError(
+            f"data.name = {settings.name!r}: no image column among {printable(', '.join(rows.features))}"
+        )
     if settings.image_column is None and len(columns) > 1:
         raise SettingsError(
-            f"data.image_column is not set, and {settings.name!r} has several: allowed: {', '.join(columns)}"
+            f"data.image_column is not set, and {settings.name!r} has several: allowed: {_named(columns)}"
         )
     return _chosen("data.image_column", settings.image_column or columns[0], columns, rows, "images")
 
@@ -184,8 +213,12 @@ def _chosen(key: str, column: str, allowed: Sequence[str], rows: "Dataset", cont
     if column in allowed:
         return column
     problem = f"no column of {content}" if column in rows.features else "no such column"
-    choices = ", ".join(allowed) or "none of its columns"
+    choices = _named(allowed) or "none of its columns"
     raise SettingsError(f"{key} = {column!r}: {problem}; allowed: {choices}{nearest(column, allowed)}")
+
+
+def _named(names: Iterable[str]) -> str:
+    return printable(", ".join(names))
 
 
 def _class_columns(rows: "Dataset") -> list[str]:
@@ -217,7 +250,7 @@ def _homes(name: str) -> tuple[Path, ...]:
     from huggingface_hub import constants
 
     cache = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
-    return tuple(Path(folder).absolute() for folder in (*cache, *([name] if Path(name).is_dir() else [])))
+    return tuple(Path(folder) for folder in (*cache, *([name] if Path(name).is_dir() else [])))
 
 
 def _source(value: dict[str, Any] | None, name: str, homes: Sequence[Path]) -> Path | bytes:
@@ -227,7 +260,11 @@ def _source(value: dict[str, Any] | None, name: str, homes: Sequence[Path]) -> P
     if value["bytes"] is not None:
         content: bytes = value["bytes"]
         return content
-    path = Path(os.path.abspath(value["path"]))  # noqa: PTH100 (no links are followed: the hub's cache has them)
-    if not any(path.is_relative_to(home) for home in homes):
-        raise BrokenImageError(f"{name}: its file lies outside the dataset: {printable(path)}")
-    return path
+    if not any(_is_inside(value["path"], home) for home in homes):
+        raise BrokenImageError(f"{name}: its file lies outside the dataset: {printable(value['path'])}")
+    return Path(value["path"])
+
+
+def _is_inside(path: str, home: Path) -> bool:
+    """Without following links, which the hub's cache consists of."""
+    return Path(os.path.abspath(path)).is_relative_to(home.absolute())  # noqa: PTH100

@@ -6,6 +6,7 @@ import pytest
 from experiments.run_directory import RunDirectory, make_empty_folder
 from experiments.settings import ExperimentSettings, load_run
 from fl_sim.config import SettingsError
+from fl_sim.files import write_atomically
 from fl_sim.settings_file import load_settings
 from tests.experiments.made_up_run import tiny_settings
 
@@ -39,8 +40,16 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Pat
     (run.path / "inside").symlink_to(run.path / "elsewhere")
     assert RunDirectory.open(run.path) == run
     (run.path / name).symlink_to(tmp_path / "precious")
-    with pytest.raises(SettingsError, match=f"run/{name}: a link that leads out of the run directory"):
+    with pytest.raises(SettingsError, match=f"run/{name}: a link that leads out of its folder"):
         RunDirectory.open(run.path)
+
+
+def test_a_link_in_the_place_of_a_file_that_is_being_written_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".report.html.unfinished").symlink_to(tmp_path / "precious")
+    write_atomically(tmp_path / "report.html", lambda file: file.write_text("page"))
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "report.html").read_text() == "page"
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """``fl-sim watch``: the state of a run from its files, whatever they are like."""
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from time import sleep, time
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -54,6 +56,37 @@ def test_a_run_that_has_ended(finished: RunDirectory) -> None:
     best = read_leakage(finished.leakage_csv).groupby("round")["psnr"].max()
     assert all(f"{value:.1f} dB" in shown for value in best)
     assert contents(finished.path) == before
+
+
+@pytest.mark.parametrize("damage", ["no round", "text as loss", "no clients"])
+def test_tables_of_another_kind_are_one_line(damage: str, begun: RunDirectory) -> None:
+    rounds = pd.read_parquet(begun.rounds)
+    spoilt = {
+        "no round": rounds.drop(columns="round"),
+        "text as loss": rounds.assign(train_loss="x"),
+        "no clients": rounds.assign(clients_seen=None),
+    }[damage]
+    spoilt.to_parquet(begun.rounds)
+    assert_refused(fl_sim("watch", begun.path, "--once"), "its files are damaged")
+
+
+def test_what_the_files_say_is_shown_without_control_characters(begun: RunDirectory) -> None:
+    replace(LIVES, at=time(), step="\x1b[31mred").save(begun.progress)
+    assert "\\x1b[31mred" in once(begun)
+    table = begun.leakage_csv.read_text()
+    begun.leakage_csv.write_text(table.replace(",ok,", ",fail\x1b[31m,"))
+    shown = io.StringIO()
+    Watch(Console(file=shown), begun).look()
+    assert "fail\\x1b[31m" in shown.getvalue()
+    assert "\x1b" not in shown.getvalue()
+
+
+@pytest.mark.parametrize("name", ["progress", "leakage_csv", "rounds"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, begun: RunDirectory) -> None:
+    path = getattr(begun, name)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    once(begun)
 
 
 def test_a_run_that_goes_on(begun: RunDirectory) -> None:

@@ -10,10 +10,12 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_sim.local_grid import LocalGrid
 from fl_sim.repeatable_grid import FederationError, RepeatableGrid
+from fl_sim.reply_check import usual_names
 from fl_sim.wire import ARRAYS, CLIENT, METRICS, NUM_EXAMPLES, PARTITION, TRAIN_LOSS, pack_reply
 from tests.strategies.stub_federation import WEIGHTS, initial_arrays
 
 NAME = "conv_in.weight"
+OTHERS = "the reply has other parameters or metrics than most have"
 Spoil = Callable[[RecordDict], object]
 
 
@@ -56,7 +58,10 @@ def fact(record: str, key: str, value: object) -> Spoil:
         (lambda reply: reply.pop(ARRAYS), "the reply has 0 records of arrays; allowed: one"),
         (lambda reply: reply.pop(METRICS), "the reply has no number metrics.train_loss"),
         (lambda reply: reply.pop(CLIENT), "the reply has no name client.device"),
-        (lambda reply: reply.array_records[ARRAYS].pop(NAME), "the reply has other parameters than most have"),
+        (lambda reply: reply.array_records[ARRAYS].pop(NAME), OTHERS),
+        (lambda reply: reply.__setitem__("mine", reply.pop(ARRAYS)), OTHERS),
+        (fact(METRICS, "x", 1.0), OTHERS),
+        (put(NAME, np.ones((8, 3, 3, 3), np.int8)), "the reply's conv_in.weight is of type int8, float32 was sent"),
         (put("other", np.ones(1)), "the reply's other is no parameter that was sent"),
         (put(NAME, np.ones(())), "the reply's conv_in.weight has shape [], [8, 3, 3, 3] was sent"),
         (put(NAME, np.full((8, 3, 3, 3), np.nan)), "the reply's conv_in.weight holds NaN or infinite values"),
@@ -75,6 +80,15 @@ def test_an_unusable_reply_counts_as_none(spoil: Spoil, reason: str | None) -> N
     assert log.replied == ((0, 1, 2) if reason is None else (0, 1))
     if reason is not None:
         assert log.failed[2].startswith(reason)
+
+
+@pytest.mark.parametrize("first", ["whole", "part"])
+def test_of_two_replies_the_one_with_all_that_was_sent_is_the_usual_one(first: str) -> None:
+    sent = RecordDict({ARRAYS: initial_arrays()})
+    replies = [RecordDict({ARRAYS: initial_arrays(), METRICS: MetricRecord({TRAIN_LOSS: 0.5})}) for _ in range(2)]
+    del replies[1].array_records[ARRAYS][NAME]
+    whole, _ = replies
+    assert usual_names(replies if first == "whole" else replies[::-1], sent) == usual_names([whole], sent)
 
 
 def test_a_round_in_which_no_reply_can_be_used_ends_the_run_in_one_line() -> None:

@@ -41,6 +41,8 @@ def lies() -> st.SearchStrategy[dict[str, Any]]:
             "bytes": st.integers(0, 400),
             "drop": st.sampled_from([ARRAYS, METRICS, CLIENT, "array"]),
             "second": st.sampled_from([ARRAYS, METRICS]),
+            "metric": st.sampled_from(["x", "", "\x1b[31m", NUM_EXAMPLES]),
+            "record": st.sampled_from(["mine", "", CLIENT]),
             "num_examples": st.sampled_from([*_NUMBERS, "nan", "list"]),
             "loss": st.sampled_from([*_NUMBERS, "nan", "list"]),
             "partition": st.sampled_from([-1, 0, 1, 2**40, "x", "\x1b[31m", True]),
@@ -110,12 +112,14 @@ def _spoil(reply: RecordDict, told: dict[str, Any]) -> RecordDict:
     for key, field in (("num_examples", NUM_EXAMPLES), ("loss", "train_loss")):
         if key in told:
             metrics[field] = {"nan": float("nan"), "list": [1, 2]}.get(told[key], told[key])
+    metrics |= {told[key]: 1.0 for key in ("metric",) if key in told}
     facts |= {key: told[key] for key in ("partition", "device", "labels") if key in told}
-    reply = RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics), CLIENT: ConfigRecord(facts)})
+    reply = RecordDict({METRICS: MetricRecord(metrics), CLIENT: ConfigRecord(facts)})
+    reply[told.get("record", ARRAYS)] = arrays
     if told.get("drop") == "array":
         del arrays[next(iter(arrays))]
     elif "drop" in told:
-        del reply[told["drop"]]
+        reply.pop(told["drop"], None)
     if "second" in told:
         reply["second"] = ArrayRecord({}) if told["second"] == ARRAYS else MetricRecord({"x": 1})
     return reply

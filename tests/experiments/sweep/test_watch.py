@@ -13,7 +13,7 @@ from experiments.leakage import read_leakage
 from experiments.sweep.directory import SweepDirectory
 from experiments.sweep.watch import watch_sweep
 from tests.experiments.made_up_run import make_up_run
-from tests.experiments.test_cli import fl_sim
+from tests.experiments.test_cli import assert_refused, fl_sim
 
 ROWS = pd.DataFrame(
     {
@@ -46,6 +46,21 @@ def test_every_run_is_shown_as_it_is(directory: SweepDirectory) -> None:
     assert lines["lr=3"] == "lr=3 failed: no luck residual"
     assert lines["lr=4"] == "lr=4 waiting residual"
     assert len(read_leakage(directory.run("lr=2").leakage_csv)) == 2
+
+
+def test_a_run_elsewhere_is_not_looked_at(directory: SweepDirectory, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "run\x1b"
+    make_up_run(elsewhere)
+    ROWS.assign(run=[str(elsewhere), "lr=2", "lr=3", "lr=4"]).to_csv(directory.csv, index=False)
+    result = fl_sim("watch", directory.path, "--once")
+    assert "\x1b" not in result.output
+    assert "2/2" not in result.output
+
+
+@pytest.mark.parametrize("command", ["watch", "report"])
+def test_links_that_lead_out_of_a_sweep_are_refused(command: str, directory: SweepDirectory) -> None:
+    (directory.path / "logs").symlink_to("/tmp")
+    assert_refused(fl_sim(command, directory.path), "logs: a link that leads out of its folder")
 
 
 def test_one_without_a_sign_of_life_has_stopped(directory: SweepDirectory) -> None:

@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -177,6 +178,59 @@ def test_a_row_whose_file_lies_outside_the_dataset_is_not_read(
     held.decode([3])
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        'configs: [{config_name: a, data_files: "*.parquet", version: "../../../evil/1.0.0"}]',
+        "configs: [{config_name: a, data_files: [{split: train, path: ../elsewhere/train.parquet}]}]",
+        "configs: [{config_name: a, data_dir: /etc}]",
+        "configs: [{config_name: a, data_files: 'http://127.0.0.1:9/train.parquet'}]",
+        "configs: [{config_name: a, data_files: 'zip://train.parquet::inner.zip'}]",
+        "dataset_info: {features: [{name: label, dtype: {class_label: {names: {'200000000': x}}}}]}",
+        "configs: [",
+    ],
+)
+def test_a_card_that_leads_elsewhere_is_refused_before_anything_is_loaded(
+    card: str, encoded: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("set", "elsewhere"):
+        (tmp_path / name).mkdir()
+        table(encoded).to_parquet(tmp_path / name / "train.parquet")
+    (tmp_path / "set" / "README.md").write_text(f"---\nlicense: mit\n{card}\n---\nSee https://example.org/a/../b\n")
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(SettingsError, match=r"README\.md: ('.*' leads out of|class 200000000|cannot be read)"):
+        list_dataset(DataSettings(name=str(tmp_path / "set")))
+
+
+def test_a_card_as_people_write_them_is_no_obstacle(encoded: bytes, tmp_path: Path) -> None:
+    table(encoded, label=classes(0, 1, 1, 2)).to_parquet(tmp_path / "data" / "train-0.parquet")
+    card = "license: mit\nconfigs: [{config_name: default, data_files: [{split: train, path: data/train-*}]}]"
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n[paper](https://example.org), ../notes\n")
+    assert len(list_dataset(DataSettings(name=str(tmp_path))).photographs) == 4
+
+
+@pytest.mark.parametrize("name", ["../secret/data.arrow", "/etc/data.arrow"])
+def test_a_saved_dataset_whose_tables_lie_elsewhere_is_refused(name: str, encoded: bytes, tmp_path: Path) -> None:
+    table(encoded).save_to_disk(tmp_path / "saved")
+    state = json.loads((tmp_path / "saved" / "state.json").read_text())
+    state["_data_files"][0]["filename"] = name
+    (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(SettingsError, match=r"state\.json: '.*data\.arrow' leads out of the dataset's folder"):
+        list_dataset(DataSettings(name=str(tmp_path / "saved")))
+
+
+def test_a_saved_dataset_with_offsets_that_lead_nowhere_is_one_line(encoded: bytes, tmp_path: Path) -> None:
+    data = Dataset.from_dict({"text": ["abc", "defg"]} | {"image": [{"bytes": encoded, "path": None}] * 2})
+    data.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 3, 7))
+    assert offsets in file.read_bytes()
+    broken = b"".join(number.to_bytes(4, "little") for number in (0, 2**30, 2**31 - 1))
+    file.write_bytes(file.read_bytes().replace(offsets, broken))
+    with pytest.raises(SettingsError, match="this folder could not be loaded"):
+        list_dataset(DataSettings(name=str(tmp_path / "saved")))
+
+
 def test_a_dataset_whose_files_were_moved_away(folder: Path) -> None:
     held = list_dataset(DataSettings(name=str(folder)))
     (folder / "dark" / "0.png").unlink()
@@ -196,7 +250,7 @@ def test_a_dataset_that_is_nowhere_is_named_and_what_would_do(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["digit", "./digit", "photos/of/digits"])
 def test_what_is_no_folder_and_no_id_is_not_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("looked up"))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: pytest.fail("looked up"))
     with pytest.raises(SettingsError, match=rf"data\.name = '{name}': .*an id on the hub is namespace/name; allowed"):
         list_dataset(DataSettings(name=name))
 
@@ -271,6 +325,9 @@ def test_a_format_is_no_dataset(name: str) -> None:
 def test_a_dataset_without_images_or_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="no image column among text"):
         listed(Dataset.from_dict({"text": ["a"]}), tmp_path / "text")
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"image": []}))
+    monkeypatch.setattr("fl_sim.images.dataset._built", lambda _: Dataset.from_dict({"image": []}))
     with pytest.raises(SettingsError, match="no rows in split 'train'"):
         list_dataset(DataSettings(name="some/empty"))
+    monkeypatch.setattr("fl_sim.images.dataset.MOST_ROWS", 3)
+    with pytest.raises(SettingsError, match=r"4; allowed: up to 3 rows"):
+        listed(Dataset.from_dict({"image": [None] * 4}), tmp_path / "many")
