@@ -520,7 +520,7 @@ KINDS: dict[str, Kind] = {
     "--set": Kind(_make_overrides, _read_overrides, cost=0.05, imports=True),
     "saved dataset": Kind(_make_saved_dataset, _read_dataset, cost=0.05),
     "dataset folder": Kind(_make_dataset_folder, _read_dataset, cost=0.1),
-    "image": Kind(_make_image, _read_image, memory_mib=2048),  # a small file may hold many pixels
+    "image": Kind(_make_image, _read_image, memory_mib=4608),  # a small file may hold many pixels
     "reconstruction": Kind(_make_reconstruction, _read_reconstruction),
     "leakage table": Kind(_make_table, _read_table),
     "run directory": Kind(_make_run, _read_run, cost=1.0),
