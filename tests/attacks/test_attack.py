@@ -300,3 +300,8 @@ def test_a_breakdown_has_a_reason(monkeypatch, victim, factor, reason):
     update = {name: value * factor for name, value in victim.observation.update.items()}
     with pytest.raises(AttackError, match=f"attack 'guess' broke down: .*{reason}"):
         Guess().reconstruct(replace(victim.observation, update=update), seed=100)
+
+
+def test_an_attack_that_raises_while_it_is_made_is_one_line() -> None:
+    with pytest.raises(AttackError, match=r"attack '.*:Breaks' failed: RuntimeError: no luck today"):
+        create("tests.attacks.toy_attacks:Breaks")

@@ -36,6 +36,15 @@ class Guess(Attack):
         return Outcome(problem.randn(generator), unknown, matching_loss=float(torch.get_num_threads()))
 
 
+class Breaks(Guess):
+    """Cannot even be made."""
+
+    name = "breaks"
+
+    def model_post_init(self, _: object) -> None:
+        raise RuntimeError("no luck today")
+
+
 class Sleep(Guess):
     name = "sleep"
 

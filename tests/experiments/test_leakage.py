@@ -247,6 +247,22 @@ def test_further_metrics_are_columns_of_their_own_per_image_after_the_matching(t
     assert read["fsim"].isna().tolist() == [True] * 3 + [False] * 3
 
 
+def test_a_metric_that_raises_leaves_its_column_empty(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("no\x1b[31m luck")
+
+    monkeypatch.setattr(FSIM, "compare", fail)
+    judge = evaluator(FURTHER)
+    truth = client_truth(judge.settings, judge.recipe, 1, 2)
+    (row,) = judge.rows(2, 1, "residual", reconstruction(truth.images, truth.timesteps))
+    assert np.isnan(row["fsim"])
+    assert row["gmsd"] == pytest.approx(0.0, abs=1e-6)
+    assert row["status"] == "ok"
+    assert caplog.messages == ["metric fsim failed: RuntimeError: no\\x1b[31m luck"]
+
+
 def test_a_table_that_goes_on_keeps_the_columns_that_it_has(tmp_path: Path) -> None:
     judge = evaluator(FURTHER)
     truth = client_truth(judge.settings, judge.recipe, 0, 1)
