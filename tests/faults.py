@@ -35,17 +35,17 @@ from tests.kill_and_resume import differences, fresh, start
 from tests.processes import kill_all, with_descendants
 from tests.reliability import Row, write_figures
 
-MORE_ROUNDS = ("federation.rounds=10", "attack.args.residual.max_evaluations=10")
+MORE_ROUNDS = ("federation.rounds=16", "attack.every=3", "attack.args.residual.max_evaluations=10")
 """Rounds are much shorter than the starts of the processes: there are enough of them to be met."""
 
-MOST_FAULTS = 8
-"""A run meets up to so many faults."""
+FAULTS_A_RUN = (4, 16)
+"""A run meets at least and at most so many faults, unless it ends before."""
 
 LATEST = 0.8
 """A process is disturbed within this part of the time that it is there: later, many a run would have ended before."""
 
-PATIENCE = 300.0
-"""Seconds after which a run counts as hung."""
+PATIENCE = 900.0
+"""Seconds after which a run counts as hung, also on a machine that has much else to do."""
 
 GOES = 180.0
 """Seconds that the processes of a run may outlive it: Ray's notice only after a minute that their driver was killed."""
@@ -303,7 +303,7 @@ class Campaign:
         """
         with self.place(name) as (place, disk):
             run = Run(place, self.folder, self.environment, disk)
-            for number in range(self.chance.randint(1, min(MOST_FAULTS, len(kinds)))):
+            for number in range(min(self.chance.randint(*FAULTS_A_RUN), len(kinds))):
                 span = LATEST * spans[PROCESS_OF.get(kinds[0], kinds[0])]
                 if not run.meet(kinds[0], self.chance.uniform(0, span / (1 + (number > 0))), self.chance):
                     break
