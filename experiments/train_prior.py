@@ -8,7 +8,8 @@ resumed.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.commands import bold_path, choose_device, unfinished
 from experiments.display import Bar
 from experiments.pictures import save_grid
 from experiments.prior_images import HASHES, PriorImages, PriorSource, read_images
+from experiments.run_directory import locked
 from experiments.utility import every_class_in_turn, sample
 from fl_sim import diffusion
 from fl_sim.checkpoint import Checkpoint
@@ -266,14 +268,15 @@ def train_prior(
     if resume:
         kept.load_into(state)
     _check_output(out, kept.path, resume)
-    with Bar(console, "training", "steps", "loss") as bar:
-        train(training, images, state, kept, bar)
-    checkpoint = _checkpoint(training, images, config, state)
-    if training.samples:
-        samples = _samples(training, checkpoint, len(images.classes), where)
-        write_atomically(samples_file(out), lambda file: save_grid(file, samples))
-    save_checkpoint(out, checkpoint)
-    kept.path.unlink(missing_ok=True)
+    with _alone(out):
+        with Bar(console, "training", "steps", "loss") as bar:
+            train(training, images, state, kept, bar)
+        checkpoint = _checkpoint(training, images, config, state)
+        if training.samples:
+            samples = _samples(training, checkpoint, len(images.classes), where)
+            write_atomically(samples_file(out), lambda file: save_grid(file, samples))
+        save_checkpoint(out, checkpoint)
+        kept.path.unlink(missing_ok=True)
     parameters = count_parameters(checkpoint.weights.values())
     console.print(
         f"wrote {bold_path(out)}: {parameters:,} parameters, trained on {images.notes['images']} images",
@@ -282,6 +285,18 @@ def train_prior(
     )
     if training.samples:
         console.print(f"samples: {bold_path(samples_file(out))}", soft_wrap=True)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep every other training of the prior ``out`` away meanwhile; SettingsError if there is one."""
+    lock = out.with_name(f".{out.name}.lock")
+    lock.touch()
+    with locked(lock, f"--out {out}: another training is to write it; allowed: another file"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def samples_file(out: Path) -> Path:

@@ -16,6 +16,7 @@ from experiments import train_prior as module
 from experiments.checkpoint import BUNDLED, load_checkpoint
 from experiments.prior_images import PriorSource, read_images, scaled_photographs
 from experiments.public_images import image_hashes
+from experiments.run_directory import locked
 from fl_sim.checkpoint import Checkpoint
 from fl_sim.config import DataSettings
 from fl_sim.diffusion import KNOWN_NETWORKS
@@ -186,6 +187,15 @@ def test_there_is_something_to_go_on_from(tmp_path: Path) -> None:
 
 
 # --- bad input
+
+
+def test_a_second_training_of_the_same_file_is_refused_meanwhile(tmp_path: Path) -> None:
+    lock = tmp_path / ".prior.lock"
+    lock.touch()
+    with locked(lock, "busy"):
+        assert_refused(train(tmp_path / "prior"), "another training is to write it")
+    trained(tmp_path / "prior")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prior", "prior.png"]
 
 
 def test_what_is_no_checkpoint_is_not_replaced(tmp_path: Path) -> None:
