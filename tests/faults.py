@@ -331,12 +331,14 @@ def lacking(run: RunDirectory) -> list[str]:
     """What a run that has ended does not tell of the clients that it has seen, or of those that were missing."""
     rounds, leakage = pd.read_parquet(run.rounds), read_leakage(run.leakage_csv)
     told = {(row["round"], row["client"]) for _, row in leakage.iterrows()}
-    seen = {(row["round"], client) for _, row in rounds.iterrows() for client in row["clients_seen"]}
+    settings = run.settings()
+    planned = settings.federation.rounds
+    attacked = rounds[rounds["round"].map(lambda number: settings.attack.due(number, planned))]
+    seen = {(row["round"], client) for _, row in attacked.iterrows() for client in row["clients_seen"]}
     missing = [reason for reasons in rounds["missing_because"] for reason in reasons]
     found = [f"round {number} client {client}: no row" for number, client in sorted(seen - told)]
     found += ["a client is missing without a reason"] * (not all(missing))
     found += ["no report"] * (not run.ended or not run.report.is_file())
-    planned = run.settings().federation.rounds
     return found + [f"{len(rounds)} of {planned} rounds"] * (len(rounds) != planned)
 
 
