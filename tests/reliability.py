@@ -1,8 +1,8 @@
 """The table of docs/reliability.md: how often each fault and each kind of bad input was tried, and what came of it.
 
 Campaigns (tests/faults.py, tests/fuzz, tests/kill_and_resume.py) write their figures with ``write_figures``.
-``python -m tests.reliability build/*.json --out docs/results/reliability.json`` puts the files of several into one, and
-prints the table; without files it prints that of docs/results/reliability.json.
+``python -m tests.reliability build/*.json --out docs/reliability.json`` puts the files of several into one, and
+prints the table; without files it prints that of docs/reliability.json.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "docs" / "results" / "reliability.json"
+KEPT = ROOT / "docs" / "reliability.json"
 
 FAULTS = ("lost", "wrong", "hung")
 

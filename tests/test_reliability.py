@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md is that of the figures in docs/results, and says that nothing was lost."""
+"""The table of docs/reliability.md is that of the figures beside it, and says that nothing was lost."""
 
 import json
 from typing import Any
