@@ -24,7 +24,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long."""
     if not session.config.getoption("loadgroup", False):
         return
-    if any(item.get_closest_marker("ray") and not item.nodeid.endswith("ray") for item in session.items):
+    if any(
+        item.get_closest_marker("ray") and not item.nodeid.endswith(("@ray", "@runs-on-ray")) for item in session.items
+    ):
         raise pytest.UsageError("pytest-xdist does not group tests under this pytest; see [dev] in pyproject.toml")
 
 

@@ -162,9 +162,7 @@ def _image_column(settings: DataSettings, rows: "Dataset") -> str:
 
     columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if not columns:
-        raise SettingsError(
-            f"data.name = {settings.name!r}: no image column among {printable(', '.join(rows.features))}"
-        )
+        raise SettingsError(f"data.name = {settings.name!r}: no image column among {_named(rows.features)}")
     if settings.image_column is None and len(columns) > 1:
         raise SettingsError(
             f"data.image_column is not set, and {settings.name!r} has several: allowed: {_named(columns)}"
@@ -241,7 +239,7 @@ def _label_columns(rows: "Dataset") -> list[str]:
 
 def _remedy(rows: "Dataset") -> str:
     columns = _class_columns(rows) or _label_columns(rows)
-    return f"set data.label_column to one of {', '.join(columns)}" if columns else "choose another data.partition"
+    return f"set data.label_column to one of {_named(columns)}" if columns else "choose another data.partition"
 
 
 def _homes(name: str) -> tuple[Path, ...]:

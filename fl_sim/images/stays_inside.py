@@ -52,8 +52,10 @@ def _read(file: Path) -> Any:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".json":
         return json.loads(text)
-    found = _FRONT_MATTER.match(text) if file.suffix == ".md" else None
-    tree = yaml.safe_load(text if file.suffix != ".md" else found[1] if found else "")
+    if file.suffix == ".md":
+        found = _FRONT_MATTER.match(text)
+        text = found[1] if found else ""
+    tree = yaml.safe_load(text)
     return {key: value for key, value in tree.items() if key in _OF_THE_DATASET} if isinstance(tree, dict) else None
 
 

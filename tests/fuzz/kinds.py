@@ -376,10 +376,9 @@ def _make_dataset_folder(draw: st.DrawFn, folder: Path) -> None:
         table = "file_name,label\n" + "".join(f"{name},x\n" for name in names)
         write(home / "metadata.csv", draw(st.one_of(st.just(table.encode()), spoilt_csv(table.encode()))))
     if draw(st.booleans()):
-        card = {"configs": [{"config_name": "a", "data_files": [{"split": "train", "path": "*.parquet"}]}]}
-        outside = draw(st.sampled_from([None, "../../*.png", str(_picture_outside()), "http://127.0.0.1:9/x.parquet"]))
-        if outside is not None:
-            card["configs"][0]["data_files"][0]["path"] = outside  # type: ignore[index]
+        outside = ["../../*.png", str(_picture_outside()), "http://127.0.0.1:9/x.parquet"]
+        path = draw(st.sampled_from(["*.parquet", *outside]))
+        card = {"configs": [{"config_name": "a", "data_files": [{"split": "train", "path": path}]}]}
         tree = draw(st.one_of(st.just(card), spoilt(card)))
         (home / "README.md").write_bytes(f"---\n{write_json(tree)}\n---\n".encode("utf-8", "surrogatepass"))
     _spoil_a_file(draw, home)

@@ -112,7 +112,7 @@ def _spoil(reply: RecordDict, told: dict[str, Any]) -> RecordDict:
     for key, field in (("num_examples", NUM_EXAMPLES), ("loss", "train_loss")):
         if key in told:
             metrics[field] = {"nan": float("nan"), "list": [1, 2]}.get(told[key], told[key])
-    metrics |= {told[key]: 1.0 for key in ("metric",) if key in told}
+    metrics |= {told["metric"]: 1.0} if "metric" in told else {}
     facts |= {key: told[key] for key in ("partition", "device", "labels") if key in told}
     reply = RecordDict({METRICS: MetricRecord(metrics), CLIENT: ConfigRecord(facts)})
     reply[told.get("record", ARRAYS)] = arrays
