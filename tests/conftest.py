@@ -1,5 +1,6 @@
 """Tests compute on little tensors, where torch's threads mostly wait for one another."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long."""
+    """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long.
+
+    What is imported by now is left out of garbage collection: Flower's strategies collect once for every reply.
+    """
+    gc.freeze()
     if not session.config.getoption("loadgroup", False):
         return
     if any(

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -49,9 +49,6 @@ PATIENCE = 900.0
 
 GOES = 180.0
 """Seconds that the processes of a run may outlive it: Ray's notice only after a minute that their driver was killed."""
-
-COMES_UP = 5.0
-"""Seconds after which a run handles signals."""
 
 DISK_SIZE = "64m"
 """Of the disk that fills up; a run takes a tenth of it."""
@@ -208,10 +205,19 @@ def _kill(run: Run, process: psutil.Process) -> None:
 
 
 def _terminate(run: Run, _: psutil.Process) -> None:
-    """Not while Python itself starts, which would just end."""
-    while time.monotonic() - run.began < COMES_UP and run.popen.poll() is None:
+    """Not while Python itself starts or ends, where a signal just ends it."""
+    while run.popen.poll() is None and not handles(run.popen.pid, signal.SIGTERM):
         time.sleep(0.1)
     run.popen.terminate()
+
+
+def handles(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal (Linux)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+        [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+        return bool(int(caught, 16) >> (number - 1) & 1)
+    return False
 
 
 def _fill_disk(run: Run, _: psutil.Process) -> None:

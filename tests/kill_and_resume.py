@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -93,10 +94,10 @@ def kill_after(seconds: float, arguments: list[str], environment: dict[str, str]
     return alive
 
 
-def sweep_file(folder: Path) -> Path:
-    """A sweep of two tiny runs."""
+def sweep_file(folder: Path, sizes: Sequence[int] = (1, 2)) -> Path:
+    """A sweep of tiny runs, one for each batch size."""
     file = folder / "sweep.toml"
-    tables: dict[str, Any] = {"base": "demo-16", "client_seed": 11, "grid": {"client.batch_size": [1, 2]}}
+    tables: dict[str, Any] = {"base": "demo-16", "client_seed": 11, "grid": {"client.batch_size": list(sizes)}}
     settings = [setting for setting in (*SETTINGS, "federation.rounds=2") if not setting.startswith("client.seed")]
     file.write_text(tomli_w.dumps(tables | {"set": parse_overrides(settings)}))
     return file

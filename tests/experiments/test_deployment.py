@@ -120,22 +120,16 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         cluster.end()
 
 
-def test_a_run_is_whole_and_the_clients_seed_stays_with_them(deployment: Deployment) -> None:
-    run = deployment.finished(deployment.begin())
-    rounds = pd.read_parquet(run.rounds)
-    assert rounds["clients_seen"].map(list).tolist() == [[0, 1]]
+def test_a_run_is_whole_that_a_client_came_back_to_and_the_clients_seed_stays_with_them(deployment: Deployment) -> None:
+    deployment.leave(1)
+    began = deployment.begin()
+    deployment.join(1)
+    run = deployment.finished(began)
+    assert pd.read_parquet(run.rounds)["clients_seen"].map(list).tolist() == [[0, 1]]
     assert len(list(run.captures.iterdir())) == 2
     told = [path for path in deployment.cluster.folder.rglob("*") if path.is_file() and path.name != "client.toml"]
     assert run.config in told
     assert [path for path in told if str(SECRET).encode() in path.read_bytes()] == []
-
-
-def test_a_client_that_left_and_comes_back_takes_part(deployment: Deployment) -> None:
-    deployment.leave(1)
-    run = deployment.begin()
-    deployment.join(1)
-    rounds = pd.read_parquet(deployment.finished(run).rounds)
-    assert rounds["clients_seen"].map(list).tolist() == [[0, 1]]
 
 
 def test_a_client_that_nobody_let_in_stays_outside(deployment: Deployment) -> None:

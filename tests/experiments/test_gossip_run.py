@@ -14,7 +14,7 @@ from experiments.report import build_report
 from experiments.run_directory import RunDirectory
 from experiments.settings import load_run
 from strategies.gossip import Gossip
-from tests.experiments.in_process import run_in_process
+from tests.experiments.in_process import run_in_process, without_ray
 from tests.experiments.made_up_run import tiny_settings
 from tests.experiments.report_page import Page
 
@@ -84,11 +84,11 @@ def test_what_does_not_fit_is_named_before_anything_starts(overrides: tuple[str,
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.ray
 def test_a_person_runs_the_preset_in_small(tmp_path: Path) -> None:
     small = ("model.checkpoint=none", "federation.clients=3", "federation.rounds=2", "client.seed=1", GUESSING)
     words = [word for override in small for word in ("--set", override)]
-    result = CliRunner().invoke(app, ["run", "gossip", *words, "--out", str(tmp_path / "run")])
+    with without_ray():
+        result = CliRunner().invoke(app, ["run", "gossip", *words, "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     leakage = read_leakage(RunDirectory(tmp_path / "run").leakage_csv)
     assert leakage["client"].tolist() == [1, 2, 1, 2]

@@ -51,6 +51,7 @@ from tests.pages.stand_ins import (
     CHEAPER_RUN_ATTACK,
     CHEAPER_SWEEP,
     NAMES,
+    SMALL_NETWORK,
 )
 from tests.strategies.test_sink import GUESS
 
@@ -64,7 +65,7 @@ def _fl_sim(reader: Reader, words: list[str], environment: dict[str, str]) -> Ou
         cheaper = [f"--set={setting}" for setting in f"{ATTACKED} federation.client_cpus=8".split()]
         return _program(reader, ["fl-sim", *words, *cheaper], environment | reader.cluster.environment)
     with _in_this_process(reader, environment):
-        return _invoke(reader, app, words + _cheaper(words))
+        return _invoke(reader, app, words + _cheaper(words, small=reader.page.name != "README.md"))
 
 
 def _make(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
@@ -300,8 +301,13 @@ def _attack_of(preset: str) -> str:
     return name if isinstance(name, str) else name[0]
 
 
-def _cheaper(words: list[str]) -> list[str]:
-    """What is added to a command to make it cheap."""
+def _bundled(preset: str) -> bool:
+    """Whether a preset's network is one that comes with the package."""
+    return preset in preset_names() and load_run(preset).model.checkpoint.startswith("bundled")
+
+
+def _cheaper(words: list[str], *, small: bool = True) -> list[str]:
+    """What is added to a command to make it cheap; ``small``: a small network in the place of a bundled one."""
     if "--help" in words or words[:2] == ["run", "--resume"]:
         return []
     given = dict(word.split("=", 1) for word in words if re.match(r"[\w.]+=", word))
@@ -311,6 +317,8 @@ def _cheaper(words: list[str]) -> list[str]:
         short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
         if words[1].startswith("paper/") and "model.checkpoint" not in given:
             short |= CHEAPER_NETWORK
+        elif small and _bundled(words[1]) and not any(key.startswith("model.") for key in given):
+            short |= SMALL_NETWORK
         return [f"--set={key}={value}" for key, value in (CHEAPER_RUN | short).items() if key not in given]
     if words[0] == "sweep":
         varied = {dotted_key(path) for path in load_sweep(words[1]).axes}

@@ -16,13 +16,16 @@ from tests.processes import with_descendants
 
 pytestmark = pytest.mark.ray
 
+SIZES = (2,)
+"""One run: every start of Ray takes seconds."""
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same sweep in this process."""
     folder = tmp_path_factory.mktemp("sweep")
     with without_ray(), patch("experiments.launch.build_report", lambda path: (path / "report.html").touch()):
-        result = CliRunner().invoke(app, ["sweep", str(sweep_file(folder)), "--out", str(folder / "out")])
+        result = CliRunner().invoke(app, ["sweep", str(sweep_file(folder, SIZES)), "--out", str(folder / "out")])
     assert result.exit_code == 0, result.output
     (folder / "out" / "logs").mkdir()
     return folder / "out"
@@ -31,8 +34,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_alone_it_ends_as_if_left_alone(
     undisturbed: Path, tmp_path: Path, ray_environment: dict[str, str]
 ) -> None:
-    arguments = ["sweep", str(sweep_file(tmp_path)), "--out", str(tmp_path / "out"), "--jobs", "2"]
-    first = RunDirectory(tmp_path / "out" / "batch_size=1")
+    arguments = ["sweep", str(sweep_file(tmp_path, SIZES)), "--out", str(tmp_path / "out")]
+    first = RunDirectory(tmp_path / "out" / "batch_size=2")
     killed = start(arguments, ray_environment)
     while not first.captures.exists():
         assert killed.poll() is None, killed.communicate()
