@@ -248,8 +248,8 @@ class TestOnRay:
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(self, capture):
-        pool = AttackPool(1, timeout=15)
-        assert self.run(pool, capture, "Sleep") == "timeout after 15 s"
+        pool = AttackPool(1, timeout=30)
+        assert self.run(pool, capture, "Sleep") == "timeout after 30 s"
         assert isinstance(self.run(pool, capture, "Guess"), Reconstruction)
         pool.close()
 
