@@ -22,17 +22,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long.
-
-    What is imported by now is left out of garbage collection: Flower's strategies collect once for every reply.
-    """
-    gc.freeze()
+    """Refuse a pytest under which xdist loses its groups: everything passes then, and takes twice as long."""
     if not session.config.getoption("loadgroup", False):
         return
     if any(
         item.get_closest_marker("ray") and not item.nodeid.endswith(("@ray", "@runs-on-ray")) for item in session.items
     ):
         raise pytest.UsageError("pytest-xdist does not group tests under this pytest; see [dev] in pyproject.toml")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imports_are_not_collected() -> None:
+    """What is imported by now is left out of garbage collection: Flower's strategies collect once for every reply."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -35,7 +35,7 @@ from experiments.settings import ExperimentSettings, Source, load_run, preset_na
 from experiments.sweep.file import load_sweep
 from experiments.sweep.points import expand
 from fl_sim import registry
-from fl_sim.config import resolve
+from fl_sim.config import BUNDLED_CHECKPOINTS, resolve
 from fl_sim.settings_file import dotted_key, load_settings
 from tests.experiments.in_process import PoolInThisProcess, without_ray
 from tests.pages.benchmarks import quick_benchmarks
@@ -303,7 +303,7 @@ def _attack_of(preset: str) -> str:
 
 def _bundled(preset: str) -> bool:
     """Whether a preset's network is one that comes with the package."""
-    return preset in preset_names() and load_run(preset).model.checkpoint.startswith("bundled")
+    return preset in preset_names() and load_run(preset).model.checkpoint in BUNDLED_CHECKPOINTS
 
 
 def _cheaper(words: list[str], *, small: bool = True) -> list[str]:

@@ -50,7 +50,7 @@ CHEAPER_NETWORK = {"model.block_out_channels": "[8, 8, 8, 8]", "model.layers_per
 """In the place of a network of 62 million parameters, four levels too."""
 
 SMALL_NETWORK = {"model.checkpoint": "none", "model.block_out_channels": "[8, 8]", "model.norm_num_groups": "4"}
-"""In the place of a bundled network; the README's runs have it as it is."""
+"""In the place of a bundled network; the README's commands have it as it is."""
 
 CHEAPER_RUN_ATTACK = {"residual": {"search_timestep": "false"}}
 """More of them, within a run, where an attack that gives up does not end the command."""
