@@ -13,11 +13,13 @@ from attacks.trace import Trace
 from experiments.bench import classification, labels, priors, timesteps, users
 from experiments.bench.federations import UNDEFENDED
 from experiments.bench.inversion import Scale
+from experiments.bench.suites import MAIN, SUITES
 from tests.attacks.model_inversion.conftest import TINY as INVERSION
 from tests.attacks.toy_attacks import Guess
 from tests.experiments.in_process import PoolInThisProcess, federation_in_process
 
 CASES, LABEL_CASES = list(timesteps.cases())[:2], list(labels.cases())[:2]
+MAIN_CASES = SUITES[MAIN][::8]
 PRIOR_CASES = priors.SUITES["convnet"][:1]
 USER_CASES = list(users.cases(quick=True))[:1]
 CHEAP_USERS = replace(users.SHORT, prior_steps=1, evaluator_steps=2)
@@ -46,6 +48,7 @@ def quick_benchmarks() -> Iterator[None]:
         for place in ("attack_measurement", "classification", "federations", "priors", "users"):
             stack.enter_context(patch(f"{bench}.{place}.attempt", _guess))
         stack.enter_context(patch.dict(UNDEFENDED, model=TINY, utility={"samples": 2}))
+        stack.enter_context(patch.dict(SUITES, {MAIN: MAIN_CASES}))
         stack.enter_context(patch(f"{bench}.timesteps.cases", lambda: iter(CASES)))
         stack.enter_context(patch(f"{bench}.labels.cases", lambda: iter(LABEL_CASES)))
         stack.enter_context(patch(f"{bench}.classification.cells", lambda _: iter(CELLS)))

@@ -101,10 +101,8 @@ class Cluster:
 
 
 def cheaper_run(words: list[str]) -> list[str]:
-    """``flwr run …`` with cheaper settings inside its overrides; only a simulation is attacked."""
-    cheaper = ATTACKED if "--federation-config" in words else f"{CHEAPER} attack.name=none"
-    if any("attack.name=none" in word for word in words):
-        cheaper = CHEAPER
+    """``flwr run …`` with cheaper settings inside its overrides."""
+    cheaper = CHEAPER if any("attack.name=none" in word for word in words) else ATTACKED
     if any("overrides=" in word for word in words):
         return [re.sub(r'overrides="(.*?)"', rf'overrides="\1 {cheaper}"', word) for word in words]
     return [*words, "-c", f'overrides="{cheaper}"']

@@ -31,7 +31,7 @@ from attacks.workers import Job, Result
 from experiments.bench import __main__ as rewriting
 from experiments.cli import app
 from experiments.experiment import prepare
-from experiments.settings import ExperimentSettings, Source, load_run, preset_names
+from experiments.settings import NO_ATTACK, ExperimentSettings, Source, load_run, preset_names
 from experiments.sweep.file import load_sweep
 from experiments.sweep.points import expand
 from fl_sim import registry
@@ -51,6 +51,7 @@ from tests.pages.stand_ins import (
     CHEAPER_RUN_ATTACK,
     CHEAPER_SWEEP,
     NAMES,
+    ONE_ATTACKED,
     SMALL_NETWORK,
 )
 from tests.strategies.test_sink import GUESS
@@ -145,9 +146,11 @@ def _flwr(reader: Reader, words: list[str], environment: dict[str, str]) -> Outc
     """In the project's folder. A run ends well if it leaves a whole run directory: flwr's exit code says nothing."""
     if "--help" in words:
         return _help_of(tuple(words))
-    if words[1] == "supernode":  # done in tests/experiments/test_deployment.py
-        return _options_of(("flwr", "supernode", "register"), words)
+    if words[1] == "supernode":
+        return _of_a_deployment(reader, words, environment)
     is_run = words[1] == "run"
+    if is_run and "--federation-config" not in words:
+        return _of_a_deployment(reader, words, environment)
     words = [reader.here(word) for word in (cheaper_run(words) if is_run else words)]
     outcome = _program(reader, words, environment | reader.cluster.environment, cwd=REPOSITORY)
     if not is_run:
@@ -173,28 +176,10 @@ def _options_of(command: tuple[str, ...], words: list[str]) -> Outcome:
     return Outcome(known.exit_code or len(unknown), "", f"no options of {' '.join(command)}: {unknown}")
 
 
-def _superlink(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
-    """That with TLS is started in tests/experiments/test_deployment.py."""
-    if "--insecure" not in words:
-        return _options_of(("flower-superlink",), words)
-    port = {"--host": "127.0.0.1", "--port": str(reader.cluster.server)}
-    here = [port.get(before, word) for before, word in pairwise(["", *words])]
-    reader.cluster.start(here, environment)
-    reader.cluster.wait_for(reader.cluster.server)
-    return Outcome()
-
-
-def _supernode(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
-    """As printed, and once more for the next client; that with TLS in tests/experiments/test_deployment.py."""
-    if "--insecure" not in words:
-        return _options_of(("flower-supernode",), words)
-    for client, port in enumerate(free_ports(2)):
-        own = [word.replace("partition-id=0", f"partition-id={client}") for word in words]
-        reader.cluster.start(
-            [*(reader.cluster.here(reader.here(word)) for word in own), "--port", str(port)], environment
-        )
-        reader.cluster.wait_for(port)
-    return Outcome()
+def _of_a_deployment(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
+    """Whether it has such options; tests/experiments/test_deployment.py runs the deployment of the page, with TLS."""
+    command = words[:3] if words[1] == "supernode" else words[:2] if words[0] == "flwr" else words[:1]
+    return _options_of(tuple(command), words)
 
 
 def _pkill(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
@@ -222,8 +207,8 @@ def _as_printed(reader: Reader, words: list[str], environment: dict[str, str]) -
 PROGRAMS: dict[str, Rule] = {
     "export": _export,
     "fl-sim": _fl_sim,
-    "flower-superlink": _superlink,
-    "flower-supernode": _supernode,
+    "flower-superlink": _of_a_deployment,
+    "flower-supernode": _of_a_deployment,
     "flwr": _flwr,
     "make": _make,
     "mkdocs": _mkdocs,
@@ -315,6 +300,8 @@ def _cheaper(words: list[str], *, small: bool = True) -> list[str]:
         name = given.get("attack.name", _attack_of(words[1]))
         args = CHEAPER_ATTACK.get(name, {}) | CHEAPER_RUN_ATTACK.get(name, {})
         short = {f"attack.args.{name}.{key}": value for key, value in args.items()}
+        if name != NO_ATTACK:
+            short |= ONE_ATTACKED
         if words[1].startswith("paper/") and "model.checkpoint" not in given:
             short |= CHEAPER_NETWORK
         elif small and _bundled(words[1]) and not any(key.startswith("model.") for key in given):

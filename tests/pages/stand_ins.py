@@ -27,10 +27,13 @@ NOT_RUN = {
 CHEAPER_RUN = {"federation.rounds": "1", "utility.every": "0"}
 """Added to every ``fl-sim run`` that does not set them itself."""
 
+ONE_ATTACKED = {"attack.clients": "[1]"}
+"""Added too where there is an attack; a neighbour of the curious peer of the gossip preset. All are captured."""
+
 CHEAPER_ATTACK = {
     "residual": {"max_evaluations": "1"},
     "dlg": {"max_evaluations": "1"},
-    "user-level": {"steps": "8", "draws": "1"},
+    "user-level": {"steps": "2", "draws": "1"},
 }
 """Arguments that make an attack short; added where the line gives it none of that name."""
 
