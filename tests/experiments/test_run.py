@@ -27,7 +27,7 @@ from tests.fl_sim.federations import LocalGrid
 
 GUESS, FAIL = "tests.attacks.toy_attacks:Guess", "tests.attacks.toy_attacks:Fail"
 GUESSING = f"attack.name={GUESS}"
-TINY = ("model.checkpoint=none", "model.block_out_channels=[8,8]", "model.norm_num_groups=4", "client.seed=3")
+TINY = ("model.checkpoint=none", "model.block_out_channels=[8]", "model.norm_num_groups=4", "client.seed=3")
 
 Run = Callable[..., RunDirectory]
 
@@ -194,7 +194,7 @@ def test_a_dry_run_prints_a_file_that_runs_and_leaves_nothing(tmp_path: Path, mo
     assert "# one batch: training loss" in done.stdout
     assert "# takes about 2" in done.stdout
     printed = load_settings(ExperimentSettings, tomllib.loads(done.stdout))
-    assert (printed.client.seed, printed.model.block_out_channels) == (3, (8, 8))
+    assert (printed.client.seed, printed.model.block_out_channels) == (3, (8,))
 
 
 def test_a_dry_run_refuses_a_folder_that_the_run_would_refuse(tmp_path: Path) -> None:
