@@ -4,9 +4,12 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
+from flwr.app.message import arrayrecord
 from flwr.supercore.task_identity import TaskIdentity
 
 torch.set_num_threads(1)
@@ -33,8 +36,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _imports_are_not_collected() -> None:
-    """What is imported by now is left out of garbage collection: Flower's strategies collect once for every reply."""
+    """What is imported by now is left out of garbage collection."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _flower_leaves_collecting_to_python() -> Iterator[None]:
+    """Flower collects garbage for every reply, which takes longer than a tiny network's training."""
+    with patch.object(arrayrecord, "gc", SimpleNamespace(collect=int)):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -44,11 +44,11 @@ TINY: dict[str, tuple[dict[str, Any], int]] = {
 few = settings(
     deadline=None,
     derandomize=True,
-    max_examples=5,
+    max_examples=3,
     phases=[Phase.generate],  # looking for a simpler failure takes minutes
     suppress_health_check=[HealthCheck.too_slow],
 )
-many = settings(few, max_examples=40)
+many = settings(few, max_examples=25)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +63,8 @@ def _tiny_recipe() -> Any:
 def victims(draw: st.DrawFn) -> Victim:
     """A client, or the sum of two, of any image shape, prediction type, schedule and batch; images are noise."""
     shape = draw(st.sampled_from([1, 3])), *draw(st.sampled_from([(8, 8), (4, 8), (8, 6)]))
-    clients, batch_size = draw(st.sampled_from([(1, 1), (1, 2), (1, 3), (2, 1)]))
+    # Hypothesis begins with what stands first, so that the few examples have a sum of clients among them.
+    clients, batch_size = draw(st.sampled_from([(2, 1), (1, 1), (1, 2), (1, 3)]))
     prediction_type = draw(st.sampled_from(diffusion.PREDICTION_TYPES))
     samples, schedule = clients * batch_size, draw(st.sampled_from([20, 1000]))
     steps = draw(st.lists(st.integers(0, schedule - 1), min_size=samples, max_size=samples))

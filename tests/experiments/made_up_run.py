@@ -18,7 +18,7 @@ BASE = {
     "client": {"seed": 11},
     "federation": {"clients": 2, "rounds": 2, "clients_per_round": 2},
     "data": {"partition": "photo"},
-    "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "model": {"checkpoint": "none", "block_out_channels": [8], "norm_num_groups": 4},
 }
 
 

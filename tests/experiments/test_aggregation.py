@@ -25,7 +25,7 @@ from tests.experiments.in_process import run_in_process
 BASE = {
     "client": {"seed": 11},
     "federation": {"clients": 4, "rounds": 2},
-    "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "model": {"checkpoint": "none", "block_out_channels": [8], "norm_num_groups": 4},
     "attack": {"name": "none"},
     "utility": {"every": 0},
 }

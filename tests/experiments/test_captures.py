@@ -48,10 +48,10 @@ def test_a_run_without_captures_has_the_same_figures_and_cannot_be_attacked_late
 
 
 def test_captures_for_which_there_is_no_room_are_named_in_the_table(tmp_path: Path) -> None:
-    directory = start(tmp_path / "run", "attack.max_disk=200kB")
+    directory = start(tmp_path / "run", "attack.max_disk=130kB")
     status = list(read_leakage(directory.leakage_csv)["status"])
-    assert status == ["ok", *["not captured: captures fill max_disk = 200.0KB"] * 5]
-    assert sum(path.stat().st_size for path in directory.captures.iterdir()) <= 200_000
+    assert status == ["ok", *["not captured: captures fill max_disk = 130.0KB"] * 5]
+    assert sum(path.stat().st_size for path in directory.captures.iterdir()) <= 130_000
     assert "not captured: captures fill max_disk" in directory.report.read_text(encoding="utf-8")
 
 
@@ -62,7 +62,7 @@ def test_captures_for_which_there_is_no_room_are_named_in_the_table(tmp_path: Pa
         (["attack.capture=some"], "attack.capture = 'some'"),
         (["attack.max_disk=much"], "attack.max_disk = 'much'"),
         (["attack.max_disk=0"], "attack.max_disk = 0"),
-        (["attack.max_disk=100kB"], "attack.max_disk = 100000: a capture takes at least 140760 bytes"),
+        (["attack.max_disk=80kB"], "attack.max_disk = 80000: a capture takes at least 84632 bytes"),
         (["attack.clients=[3]"], "attack.clients: 3 is no client; allowed: 0 to 2"),
         (["attack.clients=[0]", "defence.name=secure-aggregation"], "the server sees the sum of all clients alone"),
         (["attack.name=none", "attack.capture=none"], "nobody attacks"),

@@ -179,9 +179,10 @@ def test_a_28_pixel_checkpoint_of_three_levels_runs(tmp_path: Path) -> None:
 
 def test_dropout_is_drawn_from_the_private_seed(tmp_path: Path) -> None:
     where = save_network(tmp_path / "model.safetensors", dropout=0.3)
+    attacked = ("attack.name=residual", "attack.args.residual.max_evaluations=3", "attack.clients=[0]")
     settings = [
-        tiny_settings(where, "attack.name=residual", "attack.args.residual.max_evaluations=3", f"client.seed={private}")
-        for private in (4, 4, 5)
+        tiny_settings(where, f"client.seed={private}", *attack)
+        for private, attack in ((4, attacked), (4, attacked), (5, ("attack.name=none",)))
     ]
     tables, rounds = [], []
     for number, chosen in enumerate(settings):

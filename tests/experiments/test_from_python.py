@@ -28,7 +28,7 @@ TINY: Mapping[str, Any] = {
     "client.batch_size": 2,
     "federation.clients": 2,
     "federation": {"rounds": 2},
-    "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "model": {"checkpoint": "none", "block_out_channels": [8], "norm_num_groups": 4},
     "utility.samples": 0,
     "attack.name": [GUESS, FAIL],
 }

@@ -26,7 +26,7 @@ TINY = (
     "federation.clients_per_round=2",
     "federation.rounds=3",
     "model.checkpoint=none",
-    "model.block_out_channels=[8, 8]",
+    "model.block_out_channels=[8]",
     "model.norm_num_groups=4",
     "utility.every=2",
     "utility.samples=0",
@@ -43,7 +43,7 @@ RUNS = {
     "attacks afterwards": ("attack.when=after", "metrics.names=gmsd"),
     "LoRA": (*WEIGHTS, "client.lora.rank=2", "strategy.name=FedAvg"),
     "no capture stays": ("attack.capture=none", "attack.max_disk=2MB", "attack.every=2"),
-    "no room for captures": ("attack.max_disk=200kB",),
+    "no room for captures": ("attack.max_disk=130kB",),
     "nobody attacks": ("attack.name=none", 'strategy.args={optimizer="adam",lr=0.01}'),
 }
 

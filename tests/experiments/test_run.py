@@ -27,7 +27,7 @@ from tests.fl_sim.federations import LocalGrid
 
 GUESS, FAIL = "tests.attacks.toy_attacks:Guess", "tests.attacks.toy_attacks:Fail"
 GUESSING = f"attack.name={GUESS}"
-TINY = ("model.checkpoint=none", "model.block_out_channels=[8,8]", "model.norm_num_groups=4", "client.seed=3")
+TINY = ("model.checkpoint=none", "model.block_out_channels=[8]", "model.norm_num_groups=4", "client.seed=3")
 
 Run = Callable[..., RunDirectory]
 
@@ -77,12 +77,10 @@ def test_the_same_settings_give_the_same_table_and_another_seed_another(run: Run
     [
         ("strategy.name=FedSGD",),
         ("strategy.name=FedMedian",),
-        ("strategy.name=Krum",),
         ("strategy.name=FedAvg", "client.update=weights", "client.local_steps=2"),
-        ("strategy.name=FedAdam", "client.update=weights"),
     ],
     ids=lambda training: training[0],
-)
+)  # the other strategies: tests/strategies/test_matrix.py
 def test_an_attack_changes_no_bit_of_the_model(run: Run, training: tuple[str, ...]) -> None:
     digests = [
         pd.read_parquet(run(folder, attack, *training).rounds)["weights_sha256"].tolist()
@@ -194,7 +192,7 @@ def test_a_dry_run_prints_a_file_that_runs_and_leaves_nothing(tmp_path: Path, mo
     assert "# one batch: training loss" in done.stdout
     assert "# takes about 2" in done.stdout
     printed = load_settings(ExperimentSettings, tomllib.loads(done.stdout))
-    assert (printed.client.seed, printed.model.block_out_channels) == (3, (8, 8))
+    assert (printed.client.seed, printed.model.block_out_channels) == (3, (8,))
 
 
 def test_a_dry_run_refuses_a_folder_that_the_run_would_refuse(tmp_path: Path) -> None:
@@ -206,7 +204,8 @@ def test_a_dry_run_refuses_a_folder_that_the_run_would_refuse(tmp_path: Path) ->
 
 @pytest.mark.ray
 def test_a_person_runs_a_preset(tmp_path: Path) -> None:
-    overrides = ("model.checkpoint=none", f"attack.name=['{GUESS}', '{FAIL}']", "federation.clients=2", "seed=4")
+    attack = (f"attack.name=['{GUESS}', '{FAIL}']", "attack.workers=1")
+    overrides = (*TINY, *attack, "federation.clients=2", "seed=4")
     words = [word for override in overrides for word in ("--set", override)]
     result = CliRunner().invoke(
         app, ["run", "demo-16", *words, "--set", "federation.rounds=1", "--out", str(tmp_path / "run")]

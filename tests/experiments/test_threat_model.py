@@ -37,7 +37,7 @@ CLASS_CONDITIONAL = ("model.unet.num_class_embeds=5", "client.label_dropout=0.3"
 
 
 def settings_with(client_seed: int, *overrides: str) -> ExperimentSettings:
-    attack = "attack.args.residual.max_evaluations=6"
+    attack = "attack.args.residual.max_evaluations=3"
     return tiny_settings(f"client.seed={client_seed}", "client.batch_size=2", attack, *CLASS_CONDITIONAL, *overrides)
 
 

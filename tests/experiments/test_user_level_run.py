@@ -32,7 +32,7 @@ CLASSIFIER: dict[str, Any] = {
     "attack": {"name": "user-level", "workers": 1, "args": {"user-level": {"steps": 60}}},
 }
 DIFFUSION: dict[str, Any] = {
-    "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "model": {"checkpoint": "none", "block_out_channels": [8], "norm_num_groups": 4},
     "data": {"partition": "photo"},
     "federation": {"clients": 2, "rounds": 1},
     "client": {"seed": 11, "batch_size": 2},

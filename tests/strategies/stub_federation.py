@@ -14,7 +14,7 @@ from fl_sim.network import LocalOptimizer, build_model, unet_config
 from fl_sim.wire import Recipe, pack_reply
 
 NODES = (77, 305, 42, 101)
-MODEL = unet_config(8, block_out_channels=(8, 8), norm_num_groups=4)
+MODEL = unet_config(8, block_out_channels=(8,), norm_num_groups=4)
 GRADIENTS = Recipe(model=MODEL, task=DiffusionTask.on(scheduler_config()), image_shape=(3, 8, 8))
 WEIGHTS = GRADIENTS.model_copy(update={"update": "weights", "optimizer": LocalOptimizer(lr=0.01)})
 

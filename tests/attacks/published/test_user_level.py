@@ -33,12 +33,12 @@ ADAM = LocalOptimizer(name="adam", lr=1e-3)
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory) -> str:
-    """A small diffusion model that has learnt 300 smooth images; it takes a few seconds."""
+    """A small diffusion model that has learnt 300 smooth images; it takes seconds."""
     torch.manual_seed(3)
     model, schedule = network.build_model(MODEL), diffusion.scheduler_config()
     scheduler, optimizer = diffusion.build_scheduler(schedule), torch.optim.Adam(model.parameters(), lr=3e-3)
     images = draw_pictures(torch.Generator().manual_seed(77), 300)
-    for _ in range(200):
+    for _ in range(120):
         batch = images[torch.randint(len(images), (16,))]
         optimizer.zero_grad()
         diffusion.loss(model, scheduler, batch, torch.randn_like(batch), torch.randint(1000, (16,))).backward()

@@ -56,7 +56,7 @@ def nobody_searches(monkeypatch):
 def test_samples_that_fit_are_not_drawn_anew(monkeypatch):
     candidate = start(precision=1e-12)
     candidate.advance(5)
-    budget = budget_of(candidate, 100)
+    budget = budget_of(candidate, 30)
     misfits_are(monkeypatch, 1e-3, 1e-6)
     monkeypatch.setattr(BatchRefinement, "_redraw", lambda *_: pytest.fail("drawn anew"))
     monkeypatch.setattr(batch_refinement, "deflation_error", lambda *_: 1.0)
@@ -99,7 +99,7 @@ def test_every_scale_is_drawn_anew_by_both_errors(monkeypatch):
 
 def test_what_is_right_stays_while_the_others_are_searched_for():
     candidate = first_right(start())
-    point = alone(candidate, SECOND)
+    point = alone(candidate, SECOND, evaluations=10)
     for now, before in zip(point, candidate.point, strict=True):
         assert torch.equal(now[0], before[0])
         assert not torch.equal(now[1], before[1])

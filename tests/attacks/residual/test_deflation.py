@@ -44,7 +44,7 @@ def test_the_free_samples_are_found_and_the_others_stay():
     victim = make_victim(TIMESTEPS, model_config=WIDE)
     unknowns, found, truth = searched(victim)
     run = deflated_run(found, drawn_anew(unknowns, truth), FREE)
-    run.advance(200)
+    run.advance(120)
     images = unknowns.images(run.point)
     assert psnr((images[1:] + 1) / 2, (victim.images[1:] + 1) / 2) > 35
     for moved, true in zip(run.point, truth, strict=True):
@@ -99,4 +99,4 @@ def test_only_a_sum_over_samples_can_be_deflated():
     assert not can_be_deflated(searched(clipped)[1])
     victim = make_victim((150, 400), local_steps=2, optimizer=LocalOptimizer(lr=0.1), model_config=WIDE)
     _, found, _ = searched(victim)
-    assert not can_be_deflated(LocalTraining().run(found, found.minimiser.problem.budget.of(100)))
+    assert not can_be_deflated(LocalTraining().run(found, found.minimiser.problem.budget.of(20)))

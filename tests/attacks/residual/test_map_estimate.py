@@ -90,12 +90,11 @@ def victim_entries(problem: InversionProblem) -> int:
     return sum(value.numel() for value in problem.gradient.values())
 
 
-@pytest.mark.parametrize("clipped", [False, True], ids=["", "clipped"])
-@pytest.mark.parametrize("known", [False, True], ids=["private", "known"])
+@pytest.mark.parametrize(("known", "clipped"), [(True, False), (False, True)], ids=["known", "private-clipped"])
 def test_it_beats_least_squares_where_the_noise_is_known(known, clipped, monkeypatch):
     victim = noisy_victim(known=known, clipped=clipped)
     assert InversionProblem(victim.observation, "cpu").scale_known != clipped
-    attack = create("residual", {"max_evaluations": 400})
+    attack = create("residual", {"max_evaluations": 250})
     probable = attack.reconstruct(victim.observation, seed=101)
     monkeypatch.setattr(InversionProblem, "noisy", False)
     least_squares = attack.reconstruct(victim.observation, seed=101)

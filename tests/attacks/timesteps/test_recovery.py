@@ -62,7 +62,7 @@ def assert_unknown(recovered: RecoveredTimesteps, samples: int) -> None:
     assert recovered.margin < MINIMAL_MARGIN
 
 
-@pytest.mark.parametrize("samples", [1, 2, 4, 8, 32])
+@pytest.mark.parametrize("samples", [1, 2, 4, 16])
 def test_the_timesteps_of_a_batch_are_exact(samples):
     timesteps = draw(samples)
     recovered = recover(make_victim(timesteps, model_config=WIDE).observation)
@@ -105,9 +105,7 @@ def test_two_surplus_samples_are_ranked_together():
     assert [answer.timesteps.tolist() for answer in answers] == [[90, 350, 350, 350], [90, 90, 350, 350]]
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("lr", [1e-2, 1e-3])
-@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize(("steps", "lr", "momentum"), [(2, 1e-2, 0.9), (2, 1e-3, 0.0), (4, 1e-2, 0.0), (4, 1e-3, 0.9)])
 def test_local_steps_do_not_hide_them(steps, lr, momentum):
     timesteps = draw(steps, seed=steps)
     optimizer = LocalOptimizer(lr=lr, momentum=momentum)
@@ -127,8 +125,7 @@ def test_where_adam_leaves_only_signs_they_tell():
     assert recover(victim.observation).timesteps.tolist() == [437]
 
 
-@pytest.mark.parametrize("lr", [1e-3, 1e-4])
-@pytest.mark.parametrize("timesteps", [(90, 350), (350, 90), (700, 700)])
+@pytest.mark.parametrize(("timesteps", "lr"), [((90, 350), 1e-3), ((350, 90), 1e-4), ((700, 700), 1e-3)])
 def test_two_steps_of_adam_tell_theirs_in_order(timesteps, lr):
     victim = make_victim(timesteps, local_steps=2, optimizer=LocalOptimizer(name="adam", lr=lr), model_config=WIDE)
     recovered = recover(victim.observation)
@@ -173,7 +170,7 @@ def test_a_pair_that_no_single_exchange_improves_is_found_out():
     assert recover(defended(victim, update, noise_std=deviation)).timesteps.tolist() == [680, 682]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     samples=st.integers(1, 3),
     gap=st.integers(0, 2),

@@ -14,7 +14,7 @@ from tests.experiments.in_process import without_ray
 BASE = {
     "data": {"partition": "photo"},
     "federation": {"clients": 2, "rounds": 1, "clients_per_round": 2},
-    "model": {"checkpoint": "none", "block_out_channels": [8, 8], "norm_num_groups": 4},
+    "model": {"checkpoint": "none", "block_out_channels": [8], "norm_num_groups": 4},
     "attack": {"name": "tests.attacks.toy_attacks:Guess"},
     "utility": {"samples": 0},
 }

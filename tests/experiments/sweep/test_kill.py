@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from experiments.cli import app
 from experiments.run_directory import RunDirectory
 from tests.experiments.in_process import without_ray
-from tests.kill_and_resume import finish, start, sweep_differences, sweep_file
+from tests.kill_and_resume import start, sweep_differences, sweep_file
 from tests.processes import with_descendants
 
 pytestmark = pytest.mark.ray
@@ -20,13 +20,18 @@ SIZES = (2,)
 """One run: every start of Ray takes seconds."""
 
 
+def in_this_process(arguments: list[str]) -> None:
+    """The command to its end, without Ray."""
+    with without_ray(), patch("experiments.launch.build_report", lambda path: (path / "report.html").touch()):
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same sweep in this process."""
     folder = tmp_path_factory.mktemp("sweep")
-    with without_ray(), patch("experiments.launch.build_report", lambda path: (path / "report.html").touch()):
-        result = CliRunner().invoke(app, ["sweep", str(sweep_file(folder, SIZES)), "--out", str(folder / "out")])
-    assert result.exit_code == 0, result.output
+    in_this_process(["sweep", str(sweep_file(folder, SIZES)), "--out", str(folder / "out")])
     (folder / "out" / "logs").mkdir()
     return folder / "out"
 
@@ -43,5 +48,6 @@ def test_killed_alone_it_ends_as_if_left_alone(
     everybody = with_descendants(killed.pid)
     killed.kill()
     assert not psutil.wait_procs(everybody, timeout=120)[1]
-    finish(arguments, ray_environment)
+    assert not first.report.exists()
+    in_this_process(arguments)  # the Ray of a run that is resumed is test_faults.py's
     assert sweep_differences(tmp_path / "out", undisturbed) == []
