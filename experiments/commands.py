@@ -55,6 +55,9 @@ class OneLineGroup(TyperGroup):
         except click.ClickException as error:
             errors.print(f"fl-sim: {_in_one_line(error)}")
             sys.exit(error.exit_code)
+        except OSError as error:  # printing a help; a command's own are one line already
+            _say_which_file(error)
+            sys.exit(2)
 
 
 def _in_one_line(error: click.ClickException) -> str:
@@ -93,15 +96,22 @@ def one_line_errors(left: Callable[[], str] | str = "", with_ray: bool = False) 
             errors.print(f"fl-sim: {printable(error)}")
             raise typer.Exit(2) from error
         except OSError as error:
-            if error.filename is None and error.errno != ENOSPC:
-                raise
-            if error.filename is None:  # what is written to a file has its name (fl_sim/files.py)
-                _discard_output()
-            errors.print(f"fl-sim: {printable(error.filename or 'standard output')}: {error.strerror}")
+            _say_which_file(error)
             raise typer.Exit(2) from error
         except FederationError as error:
             errors.print(f"fl-sim: the run failed: {printable(error)}")
             raise typer.Exit(1) from error
+
+
+def _say_which_file(error: OSError) -> None:
+    """Print in one line which file cannot be read or written; raises the error where it is about no file."""
+    from fl_sim.errors import printable
+
+    if error.filename is None and error.errno != ENOSPC:
+        raise error
+    if error.filename is None:  # what is written to a file has its name (fl_sim/files.py)
+        _discard_output()
+    errors.print(f"fl-sim: {printable(error.filename or 'standard output')}: {error.strerror}")
 
 
 def _discard_output() -> None:

@@ -176,10 +176,11 @@ def test_a_stopped_run_says_where_the_results_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
-def test_a_full_standard_output_is_one_line() -> None:
+@pytest.mark.parametrize("words", [["list", "metrics"], ["list", "--help"]], ids=" ".join)
+def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
     program = Path(sys.executable).with_name("fl-sim")
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([program, "list", "metrics"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([program, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "fl-sim: standard output: No space left on device\n"
 
