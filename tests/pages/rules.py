@@ -255,7 +255,7 @@ def _in_this_process(reader: Reader, environment: dict[str, str]) -> Iterator[No
         stack.enter_context(chdir(reader.folder))
         stack.enter_context(patch.dict(os.environ, home | environment))
         stack.enter_context(patch.object(sys, "path", [*paths, str(reader.folder / "site"), *sys.path]))
-        stack.enter_context(patch.dict(RECIPES, published=SHORT_GIDM))
+        stack.enter_context(patch.dict(RECIPES, dict.fromkeys(RECIPES, SHORT_GIDM)))
         stack.enter_context(patch("experiments.commands.datetime", SimpleNamespace(now=lambda: next(reader.clock))))
         stack.enter_context(patch("torch.cuda.is_available", lambda: False))
         stack.enter_context(without_ray())

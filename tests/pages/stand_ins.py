@@ -33,7 +33,7 @@ ONE_ATTACKED = {"attack.clients": "[1]"}
 CHEAPER_ATTACK = {
     "residual": {"max_evaluations": "1"},
     "dlg": {"max_evaluations": "1"},
-    "user-level": {"steps": "2", "draws": "1"},
+    "user-level": {"steps": "8", "draws": "1", "final_steps": "1"},
 }
 """Arguments that make an attack short; added where the line gives it none of that name."""
 
