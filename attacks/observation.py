@@ -109,7 +109,7 @@ class DefenceDisclosure(BaseModel):
     clip_norm: float | None = Field(None, gt=0, le=LARGEST_NORM)
     noise_std: float = Field(0.0, ge=0, le=LARGEST_NORM)
     sparsified: bool = False
-    quantisation_levels: int | None = Field(None, ge=1)
+    quantisation_levels: int | None = Field(None, ge=1, lt=2**31)
     signs: bool = False
 
 

@@ -234,10 +234,11 @@ def reading(*folders: Path) -> Iterator[None]:
 
 
 def check_links(folder: Path) -> None:
-    """SettingsError if something in the folder is a link that leads out of it: what is written there would go along."""
-    for entry in folder.iterdir():
-        if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(folder)):
-            raise SettingsError(f"{printable(entry)}: a link that leads out of its folder")
+    """SettingsError if a link in the folder, however deep, leads out of it: what is written there would go along."""
+    for within, folders, files in os.walk(folder):
+        for entry in (Path(within, name) for name in folders + files):
+            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(folder)):
+                raise SettingsError(f"{printable(entry)}: a link that leads out of its folder")
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 def _say(last_words: str) -> None:
     with suppress(OSError):  # the terminal may be gone
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed before the start
+            sys.stdout.flush()
         # Not by sys.stderr, which a live display takes for itself.
         os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}fl-sim: {last_words}\n".encode())

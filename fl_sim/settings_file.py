@@ -23,6 +23,9 @@ from fl_sim.setting_layers import Tree, drop_void, remove
 
 S = TypeVar("S", bound=Settings)
 
+LARGEST_TOML = 2**22
+"""Bytes of a file; a hundred thousand clients named one by one take a sixth."""
+
 
 def load_settings(
     cls: type[S], source: Path | Mapping[str, Any], overrides: Sequence[str] = (), recorded: bool = False
@@ -104,6 +107,8 @@ def read_toml(path: Path) -> Tree:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would wait without end
             raise OSError(EINVAL, "no regular file")
+        if path.stat().st_size > LARGEST_TOML:
+            raise SettingsError(f"{path}: larger than {LARGEST_TOML >> 20} MiB, which no settings are")
         return _parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error

@@ -10,6 +10,8 @@ from fl_sim.network.configuration import ConfigError
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 """Names of files that hold pickled weights end so."""
+MOST_TENSORS = 50_000
+"""In one file: an empty tensor takes thirty times the memory of its line in the header."""
 ZIP = b"PK\x03\x04"
 """First bytes of a file that torch.save wrote."""
 
@@ -24,7 +26,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConfigError(f"{reason}; allowed: a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 (no dict)
+            if len(names := file.keys()) > MOST_TENSORS:
+                raise ConfigError(f"it has {len(names)} tensors; allowed: {MOST_TENSORS} at most")
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except ConfigError:
+        raise
     except Exception as error:  # also of a type that torch does not know, and of a name that is no Unicode
         raise ConfigError(_why_unreadable(path, error)) from error
 

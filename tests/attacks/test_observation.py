@@ -141,6 +141,7 @@ def test_an_update_that_is_zero_or_absent_is_refused(tmp_path, victim):
         ({"model": MODEL | {"down_block_types": [1, 2]}}, "model.down_block_types.0 = 1: input should be a valid str"),
         ({"scheduler": {"num_train_timesteps": 10**12}}, "scheduler.num_train_timesteps = 1000000000000"),
         ({"scheduler": {"trained_betas": [[0.1]]}}, "scheduler.trained_betas.0 = "),
+        ({"defence": {"quantisation_levels": 10**30}}, "observation.defence.quantisation_levels: .* less than"),
         ({"defence": {"clip_norm": 1e-9, "noise_std": 1e300}}, "observation.defence.noise_std: .* less than or equal"),
         ({"colour": "red"}, "observation.colour: extra inputs"),
         ({"format": 3}, "observation.format"),

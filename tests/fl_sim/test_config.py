@@ -160,6 +160,11 @@ def test_a_value_is_no_table() -> None:
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    endless = tmp_path / "endless.toml"
+    with endless.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SettingsError, match=r"endless\.toml: larger than 4 MiB"):
+        load_settings(Settings, endless)
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = = 1")
     with pytest.raises(SettingsError, match=r"broken\.toml: not valid TOML"):
