@@ -9,13 +9,12 @@ INSTALLED := $(VENV)/.installed
 demo: setup
 	$(BIN)/fl-sim run demo
 
-# three rows for two cores: tests of whole runs often wait for processes of theirs
 test: setup browser
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow"
 
 # without what takes minutes: a deployment (needs openssl and ssh-keygen), a Ray cluster whose nodes die and join
 test-quick: setup browser
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

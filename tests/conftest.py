@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's processes give w
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Side by side (pytest -n 3 --dist loadgroup), tests that start Ray follow one another in two rows."""
+    """Side by side (pytest -n 2 --dist loadgroup), tests that start Ray follow one another in two rows."""
     if item.get_closest_marker("ray"):
         of_runs = item.path.is_relative_to(Path(__file__).parent / "experiments")
         item.add_marker(pytest.mark.xdist_group("runs-on-ray" if of_runs else "ray"))

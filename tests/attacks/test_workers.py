@@ -214,14 +214,14 @@ class TestOnRay:
 
     @pytest.fixture(scope="class")
     def pool(self, _ray):
-        pool = AttackPool(1, threads=2, timeout=60)
+        pool = AttackPool(1, threads=2, timeout=180)
         yield pool
         pool.close()
 
     def run(self, pool: AttackPool, capture: Path, attack: str, **arguments: object) -> Reconstruction | str:
         results: list[Reconstruction | str] = []
         pool.submit(Job(capture, f"{TOYS}:{attack}", arguments, seed=5), results.append)
-        assert pool.drain(timeout=120)
+        assert pool.drain(timeout=400)
         assert len(results) == 1
         return results[0]
 
@@ -248,8 +248,8 @@ class TestOnRay:
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(self, capture):
-        pool = AttackPool(1, timeout=30)
-        assert self.run(pool, capture, "Sleep") == "timeout after 30 s"
+        pool = AttackPool(1, timeout=45)
+        assert self.run(pool, capture, "Sleep") == "timeout after 45 s"
         assert isinstance(self.run(pool, capture, "Guess"), Reconstruction)
         pool.close()
 

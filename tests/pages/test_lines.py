@@ -11,7 +11,7 @@ STARTS_RAY = ("docs/flower.md",)
 
 
 def _tests() -> list[object]:
-    """One page after the other; side by side (pytest -n 3 --dist loadgroup) a page stays together."""
+    """One page after the other; side by side (pytest -n 2 --dist loadgroup) a page stays together."""
     found = []
     for name, page in PAGES.items():
         mark = pytest.mark.ray if name in STARTS_RAY else pytest.mark.xdist_group(name)
