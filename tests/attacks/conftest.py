@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.attack import Attack
 from attacks.inversion.problem import InversionProblem
 from attacks.observation import Circumstances, DefenceDisclosure, Observation
 from attacks.published.ddim_prior import load_prior
@@ -188,6 +189,14 @@ def summed(observation: Observation) -> Observation:
     change = {"num_clients": seen.batch_size, "client": -1, "batch_size": 1}
     update = {name: value * seen.batch_size for name, value in observation.update.items()}
     return replace(observation, circumstances=Circumstances(**seen.model_dump() | change), update=update)
+
+
+def assert_sum_like_batch(attack: Attack, batch: Observation, timesteps: list[int]) -> None:
+    """The attack finds in the sum of as many clients what it finds in their batch."""
+    of_batch, of_sum = (attack.reconstruct(shown, seed=101) for shown in (batch, summed(batch)))
+    torch.testing.assert_close(of_sum.images, of_batch.images, rtol=0, atol=1e-3)
+    assert of_sum.matching_loss == pytest.approx(of_batch.matching_loss, rel=1e-3)
+    assert of_sum.timesteps.tolist() == timesteps
 
 
 def true_unknowns(space: NoisyImageAndResidual, victim: Victim) -> list[Tensor]:

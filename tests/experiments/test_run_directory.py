@@ -33,7 +33,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("name", ["leakage.csv", "reconstructions", "captures/one.safetensors"])
+@pytest.mark.parametrize("name", ["leakage.csv", "reconstructions", "state.safetensors", "captures/one.safetensors"])
 def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", tiny_settings())
     (run.path / "elsewhere").mkdir()

@@ -146,11 +146,11 @@ def _flwr(reader: Reader, words: list[str], environment: dict[str, str]) -> Outc
     """In the project's folder. A run ends well if it leaves a whole run directory: flwr's exit code says nothing."""
     if "--help" in words:
         return _help_of(tuple(words))
-    if words[1] == "supernode":
-        return _of_a_deployment(reader, words, environment)
+    if words[1] == "supernode":  # this and the run on a deployment: tests/experiments/test_deployment.py
+        return _options_of(("flwr", "supernode", "register"), words)
     is_run = words[1] == "run"
     if is_run and "--federation-config" not in words:
-        return _of_a_deployment(reader, words, environment)
+        return _options_of(("flwr", "run"), words)
     words = [reader.here(word) for word in (cheaper_run(words) if is_run else words)]
     outcome = _program(reader, words, environment | reader.cluster.environment, cwd=REPOSITORY)
     if not is_run:
@@ -178,8 +178,7 @@ def _options_of(command: tuple[str, ...], words: list[str]) -> Outcome:
 
 def _of_a_deployment(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:
     """Whether it has such options; tests/experiments/test_deployment.py runs the deployment of the page, with TLS."""
-    command = words[:3] if words[1] == "supernode" else words[:2] if words[0] == "flwr" else words[:1]
-    return _options_of(tuple(command), words)
+    return _options_of((words[0],), words)
 
 
 def _pkill(reader: Reader, words: list[str], environment: dict[str, str]) -> Outcome:

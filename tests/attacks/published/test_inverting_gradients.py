@@ -30,8 +30,8 @@ def test_pixels_have_the_derivative_of_the_cosine_distance(prediction_type):
 
 
 def test_it_finds_the_image(known_victim):
-    result = create("inverting-gradients", {"iterations": 150}).reconstruct(known_victim.observation, seed=101)
-    assert known_victim.psnr(result.images) > 20
+    result = create("inverting-gradients", {"iterations": 400}).reconstruct(known_victim.observation, seed=101)
+    assert known_victim.psnr(result.images) > 25
     assert result.timesteps.tolist() == known_victim.timesteps.tolist()
 
 
@@ -65,8 +65,8 @@ def test_it_refuses_private_noise(victim):
 
 def test_it_finds_the_image_and_the_label_of_a_classifier():
     victim = make_classification_victim((3,), classifier="ConvNet")
-    result = create("inverting-gradients", {"iterations": 150}).reconstruct(victim.observation, seed=101)
-    assert victim.psnr(result.images) > 20
+    result = create("inverting-gradients", {"iterations": 300}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 25
     assert result.labels.tolist() == [3]
 
 

@@ -9,7 +9,7 @@ from attacks.registry import create
 from attacks.residual import Residual
 from fl_sim import diffusion
 from fl_sim.network import LocalOptimizer
-from tests.attacks.conftest import Victim, make_victim, summed
+from tests.attacks.conftest import Victim, assert_sum_like_batch, make_victim
 from tests.attacks.residual.candidates import WIDE
 
 
@@ -32,11 +32,7 @@ def test_it_finds_every_image_of_a_batch():
 
 def test_the_images_of_a_sum_of_clients_are_found_like_those_of_their_batch():
     seen = make_victim((600, 80), model_config=WIDE).observation
-    attack = create("residual", {"max_evaluations": 20})
-    batch, clients = (attack.reconstruct(shown, seed=101) for shown in (seen, summed(seen)))
-    torch.testing.assert_close(clients.images, batch.images, rtol=0, atol=1e-3)
-    assert clients.matching_loss == pytest.approx(batch.matching_loss, rel=1e-3)
-    assert clients.timesteps.tolist() == [80, 600]
+    assert_sum_like_batch(create("residual", {"max_evaluations": 20}), seen, [80, 600])
 
 
 def test_it_finds_the_image_under_a_fourier_embedding():
@@ -48,16 +44,16 @@ def test_it_finds_the_image_under_a_fourier_embedding():
 
 def test_dictated_local_steps_are_simulated_in_their_order():
     optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
-    victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, known=True)
-    result = create("residual", {"max_evaluations": 70}).reconstruct(victim.observation, seed=101)
+    victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE, known=True)
+    result = create("residual", {"max_evaluations": 200}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [400, 150]
-    assert victim.psnr(result.images) > 30  # 11, in the other order
+    assert victim.psnr(result.images) > 40
 
 
 def test_it_uses_what_the_server_dictated():
     victim = make_victim((700, 150), known=True)
-    result = create("residual", {"max_evaluations": 100}).reconstruct(victim.observation, seed=101)
-    assert victim.psnr(result.images) > 35
+    result = create("residual", {"max_evaluations": 300}).reconstruct(victim.observation, seed=101)
+    assert victim.psnr(result.images) > 50
     assert result.timesteps.tolist() == [700, 150]
 
 
@@ -109,9 +105,9 @@ def test_it_matches_through_a_defence_that_the_server_knows(defend, defence, thr
 @pytest.mark.parametrize("decay", [{"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}], ids=["adam", "adamw"])
 def test_adams_first_step_gives_the_image_away(decay):
     victim = make_victim((350,), optimizer=LocalOptimizer(lr=1e-2, **decay))
-    result = create("residual", {"max_evaluations": 120}).reconstruct(victim.observation, seed=102)
+    result = create("residual", {"max_evaluations": 600}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [350]
-    assert victim.psnr(result.images) > 22
+    assert victim.psnr(result.images) > 24
 
 
 def matched_psnr(victim: Victim, images: torch.Tensor) -> float:
@@ -122,9 +118,9 @@ def matched_psnr(victim: Victim, images: torch.Tensor) -> float:
 def test_two_local_steps_are_told_apart_and_simulated():
     optimizer = LocalOptimizer(lr=0.1, momentum=0.5)
     victim = make_victim((400, 150), local_steps=2, optimizer=optimizer, model_config=WIDE)
-    result = create("residual", {"max_evaluations": 115}).reconstruct(victim.observation, seed=103)
+    result = create("residual", {"max_evaluations": 250}).reconstruct(victim.observation, seed=101)
     assert result.timesteps.tolist() == [150, 400]
-    assert matched_psnr(victim, result.images) > 18  # 12, where they are taken for one batch
+    assert matched_psnr(victim, result.images) > 35
 
 
 def test_a_hundred_orders_of_steps_keep_to_the_budget():
